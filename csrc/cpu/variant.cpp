@@ -1,0 +1,23 @@
+// The table of one variant; compiled once per variant beside its kernels.
+#include "kernels.h"
+
+#define DFPO_CONCAT_(a, b) a##b
+#define DFPO_CONCAT(a, b) DFPO_CONCAT_(a, b)
+#define DFPO_STRING_(a) #a
+#define DFPO_STRING(a) DFPO_STRING_(a)
+
+namespace dfpo {
+
+namespace DFPO_VARIANT {
+void quantile_huber_loss(const QuantileHuberArgs&, int64_t, int64_t);
+}
+
+const Kernels* DFPO_CONCAT(DFPO_VARIANT, _kernels)() {
+    static const Kernels table = {
+        DFPO_STRING(DFPO_VARIANT),
+        DFPO_VARIANT::quantile_huber_loss,
+    };
+    return &table;
+}
+
+}  // namespace dfpo

@@ -1,0 +1,134 @@
+"""The one dispatch rule: the device of the tensors decides which kernel runs.
+
+Every op is defined once, by its schema, in the ``dfpo`` library of ``torch.library``. Its C++
+kernel is registered for CPU, its Triton or CUDA kernel for CUDA where there is one, and its plain
+PyTorch reference for whatever is left. Nothing falls back in silence: the reference answers on an
+accelerator with one warning that names the remedy, or not at all under ``DFPO_KERNELS=strict``.
+
+Environment, read once at import:
+    DFPO_KERNELS=auto       (default) native kernels, reference with a warning where there is none
+    DFPO_KERNELS=strict     raise where there is no native kernel
+    DFPO_KERNELS=reference  call the references under ordinary autograd, for comparisons
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dfpo_kernels import _cpu
+
+MODES = ("auto", "strict", "reference")
+MODE = os.environ.get("DFPO_KERNELS", "auto")
+if MODE not in MODES:
+    raise ValueError(f"DFPO_KERNELS: is {MODE!r}, must be one of {', '.join(MODES)}")
+# For tests: which CPU variant runs, whatever the processor offers.
+if variant := os.environ.get("DFPO_CPU_VARIANT"):
+    _cpu.set_variant(variant)
+
+LIBRARY = torch.library.Library("dfpo", "DEF")
+_DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_BACKENDS: dict[str, dict[str, str]] = {}
+
+
+def backends() -> dict[str, dict[str, str]]:
+    """What the dispatcher really holds: op name -> device -> kernel, for example
+    ``{"integrate_flow": {"cpu": "cpp avx512", "cuda": "triton"}, ...}``."""
+    if MODE == "reference":
+        return {op: dict.fromkeys(devices, "reference") for op, devices in _BACKENDS.items()}
+    return {
+        op: {d: f"cpp {_cpu.variant()}" if kind == "cpp" else kind for d, kind in devices.items()}
+        for op, devices in _BACKENDS.items()
+    }
+
+
+def define_op(
+    name: str,
+    schema: str,
+    *,
+    reference: Callable,
+    fake: Callable,
+    cpu: Callable | None = None,
+    cuda: Callable | None = None,
+    cuda_kind: str = "reference",
+    public: bool = True,
+) -> Callable:
+    """Defines ``dfpo::name`` with its kernels and returns it, ready to call.
+
+    reference: same signature, plain PyTorch; answers for every device without a kernel.
+    fake: same signature, shapes and dtypes only, for torch.compile and FakeTensor.
+    public: listed by ``backends()`` (backward ops are not).
+    """
+    LIBRARY.define(f"{name}{schema}")
+    qualified = f"dfpo::{name}"
+    torch.library.register_fake(qualified, fake, lib=LIBRARY)
+    if cpu is not None:
+        LIBRARY.impl(name, cpu, "CPU")
+    if cuda is not None:
+        LIBRARY.impl(name, cuda, "CUDA")
+    LIBRARY.impl(name, _without_kernel(name, reference), "CompositeExplicitAutograd")
+    if public:
+        _BACKENDS[name] = {"cpu": "cpp" if cpu else "reference", "cuda": cuda_kind}
+    return getattr(torch.ops.dfpo, name).default
+
+
+def define_gradient(op: Callable, *, setup_context: Callable, backward: Callable) -> None:
+    """Wires autograd of an op; ``backward`` holds no math beyond calling the backward op."""
+    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)
+
+
+def forbid_gradient(op: Callable) -> None:
+    """A backward op is not differentiable: say so rather than cut the graph in silence."""
+
+    def backward(ctx, *_grads):
+        raise RuntimeError(
+            f"{op.name()} has no second derivative; call dfpo_kernels.reference for that"
+        )
+
+    torch.library.register_autograd(op, backward, setup_context=lambda *_, **__: None, lib=LIBRARY)
+
+
+def _without_kernel(name: str, reference: Callable) -> Callable:
+    warned: set[str] = set()
+
+    def run(*args):
+        device = next(a.device.type for a in args if isinstance(a, Tensor))
+        message = (
+            f"dfpo_kernels: no native kernel of {name} for {device}; reinstall dfpo with nvcc and "
+            f"triton on the path for CUDA, or move the tensors to the CPU"
+        )
+        if MODE == "strict":
+            raise RuntimeError(message)
+        if device not in warned:
+            warned.add(device)
+            warnings.warn(message + ". The PyTorch reference answers.", stacklevel=2)
+        return reference(*args)
+
+    return run
+
+
+def runs_reference(*tensors: Tensor | None) -> bool:
+    """float64 runs the reference by definition; so does everything in reference mode."""
+    return MODE == "reference" or any(
+        t is not None and t.dtype == torch.float64 for t in tensors
+    )
+
+
+def rows(tensor: Tensor | None) -> tuple[int, int, int]:
+    """A [R, n] tensor with contiguous rows as csrc/rows.h sees it: pointer, dtype, row stride."""
+    if tensor is None:
+        return (0, 0, 0)
+    return (tensor.data_ptr(), _DTYPE_CODES[tensor.dtype], tensor.stride(0))
+
+
+def pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def with_contiguous_rows(tensor: Tensor) -> Tensor:
+    """The tensor itself if its last axis is contiguous, else a copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
