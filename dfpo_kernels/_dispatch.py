@@ -113,9 +113,7 @@ def _without_kernel(name: str, reference: Callable) -> Callable:
 
 def runs_reference(*tensors: Tensor | None) -> bool:
     """float64 runs the reference by definition; so does everything in reference mode."""
-    return MODE == "reference" or any(
-        t is not None and t.dtype == torch.float64 for t in tensors
-    )
+    return MODE == "reference" or any(t is not None and t.dtype == torch.float64 for t in tensors)
 
 
 def rows(tensor: Tensor | None) -> tuple[int, int, int]:

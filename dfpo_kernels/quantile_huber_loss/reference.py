@@ -21,9 +21,7 @@ def quantile_huber_loss(
     kappa: float = 0.05,
     quantile_reduction: str = "mean",
 ) -> Tensor:  # [...]
-    dtype = torch.promote_types(
-        torch.promote_types(quantiles.dtype, targets.dtype), torch.float32
-    )
+    dtype = torch.promote_types(torch.promote_types(quantiles.dtype, targets.dtype), torch.float32)
     levels = midpoints(quantiles.shape[-1], quantiles) if taus is None else taus
     # All pairs: quantile index on the second last axis, target index on the last.
     u = targets.to(dtype).unsqueeze(-2) - quantiles.to(dtype).unsqueeze(-1)

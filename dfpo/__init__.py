@@ -1,0 +1,1 @@
+"""Distributional Value Flow Policy Optimization."""

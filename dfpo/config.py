@@ -1,0 +1,308 @@
+"""The configuration: one frozen dataclass tree, filled from a preset, a YAML file and flags.
+
+Precedence, lowest first: defaults here, the algorithm's preset (``dfpo.algorithms``), the YAML
+file of ``--config``, flags. Every field carries its meaning, its unit and its bounds, from which
+``--help`` and every error message are made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dfpo.algorithms import ALGORITHMS
+from dfpo.noise import parse_noise
+from dfpo_kernels import nn as flow_nn
+
+
+class ConfigError(ValueError):
+    """A wrong setting, in one line: what, where, and what it must be."""
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
+    """A documented field; ``low`` and ``high`` are inclusive bounds."""
+    metadata = {"doc": doc, "low": low, "high": high, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """What one step samples."""
+
+    prompts: int = option(16, "prompts per step", low=1)
+    samples: int = option(4, "answers sampled per prompt", low=1)
+    max_new_tokens: int = option(64, "longest answer, in tokens", low=1)
+    temperature: float = option(1.0, "sampling temperature in training", low=1e-3, high=100.0)
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """PPO's clipped objective."""
+
+    learning_rate: float = option(5e-5, "AdamW step size of the policy", low=0.0)
+    clip: float = option(0.2, "ratio clip: the ratio counts within [1 - clip, 1 + clip]", low=0.0)
+    dual_clip: float = option(
+        3.0, "bound on the ratio where the advantage is negative; 0 switches it off", low=0.0
+    )
+    kl_coef: float = option(0.001, "weight of the k3 estimate of KL to the first policy", low=0.0)
+    epochs: int = option(1, "passes over each step's rollouts", low=1)
+    minibatches: int = option(1, "optimiser steps per pass", low=1)
+    max_grad_norm: float = option(1.0, "gradient clip of policy and critic", low=0.0)
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """From rewards and values to advantages and critic targets."""
+
+    gamma: float = option(1.0, "discount per token", low=0.0, high=1.0)
+    lam: float = option(0.95, "GAE trace of the advantage", low=0.0, high=1.0)
+    target_lam: float = option(0.95, "trace of the critic's targets", low=0.0, high=1.0)
+    kind: str = option(
+        "lambda_mixture",
+        "critic targets: a mixture of n-step return laws, or their quantile-wise average",
+        choices=("lambda_mixture", "gae"),
+    )
+    path_lam: float = option(
+        0.95, "path term: chance to look one token further; 0 is one token", low=0.0, high=0.999
+    )
+    bootstrap_on_truncation: bool = option(
+        False, "an answer cut at max_new_tokens continues with the value of its last state"
+    )
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The critic: a copy of the policy's trunk and a head."""
+
+    kind: str = option("value_flow", "head of the critic", choices=("value_flow", "scalar"))
+    learning_rate: float = option(1e-3, "AdamW step size of trunk and head", low=0.0)
+    warmup_steps: int = option(10, "first steps in which the critic alone trains", low=0)
+    return_low: float = option(0.0, "smallest reward the task can give")
+    return_high: float = option(1.0, "largest reward the task can give")
+    clip_returns: bool = option(True, "clip predicted and target quantiles to these bounds")
+    num_quantiles: int = option(32, "quantiles per token", low=1)
+    width: int = option(64, "ridge units of the velocity field", low=1)
+    steps: int = option(8, "solver steps of the readout", low=1)
+    method: str = option(
+        "euler", "solver of the readout", choices=("euler", "midpoint", "heun", "rk4")
+    )
+    channels: int = option(2, "2: velocity and one-step map; 1: velocity alone", low=1, high=2)
+    readout: str = option(
+        "flow",
+        "values from the integrated flow, or from one Euler step",
+        choices=flow_nn.READOUTS,
+    )
+    coupling: str = option(
+        "quantile",
+        "pairing of targets and base noise: sorted, or by a shared index",
+        choices=flow_nn.COUPLINGS,
+    )
+    weight_mode: str = option(
+        "none", "weight on flow matching from the spread", choices=flow_nn.WEIGHT_MODES
+    )
+    weight_temperature: float = option(
+        0.3, "spread at which that weight turns, in units of return_scale", low=0.0
+    )
+    risk_form: str = option(
+        "rockafellar_uryasev", "form of the conditional value risk", choices=flow_nn.RISK_FORMS
+    )
+    tail: float = option(0.1, "fraction of quantiles in each tail", low=0.0, high=0.5)
+    lower_contraction: float = option(
+        0.0, "moves the lower tail's target towards the mean", low=0.0, high=1.0
+    )
+    curvature: float = option(0.01, "weight of curvature in the tail-shape term", low=0.0)
+    kappa: float = option(0.05, "Huber threshold of the endpoint loss, units of return", low=0.0)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation before and after training, on held-out prompts, rewards clean."""
+
+    prompts: int = option(200, "prompts per domain and split", low=1)
+    batch_size: int = option(300, "answers generated at once", low=1)
+    seed: int = option(0, "seed of prompts and sampling; the same for every run", low=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    algorithm: str = option("dfpo", "preset to start from", choices=tuple(ALGORITHMS))
+    model: str | None = option(None, "model directory; default the policy that ships with dfpo")
+    name: str | None = option(None, "name of the run; default the algorithm and the seed")
+    runs_dir: str = option("runs", "where run directories are made")
+    seed: int = option(0, "seed of prompts, sampling, noise and critic", low=0, high=2**31 - 1)
+    steps: int = option(100, "training steps, critic warm-up included", low=0)
+    noise: str = option(
+        "none",
+        "what corrupts the training reward: flip=P, fp=P, fn=P, outliers=P, joined by commas",
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    threads: int = option(0, "CPU threads; 0 leaves torch's choice", low=0)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    coef: flow_nn.ValueFlowCoefs = field(default_factory=flow_nn.ValueFlowCoefs)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+
+
+def sections() -> dict[str, type]:
+    """Name and dataclass of each group of options; "" holds the top-level ones."""
+    hints = typing.get_type_hints(Config)
+    groups = {n: t for n, t in hints.items() if dataclasses.is_dataclass(t)}
+    return {"": Config, **groups}
+
+
+def options() -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """(dotted name, dataclass field, type) of every setting, in the order of the tree."""
+    for section, cls in sections().items():
+        hints = typing.get_type_hints(cls)
+        for item in dataclasses.fields(cls):
+            if not dataclasses.is_dataclass(hints[item.name]):
+                dotted = f"{section}.{item.name}" if section else item.name
+                yield dotted, item, hints[item.name]
+
+
+def build_config(settings: Mapping[str, Any]) -> Config:
+    """A checked Config from dotted settings over the algorithm's preset.
+
+    Raises ConfigError for an unknown name or a value of the wrong type or out of its bounds.
+    """
+    known = {dotted: (item, kind) for dotted, item, kind in options()}
+    for dotted in settings:
+        if dotted not in known:
+            raise ConfigError(f"{dotted}: is no setting{suggestion(dotted, known)}")
+    algorithm = settings.get("algorithm", Config.algorithm)
+    if algorithm not in ALGORITHMS:
+        raise ConfigError(
+            f"algorithm: is {algorithm!r}, must be one of {', '.join(ALGORITHMS)}"
+            + suggestion(str(algorithm), ALGORITHMS)
+        )
+    merged = {**ALGORITHMS[algorithm].settings, **settings}
+    values = {dotted: _check(dotted, *known[dotted], value) for dotted, value in merged.items()}
+    try:
+        groups = {
+            section: cls(**_below(values, section))
+            for section, cls in sections().items()
+            if section
+        }
+    except ValueError as error:
+        raise ConfigError(f"coef.{error}") from None
+    config = Config(**{k: v for k, v in values.items() if "." not in k}, **groups)
+    _check_together(config)
+    return config
+
+
+def _check_together(config: Config) -> None:
+    """What no single field can check."""
+    try:
+        parse_noise(config.noise)
+    except ValueError as error:
+        raise ConfigError(f"noise: {error}") from None
+    if not config.critic.return_low < config.critic.return_high:
+        raise ConfigError(
+            f"critic.return_low: is {config.critic.return_low}, must be below "
+            f"critic.return_high = {config.critic.return_high}"
+        )
+    answers = config.rollout.prompts * config.rollout.samples
+    if config.policy.minibatches > answers:
+        raise ConfigError(
+            f"policy.minibatches: is {config.policy.minibatches}, must be at most the "
+            f"{answers} answers of a step"
+        )
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Dotted settings of a YAML file with nested or dotted keys."""
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise ConfigError(f"config: cannot read {path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config: {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config: {path} holds {type(tree).__name__}, must be a mapping")
+    return dict(_flatten(tree))
+
+
+def to_yaml(config: Config) -> str:
+    """Every setting of a run, in the form that --config reads."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+def suggestion(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _below(values: Mapping[str, Any], section: str) -> dict[str, Any]:
+    prefix = f"{section}."
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+
+
+def _check(dotted: str, item: dataclasses.Field, kind: Any, value: Any) -> Any:
+    """The value in its field's type and bounds; accepts what flags (text) and YAML give."""
+    optional = isinstance(kind, types.UnionType)
+    kind = typing.get_args(kind)[0] if optional else kind
+    if value is None and optional:
+        return None
+    wrong = ConfigError(f"{dotted}: is {value!r}, must be {describe(item, kind)}")
+    if kind is bool:
+        text = str(value).lower()
+        if text not in ("true", "false"):
+            raise wrong
+        return text == "true"
+    if kind is str:
+        if not isinstance(value, str):
+            raise wrong
+    elif isinstance(value, bool):
+        raise wrong
+    else:
+        try:
+            number = kind(value)
+        except (TypeError, ValueError):
+            raise wrong from None
+        if number != number or (kind is int and isinstance(value, float) and number != value):
+            raise wrong
+        value = number
+    low, high, choices = (item.metadata.get(key) for key in ("low", "high", "choices"))
+    if choices and value not in choices:
+        raise ConfigError(f"{wrong}{suggestion(value, dict.fromkeys(choices))}")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise wrong
+    return value
+
+
+def describe(item: dataclasses.Field, kind: Any) -> str:
+    """What a value must be, in words."""
+    low, high, choices = (item.metadata.get(key) for key in ("low", "high", "choices"))
+    if choices:
+        return f"one of {', '.join(choices)}"
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}[kind]
+    if low is not None and high is not None:
+        return f"{words} in [{low:g}, {high:g}]"
+    return f"{words} >= {low:g}" if low is not None else words

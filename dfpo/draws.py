@@ -1,0 +1,44 @@
+"""Counter-based randomness: a draw depends on what it is for, never on what was drawn before.
+
+So arms compared on one seed share their prompts, sampling and noise, and one process equals many.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from dfpo_kernels.philox import philox4x32, uniform24
+
+
+class Stream(IntEnum):
+    """What a draw is for; part of its counter."""
+
+    SAMPLING = 0
+    NOISE = 1
+    EVALUATION = 2
+    PATH = 3
+
+
+def uniforms(
+    seed: int,
+    stream: Stream,
+    step: int,
+    sample_ids: Tensor,  # [B] int64
+    count: int,
+) -> Tensor:  # [B, count]
+    """float32 uniforms in [0, 1), a pure function of (seed, stream, step, sample id, position)."""
+    device = sample_ids.device
+    blocks = torch.arange((count + 3) // 4, dtype=torch.int64, device=device)
+    counter = torch.stack(
+        torch.broadcast_tensors(
+            blocks,
+            sample_ids.unsqueeze(-1),
+            torch.tensor(step, dtype=torch.int64, device=device),
+            torch.tensor(int(stream), dtype=torch.int64, device=device),
+        ),
+        dim=-1,
+    )
+    return uniform24(philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))).flatten(-2)[:, :count]

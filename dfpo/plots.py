@@ -1,0 +1,286 @@
+"""Plots of a run: learning curves, the value flow along an answer, calibration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dfpo.config import Config
+from dfpo.critic import Critic
+from dfpo.data import Row, columns
+from dfpo.draws import Stream, uniforms
+from dfpo.evaluate import Scores, average
+from dfpo.policy import decode, generate
+from dfpo.rollout import RewardFunction, Rollout
+from dfpo.targets import Estimate
+from dfpo.tasks import slip_position
+
+# Okabe and Ito's palette: distinct in print and to colour-blind readers.
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6b6b6b"
+DOMAIN_COLOURS = (BLUE, ORANGE, GREEN)
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "legend.frameon": False,
+    "figure.dpi": 150,
+    "savefig.bbox": "tight",
+}
+
+
+class ValueRecord(NamedTuple):
+    """Predicted return quantiles of some tokens beside the return that followed."""
+
+    quantiles: np.ndarray  # [N, Q]
+    clean: np.ndarray  # [N]
+    noisy: np.ndarray  # [N]
+
+    @staticmethod
+    def from_rollout(rollout: Rollout, estimate: Estimate) -> ValueRecord:
+        mask = rollout.samples.mask
+        length = mask.sum(-1)
+        clean, noisy = (
+            r.repeat_interleave(length).cpu().numpy()
+            for r in (rollout.clean_rewards, rollout.rewards)
+        )
+        return ValueRecord(estimate.quantiles[mask].float().cpu().numpy(), clean, noisy)
+
+
+def plot_run(
+    folder: Path,
+    config: Config,
+    metrics: list[dict[str, Any]],
+    before: Scores,
+    after: Scores,
+    records: list[ValueRecord],
+    first_policy: PreTrainedModel,
+    critic: Critic,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: dict[str, dict[str, list[Row]]],
+    reward: RewardFunction,
+) -> None:
+    """Writes training.png, accuracy.png, value_fan.png and calibration.png into ``folder``."""
+    folder.mkdir(exist_ok=True)
+    with plt.rc_context(STYLE):
+        if metrics:
+            plot_training(metrics, config).savefig(folder / "training.png")
+        plot_accuracy(before, after).savefig(folder / "accuracy.png")
+        figure = plot_value_fan(first_policy, critic, tokenizer, rows, reward, config)
+        if figure is not None:
+            figure.savefig(folder / "value_fan.png")
+        if records:
+            plot_calibration(records, config).savefig(folder / "calibration.png")
+        plt.close("all")
+
+
+def plot_training(metrics: list[dict[str, Any]], config: Config) -> plt.Figure:
+    """Reward, accuracy per domain, KL and the critic's fit over steps."""
+    figure, axes = plt.subplots(2, 2, figsize=(8, 5), sharex=True, constrained_layout=True)
+    steps = [m["step"] for m in metrics]
+
+    def curve(ax: plt.Axes, key: str, label: str, colour: str) -> None:
+        values = np.array([m.get(key, np.nan) for m in metrics], dtype=float)
+        ax.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
+        ax.plot(steps, smooth(values), color=colour, label=label, linewidth=1.6)
+
+    top, right, kl, fit = axes.flat
+    if config.noise != "none":
+        curve(top, "reward/noisy", f"seen in training ({config.noise})", ORANGE)
+    curve(top, "reward/clean", "clean", BLUE)
+    top.set(title="Reward of sampled answers", ylabel="mean reward")
+    top.legend(loc="lower right")
+    domains = [key for key in metrics[0] if key.startswith("accuracy/")]
+    for key, colour in zip(domains, DOMAIN_COLOURS, strict=False):
+        curve(right, key, key.removeprefix("accuracy/"), colour)
+    right.set(title="Accuracy by domain", ylabel="accuracy", ylim=(0, 1.02))
+    right.legend(loc="lower right")
+    curve(kl, "kl", "KL", GREY)
+    kl.set(title="Distance from the first policy", ylabel="KL, nats per answer", xlabel="step")
+    curve(fit, "value/explained_variance", "explained variance", GREEN)
+    curve(fit, "value/bias", "mean bias", RED)
+    fit.axhline(0, color=GREY, linewidth=0.6)
+    fit.set(title="Critic against the clean return", xlabel="step", ylim=(-0.6, 1))
+    fit.legend(loc="lower right")
+    warmup = min(config.critic.warmup_steps, len(steps))
+    for ax in axes.flat:
+        if warmup:
+            ax.axvspan(-0.5, warmup - 0.5, color=GREY, alpha=0.1, linewidth=0)
+    if warmup:
+        top.text(
+            warmup / 2 - 0.5, 0.03, "critic warm-up", color=GREY, fontsize=7, rotation=90,
+            ha="center", va="bottom", transform=top.get_xaxis_transform(),
+        )  # fmt: skip
+    return figure
+
+
+def smooth(values: np.ndarray, span: int = 9) -> np.ndarray:
+    """Centred running mean that ignores missing values and shrinks at the ends."""
+    half = span // 2
+    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return np.array([np.nanmean(w) if np.isfinite(w).any() else np.nan for w in windows])
+
+
+def plot_accuracy(before: Scores, after: Scores) -> plt.Figure:
+    """Accuracy at temperature 1 and greedy, before and after, per domain and split."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True, constrained_layout=True)
+    names = [*before, "mean"]
+    for ax, split, title in zip(axes, ("id", "ood"), ("In domain", "Out of domain"), strict=True):
+        for x, name in enumerate(names):
+            for mode, offset, colour in (("sampled", -0.15, BLUE), ("greedy", 0.15, ORANGE)):
+                low, high = (
+                    average(s, split, mode) if name == "mean" else s[name][split][mode]
+                    for s in (before, after)
+                )
+                place = x + offset
+                ax.plot([place, place], [low, high], color=colour, linewidth=1.5, zorder=1)
+                label = {"sampled": "temperature 1", "greedy": "greedy"}[mode] if x == 0 else None
+                ax.scatter(place, low, facecolor="white", edgecolor=colour, s=28, zorder=2)
+                ax.scatter(place, high, color=colour, s=28, zorder=2, label=label)
+        ax.set(title=title, xticks=range(len(names)), xticklabels=names, ylim=(-0.02, 1.04))
+    axes[0].set_ylabel("accuracy (open: before, filled: after)")
+    axes[0].legend(loc="lower left")
+    return figure
+
+
+def plot_value_fan(
+    policy: PreTrainedModel,
+    critic: Critic,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: dict[str, dict[str, list[Row]]],
+    reward: RewardFunction,
+    config: Config,
+) -> plt.Figure | None:
+    """The predicted return law token by token over one right and one wrong answer per domain.
+
+    Answers are the first policy's, on the first held-out prompt that it answers both ways.
+    """
+    pairs = {
+        domain: _right_and_wrong(policy, tokenizer, splits["id"], reward, config)
+        for domain, splits in rows.items()
+    }
+    pairs = {domain: pair for domain, pair in pairs.items() if pair is not None}
+    if not pairs:
+        return None
+    figure, axes = plt.subplots(
+        len(pairs), 2, figsize=(11, 2.6 * len(pairs)), sharey=True, constrained_layout=True,
+        squeeze=False,
+    )  # fmt: skip
+    generator = torch.Generator(policy.device).manual_seed(config.seed)
+    for line, (domain, (samples, texts, row)) in zip(axes, pairs.items(), strict=True):
+        quantiles = critic.estimate(samples, generator).quantiles.float().cpu()
+        for ax, q, keep, text, right in zip(
+            line, quantiles, samples.mask.cpu(), texts, (True, False), strict=True
+        ):
+            _fan(ax, q[keep].numpy(), text.split(), row, right)
+            ax.set_title(f"{domain}, {'right' if right else 'wrong'} answer")
+        line[0].set_ylabel("predicted return")
+    axes[0, 0].legend(loc="lower left", ncols=3, fontsize=8)
+    return figure
+
+
+def _fan(ax: plt.Axes, quantiles: np.ndarray, words: list[str], row: Row, right: bool) -> None:
+    """One answer's value distribution; the state before word i stands at i."""
+    x = np.arange(len(quantiles))
+    for low, high, alpha in ((5, 95, 0.18), (25, 75, 0.35)):
+        bounds = np.percentile(quantiles, [low, high], axis=1)
+        label = f"{low} to {high} %"
+        ax.fill_between(x, *bounds, color=BLUE, alpha=alpha, linewidth=0, label=label)
+    ax.plot(x, quantiles.mean(1), color=BLUE, linewidth=1.5, label="mean")
+    slip = slip_position(words, row["answer"].split())
+    if slip is not None and not right:
+        ax.axvline(slip, color=RED, linewidth=1)
+        ax.text(slip + 0.2, 1.06, f"slip: {words[slip]}", color=RED, fontsize=8, va="center")
+    labels = [*words, "end"][: len(x)]
+    ax.set_xticks(x, labels, rotation=90, fontsize=6.5)
+    ax.set(ylim=(-0.05, 1.12), xlim=(-0.5, len(x) - 0.5))
+
+
+def _right_and_wrong(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Row],
+    reward: RewardFunction,
+    config: Config,
+    tries: int = 16,
+) -> tuple[Any, list[str], Row] | None:
+    """Samples and texts (right, wrong) of the first row that meets both; None if none does."""
+    length = config.rollout.max_new_tokens
+    for number, row in enumerate(rows[:20]):
+        repeated = [row] * tries
+        ids = torch.arange(number * tries, (number + 1) * tries, device=policy.device)
+        draws = uniforms(config.eval.seed, Stream.EVALUATION, 1, ids, length)
+        prompts = [row["prompt"]] * tries
+        samples = generate(policy, tokenizer, prompts, length, uniforms=draws)
+        texts, token_ids = decode(tokenizer, samples)
+        scores = reward(
+            prompts=prompts, completions=texts, completion_ids=token_ids, **columns(repeated)
+        )
+        if max(scores) > min(scores):
+            chosen = torch.tensor([int(np.argmax(scores)), int(np.argmin(scores))])
+            picked = type(samples)(*(x[chosen.to(x.device)] for x in samples))
+            return picked, [texts[i] for i in chosen], row
+    return None
+
+
+def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
+    """Predicted mean and predicted law against the returns that followed, late in training."""
+    quantiles = np.concatenate([r.quantiles for r in records])
+    clean = np.concatenate([r.clean for r in records])
+    noisy = np.concatenate([r.noisy for r in records])
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), constrained_layout=True)
+
+    predicted = quantiles.mean(1)
+    edges = np.unique(np.quantile(predicted, np.linspace(0, 1, 11)))
+    bins = np.clip(np.searchsorted(edges, predicted, side="right") - 1, 0, max(len(edges) - 2, 0))
+    returns = [(clean, BLUE, "clean return")]
+    if config.noise != "none":
+        returns.append((noisy, ORANGE, "return seen in training"))
+    for observed, colour, label in returns:
+        groups = [bins == b for b in np.unique(bins)]
+        centres = [predicted[g].mean() for g in groups]
+        means = [observed[g].mean() for g in groups]
+        errors = [1.96 * observed[g].std() / np.sqrt(g.sum()) for g in groups]
+        left.errorbar(
+            centres, means, errors, color=colour, marker="o", markersize=4, linewidth=1, label=label
+        )
+    low, high = config.critic.return_low, config.critic.return_high
+    left.plot([low, high], [low, high], color=GREY, linewidth=0.8, linestyle="--")
+    left.set(
+        title="Mean: predicted against observed", xlabel="predicted mean return",
+        ylabel="observed mean return", xlim=(low - 0.03, high + 0.03), ylim=(low - 0.03, high + 0.03),
+    )  # fmt: skip
+    left.legend(loc="upper left")
+
+    right.hist(
+        randomised_pit(quantiles, noisy), bins=20, range=(0, 1), density=True,
+        color=BLUE, alpha=0.7, edgecolor="white", linewidth=0.4,
+    )  # fmt: skip
+    right.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
+    right.set(
+        title="Law: rank of the return in the prediction",
+        xlabel="probability integral transform", ylabel="density (1 = calibrated)",
+    )  # fmt: skip
+    return figure
+
+
+def randomised_pit(quantiles: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    """Rank of each observed return among its predicted quantiles, ties broken at random.
+
+    Uniform on [0, 1] if and only if the predicted laws are calibrated (on average), discrete
+    returns included. Source: Czado, Gneiting, Held 2009, "Predictive model assessment".
+    """
+    span = 1e-3 * (np.ptp(observed) or 1.0)
+    below = (quantiles < observed[:, None] - span).mean(1)
+    upto = (quantiles <= observed[:, None] + span).mean(1)
+    return below + np.random.default_rng(0).random(len(observed)) * (upto - below)

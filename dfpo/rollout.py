@@ -1,0 +1,77 @@
+"""Prompts + policy + reward -> Rollout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dfpo.config import Config
+from dfpo.data import Row, columns
+from dfpo.draws import Stream, uniforms
+from dfpo.noise import Noise, corrupt
+from dfpo.policy import Samples, decode, generate, token_logprobs
+
+# TRL's signature: keywords prompts, completions, completion_ids and the columns of the data.
+RewardFunction = Callable[..., list[float]]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One step's answers and what is known of them before any value is estimated."""
+
+    rows: list[Row]  # B rows, a prompt repeated for each of its samples
+    completions: list[str]
+    samples: Samples
+    sample_ids: Tensor  # [B] int64, unique over the run
+    clean_rewards: Tensor  # [B]
+    rewards: Tensor  # [B], what training sees
+    old_logprobs: Tensor  # [B, T]
+    ref_logprobs: Tensor  # [B, T]
+    entropy: Tensor  # [B, T]
+
+
+@torch.no_grad()
+def collect(
+    policy: PreTrainedModel,
+    reference: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Row],
+    reward: RewardFunction,
+    noise: Noise,
+    config: Config,
+    step: int,
+) -> Rollout:
+    """Samples ``config.rollout.samples`` answers to each row and scores them."""
+    settings = config.rollout
+    rows = [row for row in rows for _ in range(settings.samples)]
+    first = step * len(rows)
+    sample_ids = torch.arange(first, first + len(rows), device=policy.device)
+    draws = uniforms(config.seed, Stream.SAMPLING, step, sample_ids, settings.max_new_tokens)
+    prompts = [row["prompt"] for row in rows]
+    samples = generate(
+        policy, tokenizer, prompts, settings.max_new_tokens,
+        uniforms=draws, temperature=settings.temperature,
+    )  # fmt: skip
+    completions, ids = decode(tokenizer, samples)
+    scores = reward(prompts=prompts, completions=completions, completion_ids=ids, **columns(rows))
+    clean = torch.tensor(scores, dtype=torch.float32, device=policy.device)
+    noisy = corrupt(
+        noise, clean, sample_ids, seed=config.seed, step=step,
+        low=config.critic.return_low, high=config.critic.return_high,
+    )  # fmt: skip
+    old_logprobs, entropy = token_logprobs(policy, samples, settings.temperature)
+    ref_logprobs, _ = token_logprobs(reference, samples, settings.temperature)
+    return Rollout(
+        rows, completions, samples, sample_ids, clean, noisy, old_logprobs, ref_logprobs, entropy
+    )
+
+
+def token_rewards(rewards: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # [B], [B, T]
+    """The reward on each answer's last token, [B, T], and that token's mark, [B, T] bool."""
+    position = torch.arange(mask.shape[1], device=mask.device)
+    last = (position == mask.sum(-1, keepdim=True) - 1) & mask
+    return torch.where(last, rewards.unsqueeze(-1), 0.0), last

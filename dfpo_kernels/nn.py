@@ -1,0 +1,393 @@
+"""The value flow as a module: hidden states of a language model in, return quantiles out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor, nn
+
+from dfpo_kernels import _checks as checks
+from dfpo_kernels import value_flow_losses as losses
+from dfpo_kernels.field import FlowField
+from dfpo_kernels.integrate_flow import flow_velocity, integrate_flow
+from dfpo_kernels.quantile_huber_loss import quantile_huber_loss
+
+__all__ = ["PathTargets", "ValueFlowCoefs", "ValueFlowHead", "base_grid"]
+
+COUPLINGS = ("quantile", "shared_noise")
+READOUTS = ("flow", "one_step")
+WEIGHT_MODES = ("none", "inverse", "vf")
+RISK_FORMS = ("rockafellar_uryasev", "tail_mean")
+# Base noise is truncated: beyond it the field would extrapolate.
+BASE_LIMIT = 3.0
+
+
+def base_grid(num_quantiles: int) -> Tensor:
+    """Midpoint quantiles of N(0, 1), Phi^-1((i + 1/2) / Q), rescaled to variance 1; float32 [Q]."""
+    levels = (torch.arange(num_quantiles, dtype=torch.float64) + 0.5) / num_quantiles
+    grid = torch.special.ndtri(levels)
+    if num_quantiles > 1:
+        grid = grid / grid.std(correction=0)
+    return grid.float()
+
+
+def _coef(default: float, doc: str) -> float:
+    return field(default=default, metadata={"doc": doc, "low": 0.0})
+
+
+@dataclass(frozen=True)
+class ValueFlowCoefs:
+    """Weights of the terms of the value-flow loss; 0 switches a term off."""
+
+    anchor: float = _coef(1.0, "flow matching on the bootstrapped targets")
+    path: float = _coef(0.0, "path-coupled distributional flow matching")
+    consistency: float = _coef(0.5, "one-step map against the integrated flow (straight paths)")
+    quantile: float = _coef(1.0, "endpoint quantile Huber loss")
+    mean: float = _coef(1.0, "token-mean regression")
+    risk: float = _coef(0.1, "conditional value risk, both tails")
+    mean_shift: float = _coef(0.0, "penalty on pessimism; biased, for the literal preset only")
+    tail_shape: float = _coef(0.01, "variance and curvature of the tails")
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            checks.check_number(item.name, getattr(self, item.name), 0.0, 1e6)
+        if self.anchor == 0 and self.consistency > 0:
+            raise ValueError(
+                "consistency: is above 0 while anchor is 0, must be 0 too: it would distil an "
+                "untrained field"
+            )
+
+
+@dataclass(frozen=True)
+class PathTargets:
+    """What path-coupled flow matching needs beside the targets, shaped like ``mask`` [...].
+
+    The flow of the state L tokens later, under a frozen critic, and the return in between.
+    """
+
+    field: FlowField  # bias, gain [..., W], offset [...]: V of the later state, no gradient
+    rewards: Tensor  # [...], sum_l gamma^l r over the L tokens, in units of return
+    discount: Tensor  # [...], gamma^L
+    mask: Tensor  # [...], nonzero where the later state exists
+
+    def select(self, keep: Tensor | slice) -> PathTargets:
+        """The rows that ``keep`` picks."""
+        bias, gain, offset, z_weight, time_weight = self.field
+        return PathTargets(
+            FlowField(bias[keep], gain[keep], offset[keep], z_weight, time_weight),
+            self.rewards[keep],
+            self.discount[keep],
+            self.mask[keep],
+        )
+
+
+class ValueFlowHead(nn.Module):
+    """Conditional value flow: a conditioner run once per token, and two ridge fields.
+
+        c = silu(Linear(silu(Linear(LayerNorm(h)))))
+        bias = W_a c + a_0,   gain = w + W_g c,   offset = W_b c          (per channel)
+        velocity(z, s) = offset + sum_w gain_w silu(bias_w + z_weight_w z + time_weight_w s)
+
+    Channel V is the velocity that carries base noise N(0, 1) at flow time 0 to the return at
+    flow time 1. Channel G is the displacement of one Euler step from flow time 0, so that
+    eps + G(eps) is a quantile without a solver. They share everything but gain and offset. With
+    ``channels=1`` G is V at flow time 0.
+
+    Inside, returns are z = (G - return_mean) / return_scale; all that goes in and out is in units
+    of return. The field starts at zero: before training the quantiles are those of
+    N(return_mean, return_scale^2), clipped to ``return_range``.
+
+    Args:
+        hidden_size: width D of the hidden states.
+        num_quantiles: Q, quantiles (particles) per token.
+        width: W, ridge units of the field.
+        conditioner_size: width of the conditioner's two layers; default ``width``.
+        steps, method: solver of the flow readout, see ``integrate_flow``.
+        return_mean, return_scale: affine map to flow units, for example 0.5, 0.5 for {0, 1}.
+        return_range: known bounds (low, high) of the return; quantiles and targets are clipped.
+        channels: 2 (V and G) or 1.
+        readout: "flow" integrates V; "one_step" is base + G(base).
+        coupling: how targets meet base noise in training: "quantile" sorts both (the optimal
+            one-dimensional transport), "shared_noise" keeps the index and the given base.
+        weight_mode: per-token weight on flow matching from the spread of the estimate: "none",
+            "inverse" (less where uncertain) or "vf" (more where uncertain, as in Value Flows).
+        weight_temperature: spread, in flow units, at which that weight turns.
+        risk_form: "rockafellar_uryasev" (unbiased) or "tail_mean" (DVPO's form).
+        tail: fraction of quantiles in each tail.
+        lower_contraction: in [0, 1], moves the lower tail's target towards the mean.
+        curvature: weight of curvature within the tail-shape term.
+        kappa: Huber threshold of the endpoint loss, in units of return.
+
+    Source: arXiv 2602.05890 (components), 2510.07650 (flow matching of returns),
+    2605.08253 (path coupling).
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_quantiles: int = 64,
+        width: int = 64,
+        *,
+        conditioner_size: int | None = None,
+        steps: int = 8,
+        method: str = "euler",
+        return_mean: float = 0.0,
+        return_scale: float = 1.0,
+        return_range: tuple[float, float] | None = None,
+        channels: int = 2,
+        readout: str = "flow",
+        coupling: str = "quantile",
+        weight_mode: str = "none",
+        weight_temperature: float = 0.3,
+        risk_form: str = "rockafellar_uryasev",
+        tail: float = 0.1,
+        lower_contraction: float = 0.0,
+        curvature: float = 0.01,
+        kappa: float = 0.05,
+    ) -> None:
+        super().__init__()
+        checks.check_integer("hidden_size", hidden_size, 1, 1 << 30)
+        checks.check_integer("num_quantiles", num_quantiles, 1, 1 << 20)
+        checks.check_integer("width", width, 1, 1 << 20)
+        checks.check_integer("channels", channels, 1, 2)
+        checks.check_choice("readout", readout, READOUTS)
+        checks.check_choice("coupling", coupling, COUPLINGS)
+        checks.check_choice("weight_mode", weight_mode, WEIGHT_MODES)
+        checks.check_choice("risk_form", risk_form, RISK_FORMS)
+        checks.check_number("return_scale", return_scale, 1e-12, 1e12)
+        checks.check_number("tail", tail, 0.0, 0.5)
+        checks.check_number("lower_contraction", lower_contraction, 0.0, 1.0)
+        if return_range is not None and not return_range[0] < return_range[1]:
+            raise ValueError(f"return_range: is {return_range}, must be (low, high), low < high")
+        self.num_quantiles, self.width, self.channels = num_quantiles, width, channels
+        self.steps, self.method, self.readout = steps, method, readout
+        self.return_mean, self.return_scale = return_mean, return_scale
+        self.return_range = return_range
+        self.coupling, self.weight_mode = coupling, weight_mode
+        self.weight_temperature = weight_temperature
+        self.risk_form, self.tail = risk_form, tail
+        self.lower_contraction, self.curvature, self.kappa = lower_contraction, curvature, kappa
+
+        size = conditioner_size or width
+        self.conditioner = nn.Sequential(
+            nn.LayerNorm(hidden_size),
+            nn.Linear(hidden_size, size),
+            nn.SiLU(),
+            nn.Linear(size, size),
+            nn.SiLU(),
+        )
+        self.bias = nn.Linear(size, width)
+        self.gain = nn.Linear(size, channels * width)
+        self.offset = nn.Linear(size, channels)
+        self.z_weight = nn.Parameter(torch.empty(width))
+        self.time_weight = nn.Parameter(torch.empty(width))
+        self.register_buffer("base", base_grid(num_quantiles), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The field starts at (nearly) zero; its kinks are spread over the range of z."""
+        nn.init.normal_(self.z_weight)
+        nn.init.normal_(self.time_weight)
+        # A constant bias per unit spreads the kinks; without it all lie on one point.
+        nn.init.normal_(self.bias.bias, std=1.5)
+        # Not exactly zero: zero would leave the trunk without a gradient at the first step.
+        nn.init.normal_(self.gain.weight, std=1e-2 / math.sqrt(self.gain.in_features))
+        nn.init.zeros_(self.gain.bias)
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)
+
+    def fields(self, hidden: Tensor) -> tuple[FlowField, FlowField]:
+        """Fields V and G of each token; hidden [..., D] -> bias, gain [..., W], offset [...]."""
+        condition = self.conditioner(hidden)
+        bias = self.bias(condition)
+        gains = self.gain(condition).split(self.width, dim=-1)
+        offsets = self.offset(condition).unbind(-1)
+        velocity, one_step = (
+            FlowField(bias, gains[c], offsets[c], self.z_weight, self.time_weight)
+            for c in (0, self.channels - 1)
+        )
+        return velocity, one_step
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Sorted return quantiles of each token, in units of return: [..., D] -> [..., Q]."""
+        return self.quantiles(*self.fields(hidden), self.base)
+
+    def quantiles(self, velocity: FlowField, one_step: FlowField, base: Tensor) -> Tensor:
+        """Readout of the fields at ``base`` [Q] or [..., Q] -> [..., Q], in units of return."""
+        if self.readout == "flow":
+            z = integrate_flow(velocity, base, steps=self.steps, method=self.method)
+        else:
+            z = base + flow_velocity(one_step, self._expand(base, one_step), 0.0)
+        value = self._clip(z * self.return_scale + self.return_mean)
+        return value.sort(-1).values if self.coupling == "quantile" else value
+
+    def one_step(self, hidden: Tensor) -> Tensor:
+        """Quantiles by one evaluation of G, for inference: [..., D] -> [..., Q]."""
+        _, field = self.fields(hidden)
+        z = self.base + flow_velocity(field, self._expand(self.base, field), 0.0)
+        return self._clip(z * self.return_scale + self.return_mean).sort(-1).values
+
+    def loss(
+        self,
+        hidden: Tensor,  # [..., D]
+        target_quantiles: Tensor,  # [..., Q]
+        mask: Tensor,  # [...]
+        *,
+        coefs: ValueFlowCoefs | None = None,
+        base: Tensor | None = None,  # [..., Q]
+        spread: Tensor | None = None,  # [...]
+        path: PathTargets | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Value-flow loss, a mean over unmasked tokens, and its terms.
+
+        Args:
+            hidden: states that predict each token, [..., D].
+            target_quantiles: samples of the return, [..., Q], for example from
+                ``lambda_mixture_targets``; in units of return, no gradient flows into them.
+            mask: nonzero where a token counts, [...].
+            coefs: weights of the terms; default ``ValueFlowCoefs()``.
+            base: base noise the targets were made with, needed by coupling "shared_noise".
+            spread: standard deviation of the estimate per token, needed by ``weight_mode``.
+            path: flows of later states, needed by ``coefs.path``.
+            generator: source of flow times and base noise.
+
+        Returns:
+            loss: scalar, with gradient.
+            terms: each term's mean before its coefficient, detached.
+        """
+        coefs = coefs or ValueFlowCoefs()
+        keep = mask != 0
+        if not bool(keep.any()):
+            return hidden.sum() * 0.0, {}
+        velocity, one_step = self.fields(hidden[keep])
+        y = self._clip(target_quantiles[keep].detach().float()) - self.return_mean
+        y = y / self.return_scale
+        eps = self._training_base(y, base[keep] if base is not None else None, generator)
+        if self.coupling == "quantile":
+            y = y.sort(-1).values
+        weight = self._uncertainty_weight(y, spread[keep] if spread is not None else None)
+
+        terms: dict[str, Tensor] = {}
+        if coefs.anchor or coefs.path:
+            # One flow time per token, shared by its quantiles and by both matching terms.
+            time = torch.rand(y.shape[0], generator=generator, device=y.device)
+        if coefs.anchor:
+            u = time.unsqueeze(-1)
+            matched = flow_velocity(velocity, (1 - u) * eps + u * y, time)
+            terms["anchor"] = weight * (matched - (y - eps)).square().mean(-1)
+            if self.channels == 1 and coefs.consistency:
+                # One channel cannot hold both maps: ask V to keep its direction along the path.
+                with torch.no_grad():
+                    start = flow_velocity(velocity, eps, 0.0)
+                terms["consistency"] = (matched - start).square().mean(-1)
+        if coefs.path:
+            if path is None:
+                raise ValueError("path: is None, must be given when coefs.path is above 0")
+            path = path.select(keep)
+            # Off 0, where the point is the base noise alone whatever the return.
+            late = 0.02 + 0.98 * time
+            x, target = self.path_point(eps, late, path)
+            error = (flow_velocity(velocity, x, late) - target).square().mean(-1)
+            terms["path"] = weight * torch.where(path.mask != 0, error, 0.0)
+        terms |= self._endpoint_terms(velocity, one_step, y, eps, coefs)
+        loss = sum(getattr(coefs, name) * term.mean() for name, term in terms.items())
+        return loss, {name: term.mean().detach() for name, term in terms.items()}
+
+    def _endpoint_terms(
+        self, velocity: FlowField, one_step: FlowField, y: Tensor, eps: Tensor,
+        coefs: ValueFlowCoefs,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Terms on the one-step quantiles q = base + G(base), in flow units; y [R, Q] is in
+        ascending order under quantile coupling."""
+        base = self._expand(self.base, one_step) if self.coupling == "quantile" else eps
+        q = base + flow_velocity(one_step, base, 0.0)
+        terms: dict[str, Tensor] = {}
+        if coefs.consistency and self.channels == 2:
+            with torch.no_grad():
+                z = integrate_flow(velocity, base, steps=self.steps, method=self.method)
+                z = self._clip_flow(z)
+                z = z.sort(-1).values if self.coupling == "quantile" else z
+            terms["consistency"] = (q - z).square().mean(-1)
+        if coefs.quantile:
+            terms["quantile"] = quantile_huber_loss(q, y, kappa=self.kappa / self.return_scale)
+        if coefs.mean:
+            terms["mean"] = losses.token_mean_loss(q, y)
+        if coefs.mean_shift:
+            terms["mean_shift"] = losses.mean_shift_loss(q, y)
+        if coefs.risk or coefs.tail_shape:
+            q = q.sort(-1).values
+            y = y if self.coupling == "quantile" else y.sort(-1).values
+        if coefs.risk:
+            terms["risk"] = (
+                losses.conditional_value_risk_loss(q, y, self.tail, self.lower_contraction)
+                if self.risk_form == "rockafellar_uryasev"
+                else losses.tail_mean_loss(q, y, self.tail)
+            )
+        if coefs.tail_shape:
+            terms["tail_shape"] = losses.tail_shape_loss(q, y, self.tail, self.curvature)
+        return terms
+
+    def path_point(
+        self, eps: Tensor, time: Tensor, path: PathTargets
+    ) -> tuple[Tensor, Tensor]:  # [R, Q], [R, Q]
+        """A point on the path from base noise to the return L tokens on, and its velocity.
+
+            z' = flow of the later state from 0 to u
+            x = u R + c z' + (1 - c)(1 - u) eps,    velocity = R + c v(z', u) - (1 - c) eps
+
+        with c = gamma^L and R in flow units: x is eps at u = 0 and R + c z'_1 at u = 1.
+        eps [R, Q], time u [R]. Source: arXiv 2605.08253, its control variate at full strength.
+        """
+        c, u = path.discount.unsqueeze(-1), time.unsqueeze(-1)
+        rewards = (path.rewards.unsqueeze(-1) - (1 - c) * self.return_mean) / self.return_scale
+        with torch.no_grad():
+            later = integrate_flow(path.field, eps, steps=4, end=time)
+            x = u * rewards + c * later + (1 - c) * (1 - u) * eps
+            return x, rewards + c * flow_velocity(path.field, later, time) - (1 - c) * eps
+
+    def _training_base(
+        self, y: Tensor, base: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Base noise [R, Q]: stratified and sorted, or the given one under shared noise."""
+        if self.coupling == "shared_noise":
+            if base is None:
+                raise ValueError("base: is None, must be given when coupling is 'shared_noise'")
+            return base
+        index = torch.arange(y.shape[-1], device=y.device)
+        jitter = torch.rand(y.shape, generator=generator, device=y.device)
+        # Kept off 0 and 1, where the inverse normal is infinite.
+        levels = ((index + jitter) / y.shape[-1]).clamp(1e-6, 1 - 1e-6)
+        return torch.special.ndtri(levels).clamp(-BASE_LIMIT, BASE_LIMIT)
+
+    def _uncertainty_weight(self, y: Tensor, spread: Tensor | None) -> Tensor | float:
+        if self.weight_mode == "none":
+            return 1.0
+        if spread is None:
+            raise ValueError(
+                f"spread: is None, must be given when weight_mode is {self.weight_mode!r}"
+            )
+        ratio = self.weight_temperature / (spread.float() / self.return_scale + 1e-4)
+        confident = torch.sigmoid(ratio)
+        weight = confident if self.weight_mode == "inverse" else 1.5 - confident
+        return weight / weight.mean()
+
+    def _expand(self, base: Tensor, field: FlowField) -> Tensor:
+        return base.expand(*field.offset.shape, base.shape[-1])
+
+    def _clip(self, value: Tensor) -> Tensor:
+        return value if self.return_range is None else value.clamp(*self.return_range)
+
+    def _clip_flow(self, z: Tensor) -> Tensor:
+        if self.return_range is None:
+            return z
+        low, high = ((b - self.return_mean) / self.return_scale for b in self.return_range)
+        return z.clamp(low, high)
+
+    def extra_repr(self) -> str:
+        return (
+            f"num_quantiles={self.num_quantiles}, width={self.width}, channels={self.channels}, "
+            f"steps={self.steps}, method={self.method!r}, readout={self.readout!r}"
+        )

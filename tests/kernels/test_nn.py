@@ -1,0 +1,261 @@
+"""The value-flow head: start, losses by hand, and whether it learns the law of returns."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from dfpo_kernels import FlowField, integrate_flow
+from dfpo_kernels import value_flow_losses as losses
+from dfpo_kernels.nn import PathTargets, ValueFlowCoefs, ValueFlowHead, base_grid
+
+D, Q = 8, 16
+HALF = {"return_mean": 0.5, "return_scale": 0.5, "return_range": (0.0, 1.0)}
+# The literal preset of the summaries: one field, one Euler step, shared noise, tail means.
+LITERAL = {
+    "channels": 1, "readout": "one_step", "coupling": "shared_noise", "risk_form": "tail_mean",
+}  # fmt: skip
+LITERAL_COEFS = ValueFlowCoefs(consistency=0.1, quantile=0.0, mean=0.0, mean_shift=0.05)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def test_base_grid_against_scipy():
+    for count in (2, 5, 64):
+        levels = scipy.stats.norm.ppf((np.arange(count) + 0.5) / count)
+        np.testing.assert_allclose(base_grid(count), levels / levels.std(), rtol=1e-6, atol=1e-7)
+    assert base_grid(1).tolist() == [0.0]
+
+
+def test_starts_at_the_base_law():
+    head = ValueFlowHead(D, Q, return_mean=2.0, return_scale=3.0)
+    quantiles = head(torch.randn(5, D))
+    # The field is nearly, not exactly, zero: its gain is drawn at 1e-2.
+    torch.testing.assert_close(quantiles, (2 + 3 * base_grid(Q)).expand(5, Q), atol=0.3, rtol=0)
+    assert quantiles.mean().item() == pytest.approx(2.0, abs=0.1)
+
+
+def test_trunk_has_a_gradient_at_the_first_step():
+    head = ValueFlowHead(D, Q, **HALF)
+    hidden = torch.randn(5, D, requires_grad=True)
+    loss, terms = head.loss(hidden, torch.rand(5, Q), torch.ones(5))
+    loss.backward()
+    assert hidden.grad.abs().sum() > 0
+    assert set(terms) == {"anchor", "consistency", "quantile", "mean", "risk", "tail_shape"}
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
+
+
+def test_quantiles_are_sorted_and_in_range():
+    head = ValueFlowHead(D, Q, **HALF)
+    torch.nn.init.normal_(head.gain.weight, std=2.0)
+    for quantiles in (head(torch.randn(3, 4, D)), head.one_step(torch.randn(3, 4, D))):
+        assert quantiles.shape == (3, 4, Q)
+        assert (quantiles.diff(dim=-1) >= 0).all()
+        assert quantiles.min() >= 0 and quantiles.max() <= 1
+
+
+def test_masked_rows_count_for_nothing():
+    head = ValueFlowHead(D, Q, **HALF)
+    hidden, targets = torch.randn(4, D), torch.rand(4, Q)
+    mask = torch.tensor([1, 0, 1, 0])
+    broken = targets.clone()
+    broken[1], broken[3] = float("nan"), float("inf")
+    losses_ = [
+        head.loss(h, y, m, generator=torch.Generator().manual_seed(1))[0].item()
+        for h, y, m in (
+            (hidden, broken, mask),
+            (hidden[mask.bool()], targets[mask.bool()], torch.ones(2)),
+        )
+    ]
+    assert losses_[0] == losses_[1]
+    assert head.loss(hidden, targets, torch.zeros(4))[0].item() == 0.0
+
+
+def test_extremes_stay_finite():
+    """|z| = 8, spread 0, targets on the bounds."""
+    head = ValueFlowHead(D, Q, weight_mode="vf")
+    targets = torch.tensor([[8.0], [-8.0], [0.0]]).expand(3, Q)
+    loss, _ = head.loss(torch.randn(3, D), targets, torch.ones(3), spread=torch.zeros(3))
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(p.grad).all() for p in head.parameters())
+
+
+def test_conditional_value_risk_by_hand():
+    # Q 4, tail .5: k = 2, a = .5. q sorted 0 1 2 3, nu = q_2 = 1, upper nu = q_3 = 2.
+    # y = (-1, 5): RU = mean(1 - relu(2)/.5, 1 - 0) = mean(-3, 1) = -1
+    # RU' = mean(2 + 0, 2 + relu(3)/.5) = mean(2, 8) = 5
+    # loss = (mean(0, 1) + 1)^2 + (mean(2, 3) - 5)^2 = 2.25 + 6.25
+    q = torch.tensor([[0.0, 1.0, 2.0, 3.0]], requires_grad=True)
+    y = torch.tensor([[-1.0, 5.0]])
+    loss = losses.conditional_value_risk_loss(q, y, 0.5)
+    assert loss.item() == pytest.approx(8.5)
+    loss.sum().backward()
+    # d/dq of (mean - c)^2 = (mean - c): lower 1.5 for q = 0 and 1, upper -2.5 for 2 and 3
+    assert q.grad[0].tolist() == pytest.approx([1.5, 1.5, -2.5, -2.5])
+    # contraction 1 replaces the lower target by the mean 1.5: (.5 - 1.5)^2 + 6.25
+    assert losses.conditional_value_risk_loss(q, y, 0.5, 1.0).item() == pytest.approx(7.25)
+
+
+def test_value_risk_is_unbiased_for_single_visits():
+    """Averaged over one-sample targets RU is the CVaR, where the tail mean is the sample itself."""
+    law = torch.randn(200_000)
+    grid = torch.special.ndtri((torch.arange(64) + 0.5) / 64)
+    k = math.ceil(0.1 * 64)
+    nu = grid[k - 1]
+    ru = (nu - (nu - law).relu() / (k / 64)).mean().item()
+    # CVaR of N(0, 1) at level a with threshold Phi^-1(a'): here a = 7/64, nu the midpoint 6.5/64.
+    level = 6.5 / 64
+    cvar = nu.item() - (nu.item() * level + scipy.stats.norm.pdf(scipy.stats.norm.ppf(level))) / (
+        k / 64
+    )
+    assert ru == pytest.approx(cvar, abs=0.02)
+
+
+def test_tail_terms_by_hand():
+    q = torch.tensor([[0.0, 2.0, 4.0, 6.0]])
+    y = torch.tensor([[1.0, 1.0, 3.0, 9.0]])
+    # tail .5: lower means 1 and 1, upper 5 and 6 -> 0 + 1
+    assert losses.tail_mean_loss(q, y, 0.5).item() == pytest.approx(1.0)
+    # variances: lower 1 and 0 -> relu(1); upper 1 and 9 -> relu(8)
+    assert losses.tail_shape_loss(q, y, 0.5, 0.0).item() == pytest.approx(9.0)
+    # mean y 3.5, mean q 3
+    assert losses.mean_shift_loss(q, y).item() == pytest.approx(0.5)
+    assert losses.mean_shift_loss(y, q).item() == 0.0
+    assert losses.token_mean_loss(q, y).item() == pytest.approx(0.25)
+
+
+def test_curvature_by_hand():
+    # tail .5 of 6: lower 0 1 4 -> second difference 2; upper 5 8 9 -> -2; both are penalised.
+    q = torch.tensor([[0.0, 1.0, 4.0, 5.0, 8.0, 9.0]])
+    flat = losses.tail_shape_loss(q, q, 0.5, 0.0).item()
+    assert losses.tail_shape_loss(q, q, 0.5, 0.25).item() - flat == pytest.approx(0.25 * 4)
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+def test_path_runs_from_the_base_to_the_shifted_return(gamma):
+    """z_0 = eps and z_1 = r + gamma X', for random r; X' the later state's own flow."""
+    head = ValueFlowHead(D, Q)
+    rows, width = 6, 5
+    field = FlowField(
+        torch.randn(rows, width), torch.randn(rows, width), torch.randn(rows),
+        torch.randn(width), torch.randn(width),
+    )  # fmt: skip
+    eps, rewards = torch.randn(rows, Q), torch.randn(rows)
+    path = PathTargets(field, rewards, torch.full((rows,), gamma), torch.ones(rows))
+    start, _ = head.path_point(eps, torch.zeros(rows), path)
+    end, _ = head.path_point(eps, torch.ones(rows), path)
+    torch.testing.assert_close(start, eps, atol=1e-5, rtol=1e-5)
+    later = integrate_flow(field, eps, steps=4)
+    torch.testing.assert_close(end, rewards.unsqueeze(-1) + gamma * later, atol=1e-4, rtol=1e-4)
+
+
+def test_path_velocity_is_the_derivative_of_the_path():
+    """For a field without curvature (gain 0) the path is exact and so is its derivative."""
+    head = ValueFlowHead(D, Q)
+    rows = 4
+    zeros = torch.zeros(rows, 3)
+    field = FlowField(zeros, zeros, torch.randn(rows), torch.ones(3), torch.ones(3))
+    path = PathTargets(field, torch.randn(rows), torch.full((rows,), 0.7), torch.ones(rows))
+    eps, u, h = torch.randn(rows, Q), torch.full((rows,), 0.4), 1e-2
+    ahead, _ = head.path_point(eps, u + h, path)
+    behind, _ = head.path_point(eps, u - h, path)
+    _, velocity = head.path_point(eps, u, path)
+    torch.testing.assert_close((ahead - behind) / (2 * h), velocity, atol=1e-3, rtol=1e-3)
+
+
+def train(head, sample, updates=1200, visits=48, learning_rate=2e-3, coefs=None):
+    """Fits ``head`` to ``sample(visits) -> hidden [visits, D], returns [visits]``."""
+    optimizer = torch.optim.Adam(head.parameters(), lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.05, updates)
+    for _ in range(updates):
+        hidden, returns = sample(visits)
+        targets = returns.unsqueeze(-1).expand(-1, head.num_quantiles)
+        base = torch.randn(visits, head.num_quantiles)
+        loss, _ = head.loss(hidden, targets, torch.ones(visits), coefs=coefs, base=base)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def bernoulli(visits):
+    return torch.zeros(visits, D), (torch.rand(visits) < 0.3).float()
+
+
+# Returns are Bernoulli(.3): mean .3, standard deviation sqrt(.21) = .458.
+def test_terminal_law_keeps_its_spread():
+    head = ValueFlowHead(D, 64, **HALF)
+    train(head, bernoulli)
+    for quantiles in (head(torch.zeros(1, D)), head.one_step(torch.zeros(1, D))):
+        assert quantiles.mean().item() == pytest.approx(0.3, abs=0.05)
+        assert quantiles.std().item() >= 0.75 * 0.458
+
+
+def test_literal_preset_collapses_to_a_scalar():
+    """One Euler step of the flow-matching field is the mean: the spread is gone (documented)."""
+    head = ValueFlowHead(D, 64, **HALF, **LITERAL)
+    train(head, bernoulli, coefs=LITERAL_COEFS)
+    base = torch.randn(64)
+    quantiles = head.quantiles(*head.fields(torch.zeros(1, D)), base)
+    assert quantiles.std().item() <= 0.05
+    assert quantiles.mean().item() == pytest.approx(0.3, abs=0.1)
+
+
+def test_conditional_law_is_recovered():
+    """Two states, two laws: 0.5 with spread .1, and an even mixture of -1 and 1 with spread .1."""
+    states = torch.randn(2, D)
+
+    def sample(visits):
+        which = torch.randint(2, (visits,))
+        sign = torch.where(which == 1, torch.randint(2, (visits,)) * 2.0 - 1, 0.5)
+        return states[which], sign + 0.1 * torch.randn(visits)
+
+    head = ValueFlowHead(D, 64, steps=16, coupling="quantile")
+    train(head, sample, updates=2500, visits=64)
+    found = head(states).detach().numpy()
+    reference = np.random.default_rng(0).normal(0, 0.1, 100_000)
+    laws = (reference + 0.5, np.concatenate([reference - 1, reference + 1]))
+    for quantiles, law, bound in zip(found, laws, (0.05, 0.15), strict=True):
+        assert scipy.stats.wasserstein_distance(quantiles, law) < bound
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_quantiles": 0}, "num_quantiles"),
+        ({"channels": 3}, "channels"),
+        ({"readout": "two_step"}, "readout"),
+        ({"coupling": "none"}, "coupling"),
+        ({"tail": 0.7}, "tail"),
+        ({"return_range": (1.0, 0.0)}, "return_range"),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ValueFlowHead(D, **arguments)
+
+
+def test_consistency_needs_the_anchor():
+    with pytest.raises(ValueError, match="consistency"):
+        ValueFlowCoefs(anchor=0.0)
+
+
+@pytest.mark.parametrize(
+    ("head", "coefs", "name"),
+    [
+        ({}, ValueFlowCoefs(path=1.0), "path"),
+        ({"weight_mode": "vf"}, None, "spread"),
+        ({"coupling": "shared_noise"}, None, "base"),
+    ],
+)
+def test_missing_inputs_are_named(head, coefs, name):
+    module = ValueFlowHead(D, Q, **head)
+    with pytest.raises(ValueError, match=name):
+        module.loss(torch.randn(2, D), torch.rand(2, Q), torch.ones(2), coefs=coefs)

@@ -1,0 +1,104 @@
+"""Sampling, masks and log-probabilities of the policy."""
+
+import pytest
+import torch
+
+from dfpo.data import evaluation_rows
+from dfpo.draws import Stream, uniforms
+from dfpo.policy import (
+    SHIPPED_POLICY,
+    _CounterSampler,
+    decode,
+    generate,
+    load_policy,
+    token_logprobs,
+)
+
+LENGTH = 64
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy(SHIPPED_POLICY)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rows = evaluation_rows(0, 3)
+    return [row["prompt"] for splits in rows.values() for split in splits.values() for row in split]
+
+
+def draw(count, step=0, seed=0):
+    return uniforms(seed, Stream.SAMPLING, step, torch.arange(count), LENGTH)
+
+
+def test_sampler_inverts_the_cumulative_distribution():
+    # probabilities .1 .2 .3 .4, cumulative .1 .3 .6 1
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().repeat(6, 1)
+    u = torch.tensor([[0.0], [0.0999], [0.1001], [0.2999], [0.6001], [0.999999]])
+    chosen = _CounterSampler(u, 1.0, 5)(torch.zeros(6, 5, dtype=torch.int64), scores).argmax(-1)
+    assert chosen.tolist() == [0, 0, 1, 1, 3, 3]
+
+
+def test_sampler_never_picks_an_impossible_token():
+    scores = torch.tensor([[float("-inf"), 0.0, 0.0, float("-inf")]]).repeat(2, 1)
+    u = torch.tensor([[0.0], [1 - 2**-24]])
+    chosen = _CounterSampler(u, 1.0, 0)(torch.zeros(2, 0, dtype=torch.int64), scores).argmax(-1)
+    assert chosen.tolist() == [1, 2]
+
+
+def test_sampler_temperature():
+    # logits 0 and ln 3 at temperature 2: weights 1 and sqrt 3, so the first has .366
+    scores = torch.tensor([[0.0, 1.0986123]]).repeat(2, 1)
+    u = torch.tensor([[0.36], [0.37]])
+    chosen = _CounterSampler(u, 2.0, 0)(torch.zeros(2, 0, dtype=torch.int64), scores).argmax(-1)
+    assert chosen.tolist() == [0, 1]
+
+
+def test_draws_do_not_depend_on_the_batch(policy, prompts):
+    """A sample's answer is the same whatever is sampled beside it."""
+    u = draw(len(prompts))
+    together, _ = decode(policy[1], generate(*policy, prompts, LENGTH, uniforms=u))
+    alone = [
+        decode(policy[1], generate(*policy, [prompt], LENGTH, uniforms=u[i : i + 1]))[0][0]
+        for i, prompt in enumerate(prompts[:4])
+    ]
+    assert together[:4] == alone
+
+
+def test_steps_and_seeds_differ():
+    assert not torch.equal(draw(4), draw(4, step=1))
+    assert not torch.equal(draw(4), draw(4, seed=1))
+    assert torch.equal(draw(4), draw(8)[:4])
+
+
+def test_mask_ends_with_the_end_token(policy, prompts):
+    model, tokenizer = policy
+    samples = generate(model, tokenizer, prompts, LENGTH, uniforms=draw(len(prompts)))
+    answers = samples.input_ids[:, -samples.mask.shape[1] :]
+    for ids, mask, truncated in zip(answers, samples.mask, samples.truncated, strict=True):
+        count = int(mask.sum())
+        assert mask[:count].all() and not mask[count:].any()
+        assert (ids[:count] == tokenizer.eos_token_id).sum() == (0 if truncated else 1)
+        assert truncated or ids[count - 1] == tokenizer.eos_token_id
+
+
+def test_short_limit_truncates(policy, prompts):
+    samples = generate(*policy, prompts, 3, uniforms=draw(len(prompts)))
+    assert samples.truncated.all() and samples.mask.all() and samples.mask.shape[1] == 3
+
+
+def test_logprobs_against_one_unpadded_forward(policy, prompts):
+    """Padding, positions and temperature leave each token's log-probability what it is alone."""
+    model, tokenizer = policy
+    samples = generate(model, tokenizer, prompts, LENGTH, uniforms=draw(len(prompts)))
+    found, entropy = token_logprobs(model, samples, temperature=1.7)
+    for row in range(len(prompts)):
+        ids = samples.input_ids[row][samples.attention_mask[row].bool()]
+        count = int(samples.mask[row].sum())
+        logits = model(ids.unsqueeze(0)).logits[0, -count - 1 : -1] / 1.7
+        law = torch.distributions.Categorical(logits=logits)
+        torch.testing.assert_close(
+            found[row, :count], law.log_prob(ids[-count:]), atol=2e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(entropy[row, :count], law.entropy(), atol=2e-5, rtol=1e-5)
