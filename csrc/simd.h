@@ -98,5 +98,84 @@ DFPO_INLINE float sum(Vec v) {
 #endif
 }
 
+// exp2(n / kExpSteps) comes from a table in one register, the rest of the exponent from a
+// polynomial on [-1/2, 1/2] steps, minimax in relative error. More steps need a lower degree.
+#if defined(__AVX512F__)
+constexpr int kExpStepBits = 4;
+constexpr float kExpPolynomial[] = {1.0f, 0.0433242395f, 0.000938357275f};
+#elif defined(__AVX2__)
+constexpr int kExpStepBits = 3;
+constexpr float kExpPolynomial[] = {1.0f, 0.0866434011f, 0.00375412614f, 0.00010839629f};
+#else
+constexpr int kExpStepBits = 0;
+constexpr float kExpPolynomial[] = {1.0f,          0.693146967f,   0.240221197f,
+                                    0.0555071327f, 0.00967554133f, 0.00132764722f};
+#endif
+
+// Bits of 2^(i / kExpSteps) less i << (23 - kExpStepBits), so that adding n << (23 - kExpStepBits)
+// gives the bits of 2^(n / kExpSteps) for any n whose low bits are i.
+DFPO_INLINE IVec exp_table() {
+#if defined(__AVX512F__)
+    return IVec{0x3f800000, 0x3f7daac3, 0x3f7b95c2, 0x3f79c3d3, 0x3f7837f0, 0x3f76f532,
+                0x3f75fed7, 0x3f75583f, 0x3f7504f3, 0x3f7508a4, 0x3f75672a, 0x3f76248c,
+                0x3f7744fd, 0x3f78ccdf, 0x3f7ac0c7, 0x3f7d257d};
+#elif defined(__AVX2__)
+    return IVec{0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+#else
+    return splat_int(0x3f800000);
+#endif
+}
+
+// table[i mod kExpSteps], lane by lane.
+DFPO_INLINE IVec look_up(IVec table, IVec i) {
+#if defined(__AVX512F__)
+    return (IVec)_mm512_permutexvar_epi32((__m512i)i, (__m512i)table);
+#elif defined(__AVX2__)
+    return (IVec)_mm256_permutevar8x32_epi32((__m256i)table, (__m256i)i);
+#else
+    (void)i;
+    return table;
+#endif
+}
+
+// x with its magnitude cut to limit; a NaN gives any number.
+DFPO_INLINE Vec clamp_magnitude(Vec x, float limit) {
+#if defined(__AVX512DQ__)
+    return (Vec)_mm512_range_ps((__m512)x, (__m512)splat(limit), 2);
+#else
+    return min(max(x, splat(-limit)), splat(limit));
+#endif
+}
+
+// 1 / (1 + exp(-x)), absolute error below 2e-7. NaN at -infinity, so that x * sigmoid(x) is
+// silu(x) there too, which PyTorch defines as NaN; a NaN is left to that same product.
+DFPO_INLINE Vec sigmoid(Vec x) {
+    // Beyond the cut a sigmoid is 0 or 1 in float32 sums; a wider one would breed subnormals.
+    constexpr float kCut = 60.0f;
+    constexpr float kMinusLog2E = -1.44269504089f;
+    const Vec scale = splat(kMinusLog2E * (float)(1 << kExpStepBits));
+    // Adding 1.5 * 2^23 rounds to an integer, which then lies in the low bits.
+    const Vec magic = splat(12582912.0f);
+    const Vec y = clamp_magnitude(x, kCut);
+    const Vec shifted = y * scale + magic;
+    const Vec fraction = y * scale - (shifted - magic);
+    constexpr int kDegree = (int)(sizeof kExpPolynomial / sizeof(float)) - 1;
+    Vec polynomial = splat(kExpPolynomial[kDegree]);
+#pragma GCC unroll 8
+    for (int i = kDegree - 1; i >= 0; i--) polynomial = polynomial * fraction + kExpPolynomial[i];
+    const IVec n = (IVec)shifted;
+    const Vec power = (Vec)(look_up(exp_table(), n) + (n << (23 - kExpStepBits)));
+    const Vec d = power * polynomial + 1.0f;
+#if defined(__AVX512F__)
+    const Vec estimate = (Vec)_mm512_rcp14_ps((__m512)d);
+    const Vec quotient = estimate * (2.0f - d * estimate);
+    // Class 4 of an operand is -infinity, response 3 a NaN.
+    return (Vec)_mm512_fixupimm_ps((__m512)quotient, (__m512)x, _mm512_set1_epi32(3 << 16), 0);
+#else
+    return (Vec)((IVec)(1.0f / d) | (IVec)(x == splat(-__builtin_inff())));
+#endif
+}
+
 }  // namespace DFPO_VARIANT
 }  // namespace dfpo

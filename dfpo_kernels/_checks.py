@@ -72,3 +72,12 @@ def check_integer(name: str, value: object, low: int, high: int) -> None:
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ValueError(f"{name}: is {value!r}, must be one of {', '.join(choices)}")
+
+
+def check_time(name: str, value: object, like: Tensor) -> Tensor:
+    """A floating point tensor as it is, or a finite number as a 0-d tensor beside ``like``."""
+    if isinstance(value, Tensor):
+        check_float_tensor(name, value)
+        return value
+    check_number(name, value, -1e30, 1e30)
+    return torch.full((), value, dtype=torch.float32, device=like.device)

@@ -9,12 +9,19 @@
 namespace dfpo {
 
 namespace DFPO_VARIANT {
+void flow_consistency_loss(const FlowConsistencyArgs&, int64_t, int64_t);
+void flow_velocity(const FlowVelocityArgs&, int64_t, int64_t);
+void flow_velocity_backward(const FlowVelocityGradArgs&, int64_t, int64_t, const SharedGrads&);
+void integrate_flow(const IntegrateFlowArgs&, int64_t, int64_t);
+void integrate_flow_backward(const IntegrateFlowGradArgs&, int64_t, int64_t, const SharedGrads&);
 void quantile_huber_loss(const QuantileHuberArgs&, int64_t, int64_t);
-}
+}  // namespace DFPO_VARIANT
 
 const Kernels* DFPO_CONCAT(DFPO_VARIANT, _kernels)() {
     static const Kernels table = {
-        DFPO_STRING(DFPO_VARIANT),
+        DFPO_STRING(DFPO_VARIANT),         DFPO_VARIANT::flow_consistency_loss,
+        DFPO_VARIANT::flow_velocity,       DFPO_VARIANT::flow_velocity_backward,
+        DFPO_VARIANT::integrate_flow,      DFPO_VARIANT::integrate_flow_backward,
         DFPO_VARIANT::quantile_huber_loss,
     };
     return &table;

@@ -118,23 +118,22 @@ def _cpu_kernel(quantiles, targets, taus, kappa, mean, quantile_grad, target_gra
 
 
 def _reference_kernel(quantiles, targets, taus, kappa, mean, quantile_grad, target_grad):
-    quantiles = quantiles.detach().requires_grad_(quantile_grad)
-    targets = targets.detach().requires_grad_(target_grad)
-    wanted = [x for x, want in ((quantiles, quantile_grad), (targets, target_grad)) if want]
-    with torch.enable_grad():
-        loss = reference.quantile_huber_loss(
+    def run(quantiles, targets):
+        return reference.quantile_huber_loss(
             quantiles,
             targets,
             taus=taus,
             kappa=kappa,
             quantile_reduction="mean" if mean else "sum",
         )
-    grads = iter(torch.autograd.grad(loss.sum(), wanted) if wanted else ())
-    empty = loss.new_empty((0,))
+
+    # Below the dispatcher autograd records nothing; torch.func does.
+    loss, vjp = torch.func.vjp(run, quantiles.float(), targets.float())
+    grad_quantiles, grad_targets = vjp(torch.ones_like(loss))
     return (
-        loss.detach(),
-        next(grads).float() if quantile_grad else empty,
-        next(grads).float() if target_grad else empty.clone(),
+        loss,
+        grad_quantiles if quantile_grad else loss.new_empty((0,)),
+        grad_targets if target_grad else loss.new_empty((0,)),
     )
 
 
