@@ -10,12 +10,20 @@ namespace dfpo {
 
 namespace DFPO_VARIANT {
 void quantile_huber_loss(const QuantileHuberArgs&, int64_t, int64_t);
-}
+void distributional_gae(const GaeArgs&, int64_t, int64_t);
+void distributional_gae_backward(const GaeGradArgs&, int64_t, int64_t);
+void lambda_mixture_targets(const MixtureArgs&, int64_t, int64_t);
+void lambda_mixture_targets_backward(const MixtureGradArgs&, int64_t, int64_t);
+}  // namespace DFPO_VARIANT
 
 const Kernels* DFPO_CONCAT(DFPO_VARIANT, _kernels)() {
     static const Kernels table = {
         DFPO_STRING(DFPO_VARIANT),
         DFPO_VARIANT::quantile_huber_loss,
+        DFPO_VARIANT::distributional_gae,
+        DFPO_VARIANT::distributional_gae_backward,
+        DFPO_VARIANT::lambda_mixture_targets,
+        DFPO_VARIANT::lambda_mixture_targets_backward,
     };
     return &table;
 }
