@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "binding_args.h"
 #include "cpu/kernels.h"
 #include "parallel.h"
 
@@ -17,20 +18,12 @@ namespace py = pybind11;
 namespace dfpo {
 namespace {
 
-using Tensor = std::tuple<uintptr_t, int, int64_t>;
-
-Rows to_rows(const Tensor& t) {
-    return {(void*)std::get<0>(t), (Dtype)std::get<1>(t), std::get<2>(t)};
-}
-
 // bias [R, W], gain [R, W], offset [R], z_weight [W], time_weight [W], W
-using Field = std::tuple<Tensor, Tensor, Tensor, uintptr_t, uintptr_t, int64_t>;
+using Field = std::tuple<RowsTuple, RowsTuple, RowsTuple, uintptr_t, uintptr_t, int64_t>;
 // bias [R, W], gain [R, W], offset [R]
-using FieldGrad = std::tuple<Tensor, Tensor, Tensor>;
+using FieldGrad = std::tuple<RowsTuple, RowsTuple, RowsTuple>;
 // nodes, matrix, weights; see dfpo_kernels/integrate_flow/reference.py
 using Method = std::tuple<std::vector<float>, std::vector<std::vector<float>>, std::vector<float>>;
-
-float* to_floats(uintptr_t address) { return (float*)address; }
 
 FieldRows to_field(const Field& f) {
     const auto& [bias, gain, offset, z_weight, time_weight, width] = f;
@@ -103,7 +96,7 @@ void for_rows(int64_t rows, int64_t work_per_row, int threads, const Body& body)
     });
 }
 
-void quantile_huber_loss(Tensor quantiles, Tensor targets, uintptr_t taus, uintptr_t loss,
+void quantile_huber_loss(RowsTuple quantiles, RowsTuple targets, uintptr_t taus, uintptr_t loss,
                          uintptr_t grad_quantiles, uintptr_t grad_targets, int64_t rows, int64_t Q,
                          int64_t P, float kappa, float quantile_weight, int threads) {
     const QuantileHuberArgs args{to_rows(quantiles),
@@ -145,13 +138,14 @@ void for_rows_summed(int64_t rows, int64_t work_per_row, int64_t W, int64_t Q, u
     }
 }
 
-// Work is counted in silu evaluations; a vector of quantiles costs the same when part of it is used.
+// Work is counted in silu evaluations; a vector of quantiles costs the same when part of it is
+// used.
 int64_t row_work(int64_t Q, int64_t W, int64_t evaluations) {
     return (Q + 15) / 16 * 16 * W * evaluations;
 }
 
-void flow_velocity(const Field& field, Tensor z, Tensor flow_time, bool time_per_quantile,
-                   Tensor velocity, int64_t rows, int64_t Q, int threads) {
+void flow_velocity(const Field& field, RowsTuple z, RowsTuple flow_time, bool time_per_quantile,
+                   RowsTuple velocity, int64_t rows, int64_t Q, int threads) {
     const FlowVelocityArgs args{to_field(field),   to_rows(z), to_rows(flow_time),
                                 to_rows(velocity), Q,          time_per_quantile};
     const py::gil_scoped_release release;
@@ -160,10 +154,10 @@ void flow_velocity(const Field& field, Tensor z, Tensor flow_time, bool time_per
 }
 
 // sums: z_weight [W], time_weight [W], z [Q], time [1] and one unused float.
-void flow_velocity_backward(const Field& field, Tensor z, Tensor flow_time, bool time_per_quantile,
-                            Tensor grad_velocity, const FieldGrad& grad_field, Tensor grad_z,
-                            Tensor grad_time, uintptr_t sums, int64_t rows, int64_t Q,
-                            int threads) {
+void flow_velocity_backward(const Field& field, RowsTuple z, RowsTuple flow_time,
+                            bool time_per_quantile, RowsTuple grad_velocity,
+                            const FieldGrad& grad_field, RowsTuple grad_z, RowsTuple grad_time,
+                            uintptr_t sums, int64_t rows, int64_t Q, int threads) {
     const FlowVelocityGradArgs args{
         to_field(field),           to_rows(z),      to_rows(flow_time), to_rows(grad_velocity),
         to_field_grad(grad_field), to_rows(grad_z), to_rows(grad_time), Q,
@@ -176,8 +170,8 @@ void flow_velocity_backward(const Field& field, Tensor z, Tensor flow_time, bool
                     });
 }
 
-void integrate_flow(const Field& field, const Method& method, int64_t steps, Tensor base,
-                    Tensor start, Tensor end, Tensor out, bool trajectory, uintptr_t path,
+void integrate_flow(const Field& field, const Method& method, int64_t steps, RowsTuple base,
+                    RowsTuple start, RowsTuple end, RowsTuple out, bool trajectory, uintptr_t path,
                     int64_t rows, int64_t Q, int threads) {
     const IntegrateFlowArgs args{to_field(field), to_tableau(method), steps,        Q,
                                  to_rows(base),   to_rows(start),     to_rows(end), to_rows(out),
@@ -189,11 +183,11 @@ void integrate_flow(const Field& field, const Method& method, int64_t steps, Ten
 }
 
 // sums: z_weight [W], time_weight [W], base [Q], start [1], end [1].
-void integrate_flow_backward(const Field& field, const Method& method, int64_t steps, Tensor start,
-                             Tensor end, uintptr_t path, Tensor grad_out, bool trajectory,
-                             bool time_grad, const FieldGrad& grad_field, Tensor grad_base,
-                             Tensor grad_start, Tensor grad_end, uintptr_t sums, int64_t rows,
-                             int64_t Q, int threads) {
+void integrate_flow_backward(const Field& field, const Method& method, int64_t steps,
+                             RowsTuple start, RowsTuple end, uintptr_t path, RowsTuple grad_out,
+                             bool trajectory, bool time_grad, const FieldGrad& grad_field,
+                             RowsTuple grad_base, RowsTuple grad_start, RowsTuple grad_end,
+                             uintptr_t sums, int64_t rows, int64_t Q, int threads) {
     const IntegrateFlowGradArgs args{to_field(field),
                                      to_tableau(method),
                                      steps,
@@ -217,7 +211,7 @@ void integrate_flow_backward(const Field& field, const Method& method, int64_t s
 }
 
 void flow_consistency_loss(const Field& field, const Field& shortcut, const Method& method,
-                           int64_t steps, Tensor base, uintptr_t loss, uintptr_t residual,
+                           int64_t steps, RowsTuple base, uintptr_t loss, uintptr_t residual,
                            int64_t rows, int64_t Q, int threads) {
     const FlowConsistencyArgs args{
         to_field(field), to_field(shortcut), to_tableau(method), steps, Q,
@@ -226,6 +220,72 @@ void flow_consistency_loss(const Field& field, const Field& shortcut, const Meth
     const py::gil_scoped_release release;
     for_rows(rows, row_work(Q, args.field.width, evaluations), threads,
              [&](int64_t begin, int64_t end) { kernels->flow_consistency_loss(args, begin, end); });
+}
+
+// Sequences of one particle share a vector of lanes, so they are cut in whole vectors.
+template <typename Body>
+void for_sequences(const Sequences& s, int64_t tokens, int threads, const Body& body) {
+    constexpr int64_t most_lanes = 16;
+    const int64_t vector = s.num_quantiles == 1 ? most_lanes : 1;
+    const int64_t vectors = (s.count + vector - 1) / vector;
+    const int64_t work = s.count ? tokens * s.num_quantiles / s.count * vector : 0;
+    const py::gil_scoped_release release;
+    for_rows(vectors, work, threads, [&](int64_t begin, int64_t end) {
+        body(begin * vector, end * vector < s.count ? end * vector : s.count);
+    });
+}
+
+void distributional_gae(const GaeTuple& tuple, int64_t tokens, int threads) {
+    const GaeArgs args = to_gae_args(tuple);
+    for_sequences(args.sequences, tokens, threads, [&](int64_t begin, int64_t end) {
+        kernels->distributional_gae(args, begin, end);
+    });
+}
+
+void distributional_gae_backward(const SequencesTuple& sequences,
+                                 const TokensTuple& grad_advantages,
+                                 const TokensTuple& grad_targets, uintptr_t lam,
+                                 uintptr_t target_lam, float gamma, bool explicit_successors,
+                                 const TokensTuple& grad_rewards, const TokensTuple& grad_quantiles,
+                                 const TokensTuple& grad_next_quantiles, uintptr_t grad_bootstrap,
+                                 int64_t tokens, int threads) {
+    const GaeGradArgs args{to_sequences(sequences),   to_tokens(grad_advantages),
+                           to_tokens(grad_targets),   to_floats(lam),
+                           to_floats(target_lam),     gamma,
+                           explicit_successors,       to_tokens(grad_rewards),
+                           to_tokens(grad_quantiles), to_tokens(grad_next_quantiles),
+                           to_floats(grad_bootstrap)};
+    for_sequences(args.sequences, tokens, threads, [&](int64_t begin, int64_t end) {
+        kernels->distributional_gae_backward(args, begin, end);
+    });
+}
+
+void lambda_mixture_targets(const SequencesTuple& sequences, const TokensTuple& rewards,
+                            const TokensTuple& quantiles, const RowsTuple& bootstrap, uintptr_t lam,
+                            uintptr_t rows, int64_t seed, float gamma, const TokensTuple& targets,
+                            int64_t tokens, int threads) {
+    const MixtureArgs args{
+        to_sequences(sequences), to_tokens(rewards),   to_tokens(quantiles), to_rows(bootstrap),
+        to_floats(lam),          (const int64_t*)rows, (uint64_t)seed,       gamma,
+        to_tokens(targets)};
+    for_sequences(args.sequences, tokens, threads, [&](int64_t begin, int64_t end) {
+        kernels->lambda_mixture_targets(args, begin, end);
+    });
+}
+
+void lambda_mixture_targets_backward(const SequencesTuple& sequences,
+                                     const TokensTuple& grad_targets, uintptr_t lam, uintptr_t rows,
+                                     int64_t seed, float gamma, const TokensTuple& grad_rewards,
+                                     const TokensTuple& grad_quantiles, uintptr_t grad_bootstrap,
+                                     int64_t tokens, int threads) {
+    const MixtureGradArgs args{to_sequences(sequences),  to_tokens(grad_targets),
+                               to_floats(lam),           (const int64_t*)rows,
+                               (uint64_t)seed,           gamma,
+                               to_tokens(grad_rewards),  to_tokens(grad_quantiles),
+                               to_floats(grad_bootstrap)};
+    for_sequences(args.sequences, tokens, threads, [&](int64_t begin, int64_t end) {
+        kernels->lambda_mixture_targets_backward(args, begin, end);
+    });
 }
 
 }  // namespace
@@ -240,5 +300,9 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("flow_velocity_backward", &dfpo::flow_velocity_backward);
     m.def("integrate_flow", &dfpo::integrate_flow);
     m.def("integrate_flow_backward", &dfpo::integrate_flow_backward);
+    m.def("distributional_gae", &dfpo::distributional_gae);
+    m.def("distributional_gae_backward", &dfpo::distributional_gae_backward);
+    m.def("lambda_mixture_targets", &dfpo::lambda_mixture_targets);
+    m.def("lambda_mixture_targets_backward", &dfpo::lambda_mixture_targets_backward);
     m.def("quantile_huber_loss", &dfpo::quantile_huber_loss);
 }

@@ -8,11 +8,11 @@
 #include <cstdint>
 #include <cstring>
 
+#include "inline.h"
+
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
-
-#define DFPO_INLINE inline __attribute__((always_inline))
 
 namespace dfpo {
 namespace DFPO_VARIANT {

@@ -13,9 +13,12 @@ Environment, read once at import:
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -29,6 +32,13 @@ if MODE not in MODES:
 # For tests: which CPU variant runs, whatever the processor offers.
 if variant := os.environ.get("DFPO_CPU_VARIANT"):
     _cpu.set_variant(variant)
+
+# None where dfpo was installed without nvcc. One that is there and cannot be loaded raises.
+CUDA_MODULE: ModuleType | None = (
+    importlib.import_module("dfpo_kernels._cuda")
+    if importlib.util.find_spec("dfpo_kernels._cuda")
+    else None
+)
 
 LIBRARY = torch.library.Library("dfpo", "DEF")
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -123,8 +133,35 @@ def rows(tensor: Tensor | None) -> tuple[int, int, int]:
     return (tensor.data_ptr(), _DTYPE_CODES[tensor.dtype], tensor.stride(0))
 
 
+def tokens(tensor: Tensor | None, packed: bool) -> tuple[int, int, int, int]:
+    """A tensor [B, T] or [B, T, Q], packed [N] or [N, Q], as csrc/scan_args.h sees it: pointer,
+    dtype, row stride and token stride. Q, if there, is contiguous."""
+    if tensor is None:
+        return (0, 0, 0, 0)
+    return (tensor.data_ptr(), _DTYPE_CODES[tensor.dtype], *_token_strides(tensor, packed))
+
+
+def flags(tensor: Tensor | None, packed: bool) -> tuple[int, int, bool, int, int]:
+    """A tensor [B, T] or packed [N] of any dtype, of which nonzero counts: pointer, log2 of the
+    element size, is it floating, row stride and token stride."""
+    if tensor is None:
+        return (0, 0, False, 0, 0)
+    log2_size = tensor.element_size().bit_length() - 1
+    strides = _token_strides(tensor, packed)
+    return (tensor.data_ptr(), log2_size, tensor.is_floating_point(), *strides)
+
+
+def _token_strides(tensor: Tensor, packed: bool) -> tuple[int, int]:
+    return (0, tensor.stride(0)) if packed else (tensor.stride(0), tensor.stride(1))
+
+
 def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def cuda_target(tensor: Tensor) -> tuple[int, int]:
+    """Where a CUDA kernel on this tensor is launched: device index and current stream."""
+    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
 
 
 def with_contiguous_rows(tensor: Tensor) -> Tensor:

@@ -1,9 +1,10 @@
-// What each CPU variant offers: one table of plain functions over a range of rows.
+// What each CPU variant offers: one table of plain functions over a range of rows or sequences.
 #pragma once
 
 #include <cstdint>
 
 #include "../rows.h"
+#include "../scan_args.h"
 
 namespace dfpo {
 
@@ -118,6 +119,10 @@ struct Kernels {
     void (*integrate_flow_backward)(const IntegrateFlowGradArgs&, int64_t row_begin,
                                     int64_t row_end, const SharedGrads& sums);
     void (*quantile_huber_loss)(const QuantileHuberArgs&, int64_t row_begin, int64_t row_end);
+    void (*distributional_gae)(const GaeArgs&, int64_t begin, int64_t end);
+    void (*distributional_gae_backward)(const GaeGradArgs&, int64_t begin, int64_t end);
+    void (*lambda_mixture_targets)(const MixtureArgs&, int64_t begin, int64_t end);
+    void (*lambda_mixture_targets_backward)(const MixtureGradArgs&, int64_t begin, int64_t end);
 };
 
 // Null where the variant is not part of this build.

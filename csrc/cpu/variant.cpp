@@ -15,14 +15,25 @@ void flow_velocity_backward(const FlowVelocityGradArgs&, int64_t, int64_t, const
 void integrate_flow(const IntegrateFlowArgs&, int64_t, int64_t);
 void integrate_flow_backward(const IntegrateFlowGradArgs&, int64_t, int64_t, const SharedGrads&);
 void quantile_huber_loss(const QuantileHuberArgs&, int64_t, int64_t);
+void distributional_gae(const GaeArgs&, int64_t, int64_t);
+void distributional_gae_backward(const GaeGradArgs&, int64_t, int64_t);
+void lambda_mixture_targets(const MixtureArgs&, int64_t, int64_t);
+void lambda_mixture_targets_backward(const MixtureGradArgs&, int64_t, int64_t);
 }  // namespace DFPO_VARIANT
 
 const Kernels* DFPO_CONCAT(DFPO_VARIANT, _kernels)() {
     static const Kernels table = {
-        DFPO_STRING(DFPO_VARIANT),         DFPO_VARIANT::flow_consistency_loss,
-        DFPO_VARIANT::flow_velocity,       DFPO_VARIANT::flow_velocity_backward,
-        DFPO_VARIANT::integrate_flow,      DFPO_VARIANT::integrate_flow_backward,
+        DFPO_STRING(DFPO_VARIANT),
+        DFPO_VARIANT::flow_consistency_loss,
+        DFPO_VARIANT::flow_velocity,
+        DFPO_VARIANT::flow_velocity_backward,
+        DFPO_VARIANT::integrate_flow,
+        DFPO_VARIANT::integrate_flow_backward,
         DFPO_VARIANT::quantile_huber_loss,
+        DFPO_VARIANT::distributional_gae,
+        DFPO_VARIANT::distributional_gae_backward,
+        DFPO_VARIANT::lambda_mixture_targets,
+        DFPO_VARIANT::lambda_mixture_targets_backward,
     };
     return &table;
 }

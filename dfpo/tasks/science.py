@@ -1,7 +1,8 @@
 """A physical quantity from a product and a third term, with its unit.
 
 Prompt   `science mass 8 acceleration 3 friction 4 find force ?`
-Answer   `force = mass * acceleration - friction ; 8 * 3 = 2 4 ; 2 4 - 4 = 2 0 ; force = 2 0 newtons`
+Answer   `force = mass * acceleration - friction ; 8 * 3 = 2 4 ; 2 4 - 4 = 2 0 ;
+          force = 2 0 newtons` (on one line)
 Slip     the wrong formula: a loss is added, or a start value is left out.
 """
 

@@ -1,0 +1,136 @@
+// Generalised advantage estimation of every particle, and its transposed scan:
+//   delta_t = r_t + gamma z_{t+1} - z_t,   A_t = delta_t + gamma lam A_{t+1},   target = z_t + A_t,
+// over the steps of a sequence; scan_args.h says what mask and done make of a token.
+#include "kernels.h"
+#include "scan.h"
+
+namespace dfpo {
+namespace DFPO_VARIANT {
+
+namespace {
+
+template <bool kTwoTraces, typename Lanes>
+DFPO_INLINE void walk_back(const GaeArgs& a, Lanes& lanes) {
+    constexpr int kVecs = Lanes::kVecs;
+    const Vec gamma = splat(a.gamma), zero{};
+    const Vec decay = gamma * lanes.per_sequence(a.lam);
+    const Vec target_decay = kTwoTraces ? gamma * lanes.per_sequence(a.target_lam) : zero;
+    const bool explicit_successors = a.next_quantiles.data != nullptr;
+    Vec value[kVecs], advantage[kVecs] = {}, trace[kVecs] = {};
+    lanes.read_state(a.bootstrap, value);
+
+    for (int64_t block = 0; block < lanes.blocks(); block++) {
+        lanes.seek(block);
+        lanes.read_rewards(a.rewards);
+        const Tile values = lanes.read(a.quantiles, 0);
+        const Tile successors = lanes.read(a.next_quantiles, 1);
+        const Tile advantages = lanes.write_to(a.advantages, 2);
+        const Tile targets = lanes.write_to(a.targets, 3);
+        for (int j = lanes.kBlock - 1; j >= lanes.first; j--) {
+            const IVec role = lanes.role(j);
+            const IVec skip = (role & kSkip) != 0, blank = (role & kBlank) != 0;
+            const IVec stop = (role & kStop) != 0;
+            const Vec reward = blank ? zero : lanes.reward(j);
+            for (int i = 0; i < kVecs; i++) {
+                const Vec raw = load(values.at(j) + i * kLanes);
+                const Vec v = blank ? zero : raw;
+                Vec successor = value[i];
+                if (explicit_successors) {
+                    successor = load(successors.at(j) + i * kLanes);
+                    successor = blank ? zero : successor;
+                }
+                const Vec delta = reward + gamma * (stop ? zero : successor) - v;
+                const Vec stepped = delta + decay * (stop ? zero : advantage[i]);
+                advantage[i] = skip ? advantage[i] : stepped;
+                if (kTwoTraces) {
+                    const Vec stepped_trace = delta + target_decay * (stop ? zero : trace[i]);
+                    trace[i] = skip ? trace[i] : stepped_trace;
+                }
+                value[i] = skip ? value[i] : v;
+                store(advantages.at(j) + i * kLanes, advantage[i]);
+                store(targets.at(j) + i * kLanes, v + (kTwoTraces ? trace[i] : advantage[i]));
+            }
+        }
+        lanes.written(a.advantages, advantages);
+        lanes.written(a.targets, targets);
+    }
+}
+
+// The gradient flows forward in time. `into_*` is the gradient of what the steps so far read of
+// the next step: its advantage, its target's trace and its value.
+template <bool kTwoTraces, typename Lanes>
+DFPO_INLINE void walk_forth(const GaeGradArgs& a, Lanes& lanes) {
+    constexpr int kVecs = Lanes::kVecs;
+    const Vec gamma = splat(a.gamma), zero{};
+    const Vec decay = gamma * lanes.per_sequence(a.lam);
+    const Vec target_decay = kTwoTraces ? gamma * lanes.per_sequence(a.target_lam) : zero;
+    Vec into_advantage[kVecs] = {}, into_trace[kVecs] = {}, into_value[kVecs] = {};
+
+    for (int64_t block = lanes.blocks() - 1; block >= 0; block--) {
+        lanes.seek(block);
+        const Tile grad_advantages = lanes.read(a.grad_advantages, 0);
+        const Tile grad_targets = lanes.read(a.grad_targets, 1);
+        const Tile grad_values = lanes.write_to(a.grad_quantiles, 2);
+        const Tile grad_successors = lanes.write_to(a.grad_next_quantiles, 3);
+        for (int j = lanes.first; j < lanes.kBlock; j++) {
+            const IVec role = lanes.role(j);
+            const IVec skip = (role & kSkip) != 0, blank = (role & kBlank) != 0;
+            const IVec stop = (role & kStop) != 0;
+            Vec grad_reward[kVecs];
+            for (int i = 0; i < kVecs; i++) {
+                const int64_t at = i * kLanes;
+                const Vec target = grad_targets ? load(grad_targets.at(j) + at) : zero;
+                Vec advantage = into_advantage[i], trace = into_trace[i];
+                if (grad_advantages) advantage += load(grad_advantages.at(j) + at);
+                // With one lam the target reads the same trace.
+                (kTwoTraces ? trace : advantage) += target;
+                const Vec delta = kTwoTraces ? advantage + trace : advantage;
+                const Vec successor = stop ? zero : gamma * delta;
+
+                grad_reward[i] = (skip | blank) ? zero : delta;
+                if (grad_values) {
+                    const Vec at_step = blank ? zero : target - delta + into_value[i];
+                    store(grad_values.at(j) + at, skip ? target : at_step);
+                }
+                if (grad_successors)
+                    store(grad_successors.at(j) + at, (skip | blank) ? zero : successor);
+
+                const Vec decayed = stop ? zero : decay * advantage;
+                into_advantage[i] = skip ? advantage : decayed;
+                if (kTwoTraces) {
+                    const Vec decayed_trace = stop ? zero : target_decay * trace;
+                    into_trace[i] = skip ? trace : decayed_trace;
+                }
+                if (!a.explicit_successors) into_value[i] = skip ? into_value[i] : successor;
+            }
+            lanes.add_reward_grad(j, grad_reward);
+        }
+        lanes.write_reward_grads(a.grad_rewards);
+        lanes.written(a.grad_quantiles, grad_values);
+        lanes.written(a.grad_next_quantiles, grad_successors);
+    }
+    lanes.write_state(a.grad_bootstrap, into_value);
+}
+
+}  // namespace
+
+void distributional_gae(const GaeArgs& a, int64_t begin, int64_t end) {
+    for_lanes(a.sequences, begin, end, [&](auto& lanes) {
+        if (a.target_lam)
+            walk_back<true>(a, lanes);
+        else
+            walk_back<false>(a, lanes);
+    });
+}
+
+void distributional_gae_backward(const GaeGradArgs& a, int64_t begin, int64_t end) {
+    for_lanes(a.sequences, begin, end, [&](auto& lanes) {
+        if (a.target_lam)
+            walk_forth<true>(a, lanes);
+        else
+            walk_forth<false>(a, lanes);
+    });
+}
+
+}  // namespace DFPO_VARIANT
+}  // namespace dfpo

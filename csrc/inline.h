@@ -1,0 +1,8 @@
+// A function inlined into every caller: on the host, and on the device under nvcc.
+#pragma once
+
+#if defined(__CUDACC__)
+#define DFPO_INLINE __host__ __device__ __forceinline__
+#else
+#define DFPO_INLINE inline __attribute__((always_inline))
+#endif

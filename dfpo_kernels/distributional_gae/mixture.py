@@ -1,0 +1,257 @@
+"""Lambda mixture targets: their public function, schema and autograd wiring."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dfpo_kernels import _checks as checks
+from dfpo_kernels import _cpu
+from dfpo_kernels import _dispatch as dispatch
+from dfpo_kernels.distributional_gae import _arguments as arguments
+from dfpo_kernels.distributional_gae import reference
+
+
+def lambda_mixture_targets(
+    rewards: Tensor,  # [B, T]
+    quantiles: Tensor,  # [B, T, Q]
+    mask: Tensor,  # [B, T]
+    *,
+    gamma: float,
+    lam: float | Tensor,  # [B]
+    seed: int,
+    rows: Tensor | None = None,  # [B]
+    bootstrap: Tensor | None = None,  # [B, Q]
+    done: Tensor | None = None,  # [B, T]
+    mask_mode: str = "carry",
+    cu_seqlens: Tensor | None = None,  # [n + 1]
+) -> Tensor:  # [B, T, Q]
+    """Samples of the TD(lambda) mixture of n-step return distributions, one per particle.
+
+    With z_t the quantiles of token t and t' the token after it that counts, each particle follows
+    the return to t' or bootstraps there,
+
+        y_t = r_t + gamma * (1 - done_t) * (y_t' if bit_t else z_t'),   bit_t ~ Bernoulli(lam)
+
+    Unlike ``z + A`` of distributional_gae, which adds several particles' noise and shrinks none of
+    it, y has the law of a return: its spread is that of the returns. Its mean over the bits is the
+    target of distributional_gae at the same lam. lam = 0 is the one-step backup, lam = 1 the Monte
+    Carlo return.
+
+    The bits come from a counter-based generator at (seed, row, step, particle): padding side,
+    micro-batches, processes, threads and device change nothing. ``row`` is a global sample id, the
+    step is the token's index among the row's unmasked tokens ("carry"), or its distance from the
+    first unmasked one ("zero", where masked tokens are steps too), or its column ("none"). A bit
+    is u < lam with u of 24 random bits, dfpo_kernels/philox.py.
+
+    Args:
+        rewards: [B, T].
+        quantiles: value particles of each token, [B, T, Q].
+        mask: which tokens count, [B, T], bool, integer or floating: nonzero counts.
+        gamma: discount in [0, 1].
+        lam: probability of following in [0, 1], a number or one per sequence [B].
+        seed: in [0, 2^63); may vary without recompiling under torch.compile.
+        rows: global sample id of each sequence, int64 [B]; default 0 .. B - 1.
+        bootstrap: values after the last column, [B, Q]; default 0.
+        done: no value flows across such a token, [B, T], nonzero counts; default none.
+        mask_mode: what a masked token is, as in distributional_gae. Under "carry" its target is
+            the carried one.
+        cu_seqlens: offsets of packed sequences, [n + 1], as in distributional_gae.
+
+    Returns:
+        targets, [B, T, Q] in the dtype of quantiles; arithmetic is float32. Differentiable in
+        rewards, quantiles and bootstrap.
+
+    Raises:
+        TypeError, ValueError: naming the argument, what it was and what it must be.
+    """
+    count = arguments.check_scan(
+        rewards, quantiles, mask, gamma=gamma, bootstrap=bootstrap, done=done,
+        mask_mode=mask_mode, cu_seqlens=cu_seqlens,
+    )  # fmt: skip
+    arguments.check_lam("lam", lam, count, rewards)
+    checks.check_integer("seed", seed, 0, 2**63 - 1)
+    if rows is None:
+        rows = torch.arange(count, device=rewards.device)
+    else:
+        checks.check_tensor("rows", rows)
+        if rows.dtype != torch.int64:
+            raise TypeError(f"rows: has dtype {rows.dtype}, must be int64")
+        checks.check_shape("rows", rows, (count,), "[B], one id per sequence")
+        checks.check_same_device(rewards=rewards, rows=rows)
+
+    if dispatch.runs_reference(rewards, quantiles, bootstrap):
+        arguments.check_offsets(cu_seqlens, rewards.shape[0])
+        return reference.lambda_mixture_targets(
+            rewards, quantiles, mask, gamma=gamma, lam=lam, seed=seed, rows=rows,
+            bootstrap=bootstrap, done=done, mask_mode=mask_mode, cu_seqlens=cu_seqlens,
+        )  # fmt: skip
+    return _op(
+        rewards,
+        quantiles,
+        mask.detach(),
+        arguments.lam_rows(lam, count, rewards),
+        rows,
+        bootstrap,
+        None if done is None else done.detach(),
+        cu_seqlens,
+        gamma,
+        seed,
+        mask_mode,
+    )
+
+
+def _fake(rewards, quantiles, mask, lam, rows, bootstrap, done, cu_seqlens, gamma, seed, mask_mode):
+    return quantiles.new_empty(quantiles.shape)
+
+
+def _cpu_kernel(
+    rewards, quantiles, mask, lam, rows, bootstrap, done, cu_seqlens, gamma, seed, mask_mode
+):
+    arguments.check_offsets(cu_seqlens, rewards.shape[0])
+    packed = cu_seqlens is not None
+    cu_seqlens = arguments.offsets64(cu_seqlens)
+    quantiles = dispatch.with_contiguous_rows(quantiles)
+    bootstrap = None if bootstrap is None else dispatch.with_contiguous_rows(bootstrap)
+    lam, rows = lam.contiguous(), rows.contiguous()
+    targets = quantiles.new_empty(quantiles.shape)
+    _cpu.lambda_mixture_targets(
+        arguments.sequences(mask, done, cu_seqlens, quantiles.shape[-1], mask_mode),
+        dispatch.tokens(rewards, packed),
+        dispatch.tokens(quantiles, packed),
+        dispatch.rows(bootstrap),
+        dispatch.pointer(lam),
+        dispatch.pointer(rows),
+        seed,
+        gamma,
+        dispatch.tokens(targets, packed),
+        rewards.numel(),
+        torch.get_num_threads(),
+    )
+    return targets
+
+
+def _reference_kernel(
+    rewards, quantiles, mask, lam, rows, bootstrap, done, cu_seqlens, gamma, seed, mask_mode
+):
+    arguments.check_offsets(cu_seqlens, rewards.shape[0])
+    return reference.lambda_mixture_targets(
+        rewards, quantiles, mask, gamma=gamma, lam=lam, seed=seed, rows=rows,
+        bootstrap=bootstrap, done=done, mask_mode=mask_mode, cu_seqlens=cu_seqlens,
+    )  # fmt: skip
+
+
+_op = dispatch.define_op(
+    "lambda_mixture_targets",
+    "(Tensor rewards, Tensor quantiles, Tensor mask, Tensor lam, Tensor rows, Tensor? bootstrap,"
+    " Tensor? done, Tensor? cu_seqlens, float gamma, SymInt seed, str mask_mode) -> Tensor",
+    reference=_reference_kernel,
+    fake=_fake,
+    cpu=_cpu_kernel,
+)
+
+
+def _backward_fake(
+    grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed, mask_mode,
+    want_rewards, want_quantiles, want_bootstrap,
+):  # fmt: skip
+    num_quantiles = grad_targets.shape[-1]
+    wants = (
+        (want_rewards, mask.shape, torch.float32),
+        (want_quantiles, grad_targets.shape, grad_targets.dtype),
+        (want_bootstrap, (lam.shape[0], num_quantiles), torch.float32),
+    )
+    return tuple(
+        grad_targets.new_empty(shape if want else (0,), dtype=dtype) for want, shape, dtype in wants
+    )
+
+
+def _backward_cpu(grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed, mask_mode, *wants):
+    packed = cu_seqlens is not None
+    cu_seqlens = arguments.offsets64(cu_seqlens)
+    grad_targets = dispatch.with_contiguous_rows(grad_targets)
+    outputs = _backward_fake(
+        grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed, mask_mode, *wants
+    )
+    rewards, quantiles, bootstrap = (
+        output if want else None for output, want in zip(outputs, wants, strict=True)
+    )
+    lam, rows = lam.contiguous(), rows.contiguous()
+    _cpu.lambda_mixture_targets_backward(
+        arguments.sequences(mask, done, cu_seqlens, grad_targets.shape[-1], mask_mode),
+        dispatch.tokens(grad_targets, packed),
+        dispatch.pointer(lam),
+        dispatch.pointer(rows),
+        seed,
+        gamma,
+        dispatch.tokens(rewards, packed),
+        dispatch.tokens(quantiles, packed),
+        dispatch.pointer(bootstrap),
+        mask.numel(),
+        torch.get_num_threads(),
+    )
+    return outputs
+
+
+def _backward_reference(
+    grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed, mask_mode, *wants
+):
+    # Bits given, the scan is linear in what it is differentiated in: any point of it will do.
+    num_quantiles = grad_targets.shape[-1]
+    zeros = [
+        torch.zeros(shape, device=mask.device, requires_grad=True)
+        for shape in (mask.shape, grad_targets.shape, (lam.shape[0], num_quantiles))
+    ]
+    rewards, quantiles, bootstrap = zeros
+    with torch.enable_grad():
+        targets = reference.lambda_mixture_targets(
+            rewards, quantiles, mask, gamma=gamma, lam=lam, seed=seed, rows=rows,
+            bootstrap=bootstrap, done=done, mask_mode=mask_mode, cu_seqlens=cu_seqlens,
+        )  # fmt: skip
+    grads = torch.autograd.grad(
+        targets, zeros, grad_targets.float(), allow_unused=True, materialize_grads=True
+    )
+    dtypes = (torch.float32, grad_targets.dtype, torch.float32)
+    return tuple(
+        grad.to(dtype) if want else mask.new_empty((0,), dtype=dtype)
+        for grad, dtype, want in zip(grads, dtypes, wants, strict=True)
+    )
+
+
+_backward_op = dispatch.define_op(
+    "lambda_mixture_targets_backward",
+    "(Tensor grad_targets, Tensor mask, Tensor lam, Tensor rows, Tensor? done,"
+    " Tensor? cu_seqlens, float gamma, SymInt seed, str mask_mode, bool want_rewards,"
+    " bool want_quantiles, bool want_bootstrap) -> (Tensor, Tensor, Tensor)",
+    reference=_backward_reference,
+    fake=_backward_fake,
+    cpu=_backward_cpu,
+    public=False,
+)
+dispatch.forbid_gradient(_backward_op)
+
+
+def _setup_context(ctx, inputs, output):
+    rewards, quantiles, mask, lam, rows, bootstrap, done, cu_seqlens, *rest = inputs
+    ctx.gamma, ctx.seed, ctx.mask_mode = rest
+    ctx.save_for_backward(mask, lam, rows, done, cu_seqlens)
+    differentiable = (rewards, quantiles, bootstrap)
+    ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in differentiable]
+
+
+def _backward(ctx, grad_targets):
+    wants = [ctx.needs_input_grad[index] for index in (0, 1, 5)]
+    mask, lam, rows, done, cu_seqlens = ctx.saved_tensors
+    grads = _backward_op(
+        grad_targets, mask, lam, rows, done, cu_seqlens, ctx.gamma, ctx.seed, ctx.mask_mode, *wants
+    )
+    rewards, quantiles, bootstrap = (
+        grad.to(dtype) if want else None
+        for grad, dtype, want in zip(grads, ctx.dtypes, wants, strict=True)
+    )
+    return (
+        rewards, quantiles, None, None, None, bootstrap, None, None, None, None, None,
+    )  # fmt: skip
+
+
+dispatch.define_gradient(_op, setup_context=_setup_context, backward=_backward)
