@@ -92,6 +92,7 @@ class CriticConfig:
     kind: str = option("value_flow", "head of the critic", choices=("value_flow", "scalar"))
     learning_rate: float = option(1e-3, "AdamW step size of trunk and head", low=0.0)
     warmup_steps: int = option(10, "first steps in which the critic alone trains", low=0)
+    warmup_epochs: int = option(4, "passes over each of those steps' rollouts", low=1)
     return_low: float = option(0.0, "smallest reward the task can give")
     return_high: float = option(1.0, "largest reward the task can give")
     clip_returns: bool = option(True, "clip predicted and target quantiles to these bounds")

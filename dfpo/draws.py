@@ -10,16 +10,16 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from dfpo_kernels.philox import philox4x32, uniform24
+from dfpo_kernels.philox import philox4x32, seed_key, uniform24
 
 
 class Stream(IntEnum):
-    """What a draw is for; part of its counter."""
+    """What a draw is for, a word of its counter; 0 belongs to ``lambda_mixture_targets``."""
 
-    SAMPLING = 0
-    NOISE = 1
-    EVALUATION = 2
-    PATH = 3
+    SAMPLING = 1
+    NOISE = 2
+    EVALUATION = 3
+    PATH = 4
 
 
 def uniforms(
@@ -41,4 +41,4 @@ def uniforms(
         ),
         dim=-1,
     )
-    return uniform24(philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))).flatten(-2)[:, :count]
+    return uniform24(philox4x32(counter, seed_key(seed))).flatten(-2)[:, :count]

@@ -10,17 +10,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config import Config
-from dfpo.critic import Critic
-from dfpo.data import Row, columns
-from dfpo.draws import Stream, uniforms
 from dfpo.evaluate import Scores, average
-from dfpo.policy import decode, generate
-from dfpo.rollout import RewardFunction, Rollout
+from dfpo.examples import Fan
+from dfpo.rollout import Rollout
 from dfpo.targets import Estimate
 from dfpo.tasks import slip_position
 
@@ -64,21 +58,16 @@ def plot_run(
     before: Scores,
     after: Scores,
     records: list[ValueRecord],
-    first_policy: PreTrainedModel,
-    critic: Critic,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: dict[str, dict[str, list[Row]]],
-    reward: RewardFunction,
+    fans: list[Fan],
 ) -> None:
     """Writes training.png, accuracy.png, value_fan.png and calibration.png into ``folder``."""
     folder.mkdir(exist_ok=True)
     with plt.rc_context(STYLE):
+        plot_accuracy(before, after).savefig(folder / "accuracy.png")
         if metrics:
             plot_training(metrics, config).savefig(folder / "training.png")
-        plot_accuracy(before, after).savefig(folder / "accuracy.png")
-        figure = plot_value_fan(first_policy, critic, tokenizer, rows, reward, config)
-        if figure is not None:
-            figure.savefig(folder / "value_fan.png")
+        if fans:
+            plot_value_fan(fans).savefig(folder / "value_fan.png")
         if records:
             plot_calibration(records, config).savefig(folder / "calibration.png")
         plt.close("all")
@@ -104,7 +93,7 @@ def plot_training(metrics: list[dict[str, Any]], config: Config) -> plt.Figure:
     for key, colour in zip(domains, DOMAIN_COLOURS, strict=False):
         curve(right, key, key.removeprefix("accuracy/"), colour)
     right.set(title="Accuracy by domain", ylabel="accuracy", ylim=(0, 1.02))
-    right.legend(loc="lower right")
+    right.legend(loc="upper left", ncols=3, bbox_to_anchor=(0, 0.12), fontsize=8)
     curve(kl, "kl", "KL", GREY)
     kl.set(title="Distance from the first policy", ylabel="KL, nats per answer", xlabel="step")
     curve(fit, "value/explained_variance", "explained variance", GREEN)
@@ -118,8 +107,8 @@ def plot_training(metrics: list[dict[str, Any]], config: Config) -> plt.Figure:
             ax.axvspan(-0.5, warmup - 0.5, color=GREY, alpha=0.1, linewidth=0)
     if warmup:
         top.text(
-            warmup / 2 - 0.5, 0.03, "critic warm-up", color=GREY, fontsize=7, rotation=90,
-            ha="center", va="bottom", transform=top.get_xaxis_transform(),
+            warmup / 2 - 0.5, 0.97, "critic warm-up", color=GREY, fontsize=7, rotation=90,
+            ha="center", va="top", transform=top.get_xaxis_transform(),
         )  # fmt: skip
     return figure
 
@@ -153,84 +142,38 @@ def plot_accuracy(before: Scores, after: Scores) -> plt.Figure:
     return figure
 
 
-def plot_value_fan(
-    policy: PreTrainedModel,
-    critic: Critic,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: dict[str, dict[str, list[Row]]],
-    reward: RewardFunction,
-    config: Config,
-) -> plt.Figure | None:
-    """The predicted return law token by token over one right and one wrong answer per domain.
-
-    Answers are the first policy's, on the first held-out prompt that it answers both ways.
-    """
-    pairs = {
-        domain: _right_and_wrong(policy, tokenizer, splits["id"], reward, config)
-        for domain, splits in rows.items()
-    }
-    pairs = {domain: pair for domain, pair in pairs.items() if pair is not None}
-    if not pairs:
-        return None
+def plot_value_fan(fans: list[Fan]) -> plt.Figure:
+    """The predicted return law token by token: a row per domain, right beside wrong answer."""
+    lines = len(fans) // 2
     figure, axes = plt.subplots(
-        len(pairs), 2, figsize=(11, 2.6 * len(pairs)), sharey=True, constrained_layout=True,
-        squeeze=False,
-    )  # fmt: skip
-    generator = torch.Generator(policy.device).manual_seed(config.seed)
-    for line, (domain, (samples, texts, row)) in zip(axes, pairs.items(), strict=True):
-        quantiles = critic.estimate(samples, generator).quantiles.float().cpu()
-        for ax, q, keep, text, right in zip(
-            line, quantiles, samples.mask.cpu(), texts, (True, False), strict=True
-        ):
-            _fan(ax, q[keep].numpy(), text.split(), row, right)
-            ax.set_title(f"{domain}, {'right' if right else 'wrong'} answer")
-        line[0].set_ylabel("predicted return")
-    axes[0, 0].legend(loc="lower left", ncols=3, fontsize=8)
+        lines, 2, figsize=(11, 2.5 * lines), sharey=True, constrained_layout=True, squeeze=False
+    )
+    for ax, fan in zip(axes.flat, fans, strict=True):
+        _fan(ax, fan)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("predicted return")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
+    )
     return figure
 
 
-def _fan(ax: plt.Axes, quantiles: np.ndarray, words: list[str], row: Row, right: bool) -> None:
+def _fan(ax: plt.Axes, fan: Fan) -> None:
     """One answer's value distribution; the state before word i stands at i."""
-    x = np.arange(len(quantiles))
+    x = np.arange(len(fan.quantiles))
     for low, high, alpha in ((5, 95, 0.18), (25, 75, 0.35)):
-        bounds = np.percentile(quantiles, [low, high], axis=1)
+        bounds = np.percentile(fan.quantiles, [low, high], axis=1)
         label = f"{low} to {high} %"
         ax.fill_between(x, *bounds, color=BLUE, alpha=alpha, linewidth=0, label=label)
-    ax.plot(x, quantiles.mean(1), color=BLUE, linewidth=1.5, label="mean")
-    slip = slip_position(words, row["answer"].split())
-    if slip is not None and not right:
+    ax.plot(x, fan.quantiles.mean(1), color=BLUE, linewidth=1.5, label="mean")
+    ax.set_title(f"{fan.domain}, {'right' if fan.right else 'wrong'} answer")
+    slip = slip_position(fan.words, fan.row["answer"].split())
+    if slip is not None and not fan.right:
+        word = fan.words[slip] if slip < len(fan.words) else "end"
         ax.axvline(slip, color=RED, linewidth=1)
-        ax.text(slip + 0.2, 1.06, f"slip: {words[slip]}", color=RED, fontsize=8, va="center")
-    labels = [*words, "end"][: len(x)]
-    ax.set_xticks(x, labels, rotation=90, fontsize=6.5)
+        ax.text(slip + 0.2, 1.06, f"slip: {word}", color=RED, fontsize=8, va="center")
+    ax.set_xticks(x, [*fan.words, "end"][: len(x)], rotation=90, fontsize=6.5)
     ax.set(ylim=(-0.05, 1.12), xlim=(-0.5, len(x) - 0.5))
-
-
-def _right_and_wrong(
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[Row],
-    reward: RewardFunction,
-    config: Config,
-    tries: int = 16,
-) -> tuple[Any, list[str], Row] | None:
-    """Samples and texts (right, wrong) of the first row that meets both; None if none does."""
-    length = config.rollout.max_new_tokens
-    for number, row in enumerate(rows[:20]):
-        repeated = [row] * tries
-        ids = torch.arange(number * tries, (number + 1) * tries, device=policy.device)
-        draws = uniforms(config.eval.seed, Stream.EVALUATION, 1, ids, length)
-        prompts = [row["prompt"]] * tries
-        samples = generate(policy, tokenizer, prompts, length, uniforms=draws)
-        texts, token_ids = decode(tokenizer, samples)
-        scores = reward(
-            prompts=prompts, completions=texts, completion_ids=token_ids, **columns(repeated)
-        )
-        if max(scores) > min(scores):
-            chosen = torch.tensor([int(np.argmax(scores)), int(np.argmin(scores))])
-            picked = type(samples)(*(x[chosen.to(x.device)] for x in samples))
-            return picked, [texts[i] for i in chosen], row
-    return None
 
 
 def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:

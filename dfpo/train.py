@@ -22,6 +22,7 @@ from dfpo.critic import build_critic
 from dfpo.data import evaluation_rows, training_rows
 from dfpo.diagnostics import describe
 from dfpo.evaluate import Scores, average, evaluate
+from dfpo.examples import find_examples, predict
 from dfpo.log import MetricsLog, create_run, write_json
 from dfpo.noise import parse_noise
 from dfpo.plots import ValueRecord, plot_run
@@ -61,6 +62,8 @@ def train(config: Config) -> Path:
     held_out = evaluation_rows(config.eval.seed, config.eval.prompts)
     print(f"{run}: {config.algorithm}, {describe_policy(policy)}, noise {config.noise}")
     before = evaluate(policy, tokenizer, held_out, reward, config)
+    examples = find_examples(policy, tokenizer, held_out, reward, config)
+    fans = predict(critic, examples, config)
     records: list[ValueRecord] = []
     bar = tqdm(range(config.steps), desc="train", unit="step")
     for step in bar:
@@ -85,15 +88,15 @@ def train(config: Config) -> Path:
             accuracy=f"{metrics['reward/clean']:.2f}",
             kl=f"{metrics['kl']:.3f}",
         )
+        if step + 1 == config.critic.warmup_steps:
+            # The last moment at which the examples are the policy's own.
+            fans = predict(critic, examples, config)
         if step >= config.steps * (1 - CALIBRATION_SHARE):
             records.append(ValueRecord.from_rollout(rollout, estimate))
 
     after = evaluate(policy, tokenizer, held_out, reward, config)
     save(policy, tokenizer, critic, run)
-    plot_run(
-        run / "plots", config, log.records, before, after, records,
-        first_policy, critic, tokenizer, held_out, reward,
-    )  # fmt: skip
+    plot_run(run / "plots", config, log.records, before, after, records, fans)
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
     write_json(run / "summary.json", summarise(before, after, seconds, cpu_seconds))
     print(closing_table(before, after))

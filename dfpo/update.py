@@ -33,7 +33,8 @@ def update(
     """Passes over the rollout in shuffled minibatches; returns the mean of each metric."""
     sums: dict[str, list[Tensor]] = defaultdict(list)
     count = rollout.samples.mask.shape[0]
-    for _ in range(config.policy.epochs):
+    epochs = config.policy.epochs if train_policy else config.critic.warmup_epochs
+    for _ in range(epochs):
         order = torch.randperm(count, generator=generator, device=generator.device)
         for rows in order.chunk(config.policy.minibatches):
             samples = Samples(*(x[rows] for x in rollout.samples))
