@@ -145,7 +145,8 @@ void for_rows_summed(int64_t rows, int64_t work_per_row, int64_t W, int64_t Q, u
     }
 }
 
-// Work is counted in silu evaluations; a vector of quantiles costs the same when part of it is used.
+// Work is counted in silu evaluations; a vector of quantiles costs the same when part of it is
+// used.
 int64_t row_work(int64_t Q, int64_t W, int64_t evaluations) {
     return (Q + 15) / 16 * 16 * W * evaluations;
 }

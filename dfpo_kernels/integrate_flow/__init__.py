@@ -212,7 +212,7 @@ def _cpu_backward(
     sums = native.RowSums(bias.shape[1], num_quantiles, bias)
     field = native.laid_out(FlowField(*inputs[:5]))
     start, end = native.spread(start, rows), native.spread(end, rows)
-    grad_rows = dispatch.with_contiguous_rows(grad_out.reshape(rows, -1))
+    grad_rows = dispatch.with_contiguous_rows(grad_out.flatten(1))
     _cpu.integrate_flow_backward(
         native.field_argument(field),
         reference.METHODS[method],
