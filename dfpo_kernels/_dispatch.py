@@ -88,7 +88,13 @@ def define_op(
 
 def define_gradient(op: Callable, *, setup_context: Callable, backward: Callable) -> None:
     """Wires autograd of an op; ``backward`` holds no math beyond calling the backward op."""
-    torch.library.register_autograd(op, backward, setup_context=setup_context, lib=LIBRARY)
+
+    def setup(ctx, inputs, output):
+        # Outputs kept for the backward pass would otherwise get gradients full of zeros.
+        ctx.set_materialize_grads(False)
+        setup_context(ctx, inputs, output)
+
+    torch.library.register_autograd(op, backward, setup_context=setup, lib=LIBRARY)
 
 
 def forbid_gradient(op: Callable) -> None:

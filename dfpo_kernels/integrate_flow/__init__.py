@@ -209,10 +209,10 @@ def _cpu_backward(
     rows, num_quantiles = grad_out.shape[0], grad_out.shape[-1]
     inputs = (bias, gain, offset, z_weight, time_weight, path, start, end)
     grads = _fake_backward(grad_out, *inputs, shared_base)
-    sums = native.RowSums(bias.shape[1], num_quantiles, bias)
+    sums = native.SharedGrads(bias.shape[1], num_quantiles, bias)
     field = native.laid_out(FlowField(*inputs[:5]))
     start, end = native.spread(start, rows), native.spread(end, rows)
-    grad_rows = dispatch.with_contiguous_rows(grad_out.reshape(rows, -1))
+    grad_rows = dispatch.with_contiguous_rows(grad_out.flatten(1))
     _cpu.integrate_flow_backward(
         native.field_argument(field),
         reference.METHODS[method],

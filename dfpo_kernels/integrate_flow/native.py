@@ -51,7 +51,7 @@ def own_rows(gradient: Tensor, rows: int) -> tuple[int, int, int]:
     return dispatch.rows(gradient if gradient.shape[0] == rows else None)
 
 
-class RowSums:
+class SharedGrads:
     """Gradients that the native code sums over rows: z_weight [W], time_weight [W], z [Q] and two
     times [1] each."""
 

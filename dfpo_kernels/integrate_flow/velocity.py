@@ -104,7 +104,7 @@ def _cpu_backward(grad_velocity, bias, gain, offset, z_weight, time_weight, z, f
     rows, num_quantiles = grad_velocity.shape
     inputs = (bias, gain, offset, z_weight, time_weight, z, flow_time)
     grads = native.empty_gradients(*inputs)
-    sums = native.RowSums(bias.shape[1], num_quantiles, bias)
+    sums = native.SharedGrads(bias.shape[1], num_quantiles, bias)
     field = native.laid_out(FlowField(*inputs[:5]))
     grad_velocity = dispatch.with_contiguous_rows(grad_velocity)
     z, flow_time = native.spread(z, rows), native.spread(flow_time, rows)
