@@ -1,5 +1,6 @@
 """Builds the native kernels with CMake; all metadata is in pyproject.toml."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -26,11 +27,15 @@ class CMakeBuild(build_ext):
             "cmake", "-S", str(ROOT), "-B", str(build),
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DDFPO_CUDA={os.environ.get('DFPO_CUDA', '1')}",
         ]  # fmt: skip
         if ninja:
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         subprocess.run(configure, check=True)
         subprocess.run(["cmake", "--build", str(build), "--parallel"], check=True)
+        # A module of an earlier build that this one leaves out would still be imported.
+        for stale in destination.glob("_*.so"):
+            stale.unlink()
         subprocess.run(["cmake", "--install", str(build), "--prefix", str(destination)], check=True)
 
     def get_outputs(self) -> list[str]:

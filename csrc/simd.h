@@ -39,13 +39,21 @@ DFPO_INLINE Vec load(const float* p) {
 
 DFPO_INLINE void store(float* p, Vec v) { std::memcpy(p, &v, sizeof v); }
 
+DFPO_INLINE IVec lane_number() {
+    IVec v{};
+    for (int i = 0; i < kLanes; i++) v[i] = i;
+    return v;
+}
+
 // The first n lanes, 0 <= n <= kLanes; the other lanes are 0 and their memory is not touched.
 DFPO_INLINE Vec load_first(const float* p, int n) {
 #if defined(__AVX512F__)
     return (Vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1u), p);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_maskload_ps(p, (__m256i)(lane_number() < n));
 #else
     Vec v{};
-    for (int i = 0; i < n; i++) v[i] = p[i];
+    std::memcpy(&v, p, n * sizeof(float));
     return v;
 #endif
 }
@@ -53,8 +61,10 @@ DFPO_INLINE Vec load_first(const float* p, int n) {
 DFPO_INLINE void store_first(float* p, Vec v, int n) {
 #if defined(__AVX512F__)
     _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1u), (__m512)v);
+#elif defined(__AVX2__)
+    _mm256_maskstore_ps(p, (__m256i)(lane_number() < n), (__m256)v);
 #else
-    for (int i = 0; i < n; i++) p[i] = v[i];
+    std::memcpy(p, &v, n * sizeof(float));
 #endif
 }
 
@@ -80,7 +90,7 @@ DFPO_INLINE Vec max(Vec a, Vec b) {
 }
 
 DFPO_INLINE Vec lane_index() {
-    Vec v;
+    Vec v{};
     for (int i = 0; i < kLanes; i++) v[i] = (float)i;
     return v;
 }

@@ -9,12 +9,12 @@ namespace DFPO_VARIANT {
 
 namespace {
 
-template <bool kTwoTraces, typename Lanes>
+template <typename Lanes>
 DFPO_INLINE void walk_back(const GaeArgs& a, Lanes& lanes) {
     constexpr int kVecs = Lanes::kVecs;
     const Vec gamma = splat(a.gamma), zero{};
     const Vec decay = gamma * lanes.per_sequence(a.lam);
-    const Vec target_decay = kTwoTraces ? gamma * lanes.per_sequence(a.target_lam) : zero;
+    const Vec target_decay = a.target_lam ? gamma * lanes.per_sequence(a.target_lam) : decay;
     const bool explicit_successors = a.next_quantiles.data != nullptr;
     Vec value[kVecs], advantage[kVecs] = {}, trace[kVecs] = {};
     lanes.read_state(a.bootstrap, value);
@@ -32,23 +32,21 @@ DFPO_INLINE void walk_back(const GaeArgs& a, Lanes& lanes) {
             const IVec stop = (role & kStop) != 0;
             const Vec reward = blank ? zero : lanes.reward(j);
             for (int i = 0; i < kVecs; i++) {
-                const Vec raw = load(values.at(j) + i * kLanes);
+                const Vec raw = lanes.get(values.at(j), i);
                 const Vec v = blank ? zero : raw;
                 Vec successor = value[i];
                 if (explicit_successors) {
-                    successor = load(successors.at(j) + i * kLanes);
+                    successor = lanes.get(successors.at(j), i);
                     successor = blank ? zero : successor;
                 }
                 const Vec delta = reward + gamma * (stop ? zero : successor) - v;
-                const Vec stepped = delta + decay * (stop ? zero : advantage[i]);
-                advantage[i] = skip ? advantage[i] : stepped;
-                if (kTwoTraces) {
-                    const Vec stepped_trace = delta + target_decay * (stop ? zero : trace[i]);
-                    trace[i] = skip ? trace[i] : stepped_trace;
-                }
+                const Vec next_advantage = delta + decay * (stop ? zero : advantage[i]);
+                const Vec next_trace = delta + target_decay * (stop ? zero : trace[i]);
+                advantage[i] = skip ? advantage[i] : next_advantage;
+                trace[i] = skip ? trace[i] : next_trace;
                 value[i] = skip ? value[i] : v;
-                store(advantages.at(j) + i * kLanes, advantage[i]);
-                store(targets.at(j) + i * kLanes, v + (kTwoTraces ? trace[i] : advantage[i]));
+                lanes.put(advantages.at(j), i, advantage[i]);
+                lanes.put(targets.at(j), i, v + trace[i]);
             }
         }
         lanes.written(a.advantages, advantages);
@@ -57,13 +55,13 @@ DFPO_INLINE void walk_back(const GaeArgs& a, Lanes& lanes) {
 }
 
 // The gradient flows forward in time. `into_*` is the gradient of what the steps so far read of
-// the next step: its advantage, its target's trace and its value.
-template <bool kTwoTraces, typename Lanes>
+// the next step: its advantage, its trace towards the target and its value.
+template <typename Lanes>
 DFPO_INLINE void walk_forth(const GaeGradArgs& a, Lanes& lanes) {
     constexpr int kVecs = Lanes::kVecs;
     const Vec gamma = splat(a.gamma), zero{};
     const Vec decay = gamma * lanes.per_sequence(a.lam);
-    const Vec target_decay = kTwoTraces ? gamma * lanes.per_sequence(a.target_lam) : zero;
+    const Vec target_decay = a.target_lam ? gamma * lanes.per_sequence(a.target_lam) : decay;
     Vec into_advantage[kVecs] = {}, into_trace[kVecs] = {}, into_value[kVecs] = {};
 
     for (int64_t block = lanes.blocks() - 1; block >= 0; block--) {
@@ -78,29 +76,24 @@ DFPO_INLINE void walk_forth(const GaeGradArgs& a, Lanes& lanes) {
             const IVec stop = (role & kStop) != 0;
             Vec grad_reward[kVecs];
             for (int i = 0; i < kVecs; i++) {
-                const int64_t at = i * kLanes;
-                const Vec target = grad_targets ? load(grad_targets.at(j) + at) : zero;
-                Vec advantage = into_advantage[i], trace = into_trace[i];
-                if (grad_advantages) advantage += load(grad_advantages.at(j) + at);
-                // With one lam the target reads the same trace.
-                (kTwoTraces ? trace : advantage) += target;
-                const Vec delta = kTwoTraces ? advantage + trace : advantage;
+                const Vec target = grad_targets ? lanes.get(grad_targets.at(j), i) : zero;
+                Vec advantage = into_advantage[i];
+                if (grad_advantages) advantage += lanes.get(grad_advantages.at(j), i);
+                const Vec trace = into_trace[i] + target, delta = advantage + trace;
                 const Vec successor = stop ? zero : gamma * delta;
 
                 grad_reward[i] = (skip | blank) ? zero : delta;
                 if (grad_values) {
                     const Vec at_step = blank ? zero : target - delta + into_value[i];
-                    store(grad_values.at(j) + at, skip ? target : at_step);
+                    lanes.put(grad_values.at(j), i, skip ? target : at_step);
                 }
                 if (grad_successors)
-                    store(grad_successors.at(j) + at, (skip | blank) ? zero : successor);
+                    lanes.put(grad_successors.at(j), i, (skip | blank) ? zero : successor);
 
                 const Vec decayed = stop ? zero : decay * advantage;
+                const Vec decayed_trace = stop ? zero : target_decay * trace;
                 into_advantage[i] = skip ? advantage : decayed;
-                if (kTwoTraces) {
-                    const Vec decayed_trace = stop ? zero : target_decay * trace;
-                    into_trace[i] = skip ? trace : decayed_trace;
-                }
+                into_trace[i] = skip ? trace : decayed_trace;
                 if (!a.explicit_successors) into_value[i] = skip ? into_value[i] : successor;
             }
             lanes.add_reward_grad(j, grad_reward);
@@ -115,21 +108,11 @@ DFPO_INLINE void walk_forth(const GaeGradArgs& a, Lanes& lanes) {
 }  // namespace
 
 void distributional_gae(const GaeArgs& a, int64_t begin, int64_t end) {
-    for_lanes(a.sequences, begin, end, [&](auto& lanes) {
-        if (a.target_lam)
-            walk_back<true>(a, lanes);
-        else
-            walk_back<false>(a, lanes);
-    });
+    for_lanes(a.sequences, begin, end, [&](auto& lanes) { walk_back(a, lanes); });
 }
 
 void distributional_gae_backward(const GaeGradArgs& a, int64_t begin, int64_t end) {
-    for_lanes(a.sequences, begin, end, [&](auto& lanes) {
-        if (a.target_lam)
-            walk_forth<true>(a, lanes);
-        else
-            walk_forth<false>(a, lanes);
-    });
+    for_lanes(a.sequences, begin, end, [&](auto& lanes) { walk_forth(a, lanes); });
 }
 
 }  // namespace DFPO_VARIANT

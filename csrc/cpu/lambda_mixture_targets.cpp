@@ -127,13 +127,13 @@ DFPO_INLINE void walk_back(const MixtureArgs& a, Lanes& lanes) {
             counter.step += ~skip;
             if (!lanes.all_skip(j)) draw(lanes, a.seed, counter, uniform);
             for (int i = 0; i < kVecs; i++) {
-                const Vec raw = load(values.at(j) + i * kLanes);
+                const Vec raw = lanes.get(values.at(j), i);
                 const Vec v = blank ? zero : raw;
                 const Vec successor = uniform[i] < lam ? target[i] : value[i];
                 const Vec stepped = reward + gamma * (stop ? zero : successor);
                 target[i] = skip ? target[i] : stepped;
                 value[i] = skip ? value[i] : v;
-                store(targets.at(j) + i * kLanes, target[i]);
+                lanes.put(targets.at(j), i, target[i]);
             }
         }
         lanes.written(a.targets, targets);
@@ -161,12 +161,12 @@ DFPO_INLINE void walk_forth(const MixtureGradArgs& a, Lanes& lanes) {
             counter.step -= ~skip;
             Vec grad_reward[kVecs];
             for (int i = 0; i < kVecs; i++) {
-                const Vec target = into_target[i] + load(grad_targets.at(j) + i * kLanes);
+                const Vec target = into_target[i] + lanes.get(grad_targets.at(j), i);
                 const Vec successor = stop ? zero : gamma * target;
                 const IVec follow = uniform[i] < lam;
                 grad_reward[i] = (skip | blank) ? zero : target;
                 if (grad_values)
-                    store(grad_values.at(j) + i * kLanes, (skip | blank) ? zero : into_value[i]);
+                    lanes.put(grad_values.at(j), i, (skip | blank) ? zero : into_value[i]);
                 const Vec followed = follow ? successor : zero, valued = follow ? zero : successor;
                 into_target[i] = skip ? target : followed;
                 into_value[i] = skip ? into_value[i] : valued;

@@ -27,7 +27,7 @@ struct Tile {
 };
 
 // n elements `stride` apart, from element i, as float32.
-DFPO_INLINE void read_strided(const Tokens& x, int64_t i, int64_t stride, int n, float* out) {
+inline void read_strided(const Tokens& x, int64_t i, int64_t stride, int n, float* out) {
     if (stride == 1) {
         const Rows row{x.data, x.dtype, i};
         const float* in = read_row(row, 1, n, out);
@@ -37,7 +37,7 @@ DFPO_INLINE void read_strided(const Tokens& x, int64_t i, int64_t stride, int n,
     }
 }
 
-DFPO_INLINE void write_strided(const Tokens& x, int64_t i, int64_t stride, int n, const float* in) {
+inline void write_strided(const Tokens& x, int64_t i, int64_t stride, int n, const float* in) {
     if (stride == 1 && x.dtype == Dtype::f32)
         std::memcpy((float*)x.data + i, in, n * sizeof(float));
     else if (stride == 1)
@@ -46,32 +46,29 @@ DFPO_INLINE void write_strided(const Tokens& x, int64_t i, int64_t stride, int n
         for (int j = 0; j < n; j++) write_element(x.data, x.dtype, i + j * stride, in[j]);
 }
 
-// roles[j] |= element i + j * stride is zero ? if_zero : if_set
+// roles[j] |= p[j] is zero ? if_zero : if_set
 template <typename Element>
-DFPO_INLINE void add_roles(const Element* p, int shift, int64_t stride, int n, int32_t if_zero,
-                           int32_t if_set, int32_t* roles) {
-    if (stride == 1)
-        for (int j = 0; j < n; j++) roles[j] |= (Element)(p[j] << shift) ? if_set : if_zero;
-    else
-        for (int j = 0; j < n; j++)
-            roles[j] |= (Element)(p[j * stride] << shift) ? if_set : if_zero;
+DFPO_INLINE void add_roles(const Element* p, int shift, int n, int32_t if_zero, int32_t if_set,
+                           int32_t* roles) {
+    for (int j = 0; j < n; j++) roles[j] |= (Element)(p[j] << shift) ? if_set : if_zero;
 }
 
-DFPO_INLINE void add_roles(const Flags& x, int64_t i, int n, int32_t if_zero, int32_t if_set,
-                           int32_t* roles) {
-    const int64_t stride = x.token_stride;
+inline void add_roles(const Flags& x, int64_t i, int n, int32_t if_zero, int32_t if_set,
+                      int32_t* roles) {
+    if (x.token_stride != 1) {
+        for (int j = 0; j < n; j++)
+            roles[j] |= is_set(x, i + j * x.token_stride) ? if_set : if_zero;
+        return;
+    }
     switch (x.log2_size) {
         case 0:
-            return add_roles((const uint8_t*)x.data + i, 0, stride, n, if_zero, if_set, roles);
+            return add_roles((const uint8_t*)x.data + i, 0, n, if_zero, if_set, roles);
         case 1:
-            return add_roles((const uint16_t*)x.data + i, x.floating, stride, n, if_zero, if_set,
-                             roles);
+            return add_roles((const uint16_t*)x.data + i, x.floating, n, if_zero, if_set, roles);
         case 2:
-            return add_roles((const uint32_t*)x.data + i, x.floating, stride, n, if_zero, if_set,
-                             roles);
+            return add_roles((const uint32_t*)x.data + i, x.floating, n, if_zero, if_set, roles);
         default:
-            return add_roles((const uint64_t*)x.data + i, x.floating, stride, n, if_zero, if_set,
-                             roles);
+            return add_roles((const uint64_t*)x.data + i, x.floating, n, if_zero, if_set, roles);
     }
 }
 
@@ -107,8 +104,6 @@ struct ParticleLanes {
         const int64_t left = sequences.num_quantiles - particle;
         width = left < kWidth ? (int)left : kWidth;
         length = sequence_length(sequences, b);
-        // Lanes past the last particle hold 0 and never leave the scratch.
-        if (width < kWidth) std::memset(scratch, 0, sizeof scratch);
     }
 
     int64_t blocks() const { return (length + kBlock - 1) / kBlock; }
@@ -126,12 +121,25 @@ struct ParticleLanes {
         return sequence_start(sequences, x, b) + (origin + j) * x.token_stride;
     }
 
-    bool direct(const Tokens& x) const { return x.dtype == Dtype::f32 && width == kWidth; }
+    // Vector i of a slot; lanes past the last particle are 0 and their memory is not touched.
+    DFPO_INLINE Vec get(const float* slot, int i) const {
+        const int left = width - i * kLanes;
+        if (left >= kLanes) return load(slot + i * kLanes);
+        return left > 0 ? load_first(slot + i * kLanes, left) : Vec{};
+    }
+
+    DFPO_INLINE void put(float* slot, int i, Vec v) const {
+        const int left = width - i * kLanes;
+        if (left >= kLanes)
+            store(slot + i * kLanes, v);
+        else if (left > 0)
+            store_first(slot + i * kLanes, v, left);
+    }
 
     Tile read(const Tokens& x, int slot) {
         if (!x.data) return {};
         const Tile tile = write_to(x, slot);
-        if (!direct(x))
+        if (x.dtype != Dtype::f32)
             for (int j = first; j < kBlock; j++)
                 read_strided(x, index(x, j) + q, 1, width, tile.at(j));
         return tile;
@@ -140,12 +148,12 @@ struct ParticleLanes {
     // Where to compute an output tile; `written` brings it home.
     Tile write_to(const Tokens& x, int slot) {
         if (!x.data) return {};
-        if (direct(x)) return {(float*)x.data + index(x, 0) + q, x.token_stride};
+        if (x.dtype == Dtype::f32) return {(float*)x.data + index(x, 0) + q, x.token_stride};
         return {scratch[slot], kWidth};
     }
 
     void written(const Tokens& x, const Tile& tile) const {
-        if (!x.data || direct(x)) return;
+        if (!x.data || x.dtype == Dtype::f32) return;
         for (int j = first; j < kBlock; j++)
             write_strided(x, index(x, j) + q, 1, width, tile.at(j));
     }
@@ -188,7 +196,8 @@ struct ParticleLanes {
 };
 
 struct SequenceLanes {
-    static constexpr int kVecs = 1, kBlock = 64, kTiles = 6;
+    // 1 kB of a row at a time: long enough for the prefetcher, and six tiles stay in the L2 cache.
+    static constexpr int kVecs = 1, kBlock = 256, kTiles = 6;
 
     const Sequences& sequences;
     int64_t b;
@@ -236,6 +245,8 @@ struct SequenceLanes {
     }
 
     DFPO_INLINE IVec role(int j) const { return (IVec)load(role_tile.at(j)); }
+    DFPO_INLINE Vec get(const float* slot, int) const { return load(slot); }
+    DFPO_INLINE void put(float* slot, int, Vec v) const { store(slot, v); }
     // Lanes differ, so finding out costs more than it would spare.
     DFPO_INLINE bool all_skip(int) const { return false; }
 
