@@ -54,7 +54,7 @@ class RolloutConfig:
 class PolicyConfig:
     """PPO's clipped objective."""
 
-    learning_rate: float = option(5e-5, "AdamW step size of the policy", low=0.0)
+    learning_rate: float = option(1.5e-4, "AdamW step size of the policy", low=0.0)
     clip: float = option(0.2, "ratio clip: the ratio counts within [1 - clip, 1 + clip]", low=0.0)
     dual_clip: float = option(
         3.0, "bound on the ratio where the advantage is negative; 0 switches it off", low=0.0
@@ -148,7 +148,7 @@ class Config:
     name: str | None = option(None, "name of the run; default the algorithm and the seed")
     runs_dir: str = option("runs", "where run directories are made")
     seed: int = option(0, "seed of prompts, sampling, noise and critic", low=0, high=2**31 - 1)
-    steps: int = option(100, "training steps, critic warm-up included", low=0)
+    steps: int = option(70, "training steps, critic warm-up included", low=0)
     noise: str = option(
         "none",
         "what corrupts the training reward: flip=P, fp=P, fn=P, outliers=P, joined by commas",

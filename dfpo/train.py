@@ -91,7 +91,7 @@ def train(config: Config) -> Path:
         if step + 1 == config.critic.warmup_steps:
             # The last moment at which the examples are the policy's own.
             fans = predict(critic, examples, config)
-        if step >= config.steps * (1 - CALIBRATION_SHARE):
+        if step >= int(config.steps * (1 - CALIBRATION_SHARE)):
             records.append(ValueRecord.from_rollout(rollout, estimate))
 
     after = evaluate(policy, tokenizer, held_out, reward, config)
