@@ -91,7 +91,7 @@ class CriticConfig:
 
     kind: str = option("value_flow", "head of the critic", choices=("value_flow", "scalar"))
     learning_rate: float = option(1e-3, "AdamW step size of trunk and head", low=0.0)
-    warmup_steps: int = option(10, "first steps in which the critic alone trains", low=0)
+    warmup_steps: int = option(15, "first steps in which the critic alone trains", low=0)
     warmup_epochs: int = option(4, "passes over each of those steps' rollouts", low=1)
     return_low: float = option(0.0, "smallest reward the task can give")
     return_high: float = option(1.0, "largest reward the task can give")
@@ -148,7 +148,7 @@ class Config:
     name: str | None = option(None, "name of the run; default the algorithm and the seed")
     runs_dir: str = option("runs", "where run directories are made")
     seed: int = option(0, "seed of prompts, sampling, noise and critic", low=0, high=2**31 - 1)
-    steps: int = option(70, "training steps, critic warm-up included", low=0)
+    steps: int = option(65, "training steps, critic warm-up included", low=0)
     noise: str = option(
         "none",
         "what corrupts the training reward: flip=P, fp=P, fn=P, outliers=P, joined by commas",
