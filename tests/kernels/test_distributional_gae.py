@@ -241,8 +241,13 @@ def test_nothing_crosses_done():
         assert torch.equal(one[:, :10], other[:, :10])
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64,
-                                   torch.float16, torch.bfloat16, torch.float32, torch.float64])  # fmt: skip
+FLAG_DTYPES = [
+    torch.bool, torch.uint8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16,
+    torch.float32, torch.float64,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", FLAG_DTYPES)
 @pytest.mark.parametrize("num_quantiles", [1, 3])
 def test_mask_and_done_of_any_dtype(dtype, num_quantiles):
     inputs = make_scan(5, 19, num_quantiles)
