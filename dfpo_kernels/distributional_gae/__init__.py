@@ -167,8 +167,7 @@ def _cpu_kernel(rewards, *args):
 
 def _cuda_kernel(rewards, *args):
     def run(gae_args):
-        with torch.cuda.device(rewards.device):
-            dispatch.CUDA_MODULE.distributional_gae(gae_args, *dispatch.cuda_target(rewards))
+        dispatch.launch_cuda("distributional_gae", rewards, gae_args)
 
     return _launch(run, rewards, *args)
 
