@@ -1,5 +1,5 @@
-"""The CUDA kernels' own text, compiled for the CPU and run thread after thread, through the bindings
-and the Python code that a GPU would use (csrc/cuda/launch.h). No GPU runs here."""
+"""The CUDA kernels' own text, compiled for the CPU and run thread after thread (csrc/cuda/launch.h)
+through the bindings and the Python code that a GPU would use. No GPU runs here."""
 
 import importlib.util
 import shutil
