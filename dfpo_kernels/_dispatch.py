@@ -165,9 +165,12 @@ def pointer(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-def cuda_target(tensor: Tensor) -> tuple[int, int]:
-    """Where a CUDA kernel on this tensor is launched: device index and current stream."""
-    return tensor.device.index, torch.cuda.current_stream(tensor.device).cuda_stream
+def launch_cuda(name: str, tensor: Tensor, *args: object) -> None:
+    """Calls a launcher of the CUDA module, on the tensor's device and that device's current stream.
+    A failed launch raises RuntimeError with the text of CUDA."""
+    with torch.cuda.device(tensor.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        getattr(CUDA_MODULE, name)(*args, tensor.device.index, stream)
 
 
 def with_contiguous_rows(tensor: Tensor) -> Tensor:

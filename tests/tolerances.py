@@ -16,6 +16,12 @@ VALUE = {
 # flow_velocity in float32, in units of the sum of its terms' magnitudes, |offset| and
 # |gain| (|bias| + |z z_weight| + |s time_weight|).
 VELOCITY = 1e-6
+# A reverse scan adds up the rounding errors of up to a few hundred tokens; absolute is absolute.
+SCAN = {
+    torch.float32: (5e-5, 2e-5),
+    torch.bfloat16: (3e-2, 1e-2),
+    torch.float16: (5e-3, 2e-3),
+}
 
 
 def assert_near(actual: Tensor, expected: Tensor, what: str = "value") -> None:

@@ -1,69 +1,110 @@
 // Quantile Huber loss with its gradients in one pass, all pairs in registers:
 //   u = y_p - q_i,  c = clamp(u, -kappa, kappa),  H(u) = c (u - c / 2) / kappa,  H'(u) = c / kappa.
-// Nothing of size [Q, P] is ever stored.
+// Nothing of size [Q, P] is ever stored. The factor 1 / kappa waits for the end of a row.
 #include "../simd.h"
 #include "kernels.h"
+#include "transpose.h"
 
 namespace dfpo {
 namespace DFPO_VARIANT {
 
 namespace {
 
-// c / kappa and the loss H for one vector of differences; kappa = 0 is the pinball |u|.
-template <bool kPinball>
-DFPO_INLINE Vec huber(Vec u, Vec kappa, Vec inverse_kappa, Vec* slope) {
-    if (kPinball) {
-        const Vec zero{};
-        *slope = u > zero ? splat(1.0f) : (u < zero ? splat(-1.0f) : u);
-        return *slope * u;
+// Below this kappa, 1 / kappa overflows, and H is the pinball |u| to within kappa / 2.
+constexpr float kLeastKappa = 1e-30f;
+
+struct Pairs {
+    const float* targets;  // [P]
+    float* target_sums;    // [P], or null
+    int64_t num_targets;
+    Vec kappa;
+};
+
+// kCount quantiles against all targets: their loss, and for each the sum of its slopes. Several at
+// a time, so that a target is loaded once for all of them and sums do not wait for each other.
+template <bool kPinball, bool kTargetGrad, int kCount>
+DFPO_INLINE Vec add_quantiles(const Pairs& pairs, const float* quantiles, const float* taus,
+                              Vec slopes[kCount]) {
+    const int64_t P = pairs.num_targets;
+    const Vec zero{};
+    Vec quantile[kCount], above[kCount], below[kCount], loss[kCount];
+    for (int i = 0; i < kCount; i++) {
+        quantile[i] = splat(quantiles[i]);
+        above[i] = splat(taus[i]);
+        below[i] = splat(1.0f - taus[i]);
+        loss[i] = slopes[i] = zero;
     }
-    const Vec c = min(kappa, max(-kappa, u));
-    *slope = c * inverse_kappa;
-    return *slope * (u - 0.5f * c);
+    for (int64_t p = 0; p < P; p += kLanes) {
+        const int n = P - p < kLanes ? (int)(P - p) : kLanes;
+        const Vec target = n == kLanes ? load(pairs.targets + p) : load_first(pairs.targets + p, n);
+        Vec target_sum{};
+        for (int i = 0; i < kCount; i++) {
+            Vec u = target - quantile[i];
+            // Lanes past the end get u = 0, hence loss and slope 0.
+            if (n < kLanes) u = lane_index() < (float)n ? u : zero;
+            Vec slope;
+            if (kPinball)
+                slope = u > zero ? splat(1.0f) : (u < zero ? splat(-1.0f) : u);
+            else
+                slope = min(pairs.kappa, max(-pairs.kappa, u));
+            const Vec weighted = (u < zero ? below[i] : above[i]) * slope;
+            loss[i] += weighted * (kPinball ? u : u - 0.5f * slope);
+            slopes[i] += weighted;
+            if (kTargetGrad) target_sum += weighted;
+        }
+        if (kTargetGrad) {
+            float* sums = pairs.target_sums + p;
+            if (n == kLanes)
+                store(sums, load(sums) + target_sum);
+            else
+                store_first(sums, load_first(sums, n) + target_sum, n);
+        }
+    }
+    for (int i = 1; i < kCount; i++) loss[0] += loss[i];
+    return loss[0];
 }
 
-template <bool kPinball>
+// out[i] = scale * sum of the lanes of v[i].
+DFPO_INLINE void store_four_sums(float* out, Vec v[4], float scale) {
+    transpose_groups(v);
+    float groups[kLanes];
+    store(groups, ((v[0] + v[1]) + (v[2] + v[3])) * scale);
+    for (int i = 0; i < 4; i++) {
+        float total = groups[i];
+        for (int g = 4; g < kLanes; g += 4) total += groups[g + i];
+        out[i] = total;
+    }
+}
+
+template <bool kPinball, bool kTargetGrad>
 void rows(const QuantileHuberArgs& a, int64_t row_begin, int64_t row_end) {
     const int64_t Q = a.num_quantiles, P = a.num_targets;
-    const Vec kappa = splat(a.kappa), inverse_kappa = splat(kPinball ? 0.0f : 1.0f / a.kappa);
-    const Vec zero{};
-    const float scale = a.quantile_weight / (float)P;
+    const float scale = a.quantile_weight / (float)P / (kPinball ? 1.0f : a.kappa);
     float* scratch = new float[Q + 2 * P];
-    float* target_sums = scratch + Q + P;
+    Pairs pairs{nullptr, scratch + Q + P, P, splat(a.kappa)};
 
     for (int64_t r = row_begin; r < row_end; r++) {
         const float* q = read_row(a.quantiles, r, Q, scratch);
-        const float* y = read_row(a.targets, r, P, scratch + Q);
-        for (int64_t p = 0; p < P; p++) target_sums[p] = 0.0f;
-        Vec row_loss{};
-        for (int64_t i = 0; i < Q; i++) {
-            const Vec qi = splat(q[i]), above = splat(a.taus[i]), below = splat(1.0f - a.taus[i]);
-            Vec loss_i{}, slope_i{};
-            for (int64_t p = 0; p < P; p += kLanes) {
-                const int n = P - p < kLanes ? (int)(P - p) : kLanes;
-                // Lanes past the end get u = 0, hence loss and slope 0.
-                const Vec yp = n == kLanes ? load(y + p) : load_first(y + p, n);
-                Vec u = yp - qi;
-                if (n < kLanes) u = lane_index() < (float)n ? u : zero;
-                Vec slope;
-                const Vec loss = huber<kPinball>(u, kappa, inverse_kappa, &slope);
-                const Vec weight = u < zero ? below : above;
-                slope *= weight;
-                loss_i += weight * loss;
-                slope_i += slope;
-                if (a.grad_targets) {
-                    if (n == kLanes)
-                        store(target_sums + p, load(target_sums + p) + slope);
-                    else
-                        store_first(target_sums + p, load_first(target_sums + p, n) + slope, n);
-                }
-            }
-            row_loss += loss_i;
-            if (a.grad_quantiles) a.grad_quantiles[r * Q + i] = -scale * sum(slope_i);
+        pairs.targets = read_row(a.targets, r, P, scratch + Q);
+        if (kTargetGrad)
+            for (int64_t p = 0; p < P; p++) pairs.target_sums[p] = 0.0f;
+        float* grad = a.grad_quantiles ? a.grad_quantiles + r * Q : nullptr;
+        Vec loss{};
+        int64_t i = 0;
+        for (; i + 4 <= Q; i += 4) {
+            Vec slopes[4];
+            loss += add_quantiles<kPinball, kTargetGrad, 4>(pairs, q + i, a.taus + i, slopes);
+            if (grad) store_four_sums(grad + i, slopes, -scale);
         }
-        a.loss[r] = scale * sum(row_loss);
-        if (a.grad_targets)
-            for (int64_t p = 0; p < P; p++) a.grad_targets[r * P + p] = scale * target_sums[p];
+        for (; i < Q; i++) {
+            Vec slopes[1];
+            loss += add_quantiles<kPinball, kTargetGrad, 1>(pairs, q + i, a.taus + i, slopes);
+            if (grad) grad[i] = -scale * sum(slopes[0]);
+        }
+        a.loss[r] = scale * sum(loss);
+        if (kTargetGrad)
+            for (int64_t p = 0; p < P; p++)
+                a.grad_targets[r * P + p] = scale * pairs.target_sums[p];
     }
     delete[] scratch;
 }
@@ -71,10 +112,15 @@ void rows(const QuantileHuberArgs& a, int64_t row_begin, int64_t row_end) {
 }  // namespace
 
 void quantile_huber_loss(const QuantileHuberArgs& a, int64_t row_begin, int64_t row_end) {
-    if (a.kappa == 0.0f)
-        rows<true>(a, row_begin, row_end);
+    const bool pinball = a.kappa < kLeastKappa;
+    if (pinball && a.grad_targets)
+        rows<true, true>(a, row_begin, row_end);
+    else if (pinball)
+        rows<true, false>(a, row_begin, row_end);
+    else if (a.grad_targets)
+        rows<false, true>(a, row_begin, row_end);
     else
-        rows<false>(a, row_begin, row_end);
+        rows<false, false>(a, row_begin, row_end);
 }
 
 }  // namespace DFPO_VARIANT

@@ -167,8 +167,7 @@ def _cpu_kernel(rewards, *args):
 
 def _cuda_kernel(rewards, *args):
     def run(gae_args):
-        with torch.cuda.device(rewards.device):
-            dispatch.CUDA_MODULE.distributional_gae(gae_args, *dispatch.cuda_target(rewards))
+        dispatch.launch_cuda("distributional_gae", rewards, gae_args)
 
     return _launch(run, rewards, *args)
 
@@ -256,12 +255,11 @@ def _backward_reference(
     grad_advantages, grad_targets, mask, lam, target_lam, done, cu_seqlens, gamma, mask_mode,
     num_quantiles, explicit, *wants,
 ):  # fmt: skip
-    # The scan is linear in what it is differentiated in, so any point of it will do.
-    given = {0: grad_advantages, 1: grad_targets}
-    given = {index: grad.float() for index, grad in given.items() if grad is not None}
+    # The scan is linear in what it is differentiated in, so any point of it will do. Below the
+    # dispatcher autograd records nothing; torch.func does.
     dtype = next(g for g in (grad_advantages, grad_targets) if g is not None).dtype
-    zeros = [
-        torch.zeros(shape, device=mask.device, requires_grad=True)
+    points = [
+        torch.zeros(shape, device=mask.device)
         for shape in (
             mask.shape,
             (*mask.shape, num_quantiles),
@@ -269,23 +267,24 @@ def _backward_reference(
             (*mask.shape, num_quantiles),
         )
     ]
-    rewards, quantiles, bootstrap, successors = zeros
-    with torch.enable_grad():
-        outputs = reference.distributional_gae(
+
+    def run(rewards, quantiles, bootstrap, successors):
+        return reference.distributional_gae(
             rewards, quantiles, mask, gamma=gamma, lam=lam, target_lam=target_lam,
             bootstrap=bootstrap, done=done, next_quantiles=successors if explicit else None,
             mask_mode=mask_mode, cu_seqlens=cu_seqlens,
         )  # fmt: skip
-    grads = torch.autograd.grad(
-        [outputs[index] for index in given],
-        zeros,
-        list(given.values()),
-        allow_unused=True,
-        materialize_grads=True,
+
+    outputs, vjp = torch.func.vjp(run, *points)
+    grads = vjp(
+        tuple(
+            torch.zeros_like(output) if grad is None else grad.float()
+            for grad, output in zip((grad_advantages, grad_targets), outputs, strict=True)
+        )
     )
     dtypes = (torch.float32, dtype, torch.float32, torch.float32)
     return tuple(
-        grad.to(dtype) if want else mask.new_empty((0,), dtype=dtype)
+        grad.to(dtype) if want else grad.new_empty((0,), dtype=dtype)
         for grad, dtype, want in zip(grads, dtypes, wants, strict=True)
     )
 
@@ -308,7 +307,6 @@ def _setup_context(ctx, inputs, output):
     rewards, quantiles, mask, lam, target_lam, bootstrap, done, next_quantiles, *rest = inputs
     cu_seqlens, ctx.gamma, ctx.mask_mode = rest
     ctx.save_for_backward(mask, lam, target_lam, done, cu_seqlens)
-    ctx.set_materialize_grads(False)
     ctx.num_quantiles = quantiles.shape[-1]
     ctx.explicit = next_quantiles is not None
     differentiable = (rewards, quantiles, bootstrap, next_quantiles)

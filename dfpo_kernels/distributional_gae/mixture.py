@@ -196,24 +196,24 @@ def _backward_cpu(grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed, 
 def _backward_reference(
     grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed, mask_mode, *wants
 ):
-    # Bits given, the scan is linear in what it is differentiated in: any point of it will do.
-    num_quantiles = grad_targets.shape[-1]
-    zeros = [
-        torch.zeros(shape, device=mask.device, requires_grad=True)
-        for shape in (mask.shape, grad_targets.shape, (lam.shape[0], num_quantiles))
+    # Bits given, the scan is linear in what it is differentiated in: any point of it will do. Below
+    # the dispatcher autograd records nothing; torch.func does.
+    points = [
+        torch.zeros(shape, device=mask.device)
+        for shape in (mask.shape, grad_targets.shape, (lam.shape[0], grad_targets.shape[-1]))
     ]
-    rewards, quantiles, bootstrap = zeros
-    with torch.enable_grad():
-        targets = reference.lambda_mixture_targets(
+
+    def run(rewards, quantiles, bootstrap):
+        return reference.lambda_mixture_targets(
             rewards, quantiles, mask, gamma=gamma, lam=lam, seed=seed, rows=rows,
             bootstrap=bootstrap, done=done, mask_mode=mask_mode, cu_seqlens=cu_seqlens,
         )  # fmt: skip
-    grads = torch.autograd.grad(
-        targets, zeros, grad_targets.float(), allow_unused=True, materialize_grads=True
-    )
+
+    _, vjp = torch.func.vjp(run, *points)
+    grads = vjp(grad_targets.float())
     dtypes = (torch.float32, grad_targets.dtype, torch.float32)
     return tuple(
-        grad.to(dtype) if want else mask.new_empty((0,), dtype=dtype)
+        grad.to(dtype) if want else grad.new_empty((0,), dtype=dtype)
         for grad, dtype, want in zip(grads, dtypes, wants, strict=True)
     )
 
@@ -240,6 +240,8 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_targets):
+    if grad_targets is None:
+        return (None,) * 11
     wants = [ctx.needs_input_grad[index] for index in (0, 1, 5)]
     mask, lam, rows, done, cu_seqlens = ctx.saved_tensors
     grads = _backward_op(

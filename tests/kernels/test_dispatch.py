@@ -30,6 +30,11 @@ def run(ops, t):
     quantiles = ops.integrate_flow(field, base, steps=2)
     slopes = ops.flow_velocity(field, quantiles, end)
     loss = ops.flow_consistency_loss(field, base) + ops.quantile_huber_loss(quantiles, targets)
+    tokens = targets, quantiles[:, :7].unsqueeze(-1), torch.tensor([[1, 1, 0, 1, 1, 0, 1]] * 3)
+    scan = {"gamma": 0.9, "lam": 0.8, "bootstrap": end.unsqueeze(-1)}
+    advantages, values = ops.distributional_gae(*tokens, **scan)
+    samples = ops.lambda_mixture_targets(*tokens, seed=3, **scan)
+    loss = loss + (advantages.square() + values.square() + samples.square()).sum((1, 2))
     (loss.sum() + states.square().sum() + slopes.square().sum()).backward()
     return loss
 

@@ -7,14 +7,23 @@ import dfpo_kernels
 EXPORTS = [
     "FlowField",
     "backends",
+    "distributional_gae",
     "flow_consistency_loss",
     "flow_velocity",
     "integrate_flow",
+    "lambda_mixture_targets",
     "quantile_huber_loss",
     "reference",
     "warmup",
 ]
-OPS = ["flow_consistency_loss", "flow_velocity", "integrate_flow", "quantile_huber_loss"]
+OPS = [
+    "distributional_gae",
+    "flow_consistency_loss",
+    "flow_velocity",
+    "integrate_flow",
+    "lambda_mixture_targets",
+    "quantile_huber_loss",
+]
 
 
 def test_export_list():
