@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dfpo import sft
 from dfpo.config import (
     Config,
     ConfigError,
@@ -36,15 +35,17 @@ class Parser(argparse.ArgumentParser):
     """One line on a wrong flag, with the nearest right one, and exit status 2."""
 
     def error(self, message: str) -> Any:
-        prefix = "unrecognized arguments: "
-        if message.startswith(prefix):
-            flag = message.removeprefix(prefix).split()[0].split("=")[0]
-            known = {name: None for action in self._actions for name in action.option_strings}
-            message = f"{flag}: is no option{suggestion(flag, known)}"
         self.exit(2, f"{self.prog}: error: {message}\n")
 
+    def refuse(self, word: str) -> Any:
+        flag = word.partition("=")[0]
+        known = {name: None for action in self._actions for name in action.option_strings}
+        self.error(f"{flag}: is no option{suggestion(flag, known)}")
 
-def build_parser() -> Parser:
+
+def build_parsers(command: str) -> tuple[Parser, dict[str, Parser]]:
+    """The parser of ``dfpo`` and those of its commands; arguments for ``command`` alone, since
+    those of sft take seconds to import."""
     parser = Parser(
         prog="dfpo", description="Post-train language models on rewards you cannot trust."
     )
@@ -53,16 +54,21 @@ def build_parser() -> Parser:
     train = commands.add_parser(
         "train", help="train a policy with a value-flow critic, or a baseline",
         description="Train a policy by PPO with a value-flow critic (DFPO), or a baseline.",
-        epilog=TRAIN_EPILOG, formatter_class=formatter, allow_abbrev=False,
+        usage="dfpo train [--config FILE] [--SETTING VALUE ...]", epilog=TRAIN_EPILOG,
+        formatter_class=formatter, allow_abbrev=False,
     )  # fmt: skip
-    _add_settings(train)
     warm_start = commands.add_parser(
         "sft", help="make the starting policy that ships with dfpo",
         description="Fine-tune the small starting policy on a sloppy demonstrator.",
         formatter_class=formatter, allow_abbrev=False,
     )  # fmt: skip
-    sft.add_arguments(warm_start)
-    return parser
+    if command == "train":
+        _add_settings(train)
+    elif command == "sft":
+        from dfpo import sft
+
+        sft.add_arguments(warm_start)
+    return parser, {"train": train, "sft": warm_start}
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
@@ -97,11 +103,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     # Flags may be written with underscores, as the YAML keys are.
     words = [_dashed(word) if word.startswith("--") else word for word in words]
-    args = build_parser().parse_args(words)
+    parser, commands = build_parsers(words[0] if words else "")
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        commands[args.command].refuse(unknown[0])
     try:
         if args.command == "train":
             run_train(args)
         else:
+            from dfpo import sft
+
             sft.main(args)
     except ConfigError as error:
         print(f"dfpo {args.command}: error: {error}", file=sys.stderr)

@@ -305,5 +305,5 @@ def describe(item: dataclasses.Field, kind: Any) -> str:
         return f"one of {', '.join(choices)}"
     words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}[kind]
     if low is not None and high is not None:
-        return f"{words} in [{low:g}, {high:g}]"
+        return f"{words} in [{low:.10g}, {high:.10g}]"
     return f"{words} >= {low:g}" if low is not None else words

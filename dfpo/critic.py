@@ -7,6 +7,7 @@ scalar critic is the case of one quantile.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import Protocol
 
 import torch
@@ -120,10 +121,7 @@ def build_critic(policy: PreTrainedModel, config: Config) -> _TrunkCritic:
         torch.manual_seed(config.seed)
         if settings.kind == "scalar":
             return ScalarCritic(trunk, mean, scale)
-        names = (
-            "num_quantiles steps method width channels readout coupling weight_mode "
-            "weight_temperature risk_form tail lower_contraction curvature kappa"
-        ).split()
+        names = inspect.signature(ValueFlowHead).parameters
         head = ValueFlowHead(
             trunk.config.hidden_size,
             return_mean=mean,

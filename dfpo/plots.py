@@ -199,9 +199,10 @@ def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
         )
     low, high = config.critic.return_low, config.critic.return_high
     left.plot([low, high], [low, high], color=GREY, linewidth=0.8, linestyle="--")
+    bounds = (low - 0.03, high + 0.03)
     left.set(
         title="Mean: predicted against observed", xlabel="predicted mean return",
-        ylabel="observed mean return", xlim=(low - 0.03, high + 0.03), ylim=(low - 0.03, high + 0.03),
+        ylabel="observed mean return", xlim=bounds, ylim=bounds,
     )  # fmt: skip
     left.legend(loc="upper left")
 

@@ -218,7 +218,7 @@ def test_conditional_law_is_recovered():
         return states[which], sign + 0.1 * torch.randn(visits)
 
     head = ValueFlowHead(D, 64, steps=16, coupling="quantile")
-    train(head, sample, updates=2500, visits=64)
+    train(head, sample, updates=1500, visits=48)
     found = head(states).detach().numpy()
     reference = np.random.default_rng(0).normal(0, 0.1, 100_000)
     laws = (reference + 0.5, np.concatenate([reference - 1, reference + 1]))
