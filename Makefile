@@ -11,30 +11,24 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/dfpo train $(ARGS)
 
-test: $(VENV)/installed-tests lint
-	$(BIN)/pytest $(ARGS)
+# One thread a process and one process a core: most tests are too small to share.
+test: $(VENV)/installed lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(ARGS)
 
-lint: $(VENV)/installed-tests
+lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-bench: $(VENV)/installed-tests
+bench: $(VENV)/installed
 	$(BIN)/pytest bench/ --benchmark-only $(ARGS)
-
-$(VENV)/torch:
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet '$(TORCH)'
-	touch $@
 
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 
-$(VENV)/installed: $(VENV)/torch $(NATIVE)
-	$(BIN)/pip install --quiet -e .
-	touch $@
-
-$(VENV)/installed-tests: $(VENV)/installed
+$(VENV)/installed: $(NATIVE)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet '$(TORCH)'
 	$(BIN)/pip install --quiet -e '.[test]'
 	touch $@
 

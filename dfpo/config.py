@@ -148,13 +148,15 @@ class Config:
     name: str | None = option(None, "name of the run; default the algorithm and the seed")
     runs_dir: str = option("runs", "where run directories are made")
     seed: int = option(0, "seed of prompts, sampling, noise and critic", low=0, high=2**31 - 1)
-    steps: int = option(65, "training steps, critic warm-up included", low=0)
+    steps: int = option(60, "training steps, critic warm-up included", low=0)
     noise: str = option(
         "none",
         "what corrupts the training reward: flip=P, fp=P, fn=P, outliers=P, joined by commas",
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    threads: int = option(0, "CPU threads; 0 leaves torch's choice", low=0)
+    threads: int = option(
+        0, "CPU threads; 0 is 1 for models below 2 M parameters and torch's choice above", low=0
+    )
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     target: TargetConfig = field(default_factory=TargetConfig)

@@ -32,6 +32,8 @@ from dfpo.targets import compute_targets
 from dfpo.tasks import reward
 from dfpo.update import update
 
+# Below this many parameters a token is too little work to share between threads.
+SMALL_MODEL = 2_000_000
 # Steps from whose rollouts the calibration plot is made: late, but not a single one.
 CALIBRATION_SHARE = 0.25
 
@@ -43,6 +45,7 @@ def train(config: Config) -> Path:
     path = config.model or SHIPPED_POLICY
     policy, tokenizer = load_policy(path)
     first_policy, _ = load_policy(path)
+    set_threads(config, policy)
     critic = build_critic(policy, config)
     noise = parse_noise(config.noise)
     run = create_run(config)
@@ -108,8 +111,6 @@ def make_accelerator(config: Config) -> Accelerator:
     """Puts the run on its device; raises ConfigError where that device is not there."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    if config.threads:
-        torch.set_num_threads(config.threads)
     device = config.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -120,6 +121,14 @@ def make_accelerator(config: Config) -> Accelerator:
     if ":" in device:
         torch.cuda.set_device(device)
     return Accelerator(cpu=device == "cpu")
+
+
+def set_threads(config: Config, policy: PreTrainedModel) -> None:
+    """``config.threads``, or where that is 0 one for a small model and torch's choice for others."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    elif sum(p.numel() for p in policy.parameters()) < SMALL_MODEL:
+        torch.set_num_threads(1)
 
 
 class Clock:

@@ -9,7 +9,7 @@ from dfpo.config import build_config
 from dfpo.policy import Samples
 from dfpo.rollout import Rollout, token_rewards
 from dfpo.targets import Estimate, compute_targets, path_targets, whiten
-from dfpo_kernels import FlowField
+from dfpo_kernels import FlowField, distributional_gae, lambda_mixture_targets
 
 LENGTHS = (5, 3, 1, 5)
 T, Q = 5, 7
@@ -147,3 +147,19 @@ def test_path_horizon_is_geometric():
     expected = sum(0.9**i * rewards[0, t + i] for i in range(steps))
     assert path.rewards[0, t].item() == pytest.approx(expected.item(), rel=1e-4)
     assert path.discount[0, t].item() == pytest.approx(0.9**steps, rel=1e-5)
+
+
+def test_quantile_wise_average_loses_the_spread():
+    """Why the critic's targets are a mixture: return R ~ Bernoulli(.3) six tokens away, exact
+    values q_i before each. The average is (1 - l^5) q_i + l^5 R, of variance
+    .21 ((1 - l^5)^2 + l^10) = .1085 at l = .9; the law itself has .21."""
+    tokens, quantiles, count = 6, 500, 2000
+    levels = (torch.arange(quantiles) + 0.5) / quantiles
+    values = (levels > 0.7).float().expand(count, tokens, quantiles).contiguous()
+    rewards = torch.zeros(count, tokens)
+    rewards[: int(0.3 * count), -1] = 1.0
+    mask = torch.ones(count, tokens)
+    _, average = distributional_gae(rewards, values, mask, gamma=1.0, lam=0.9)
+    mixture = lambda_mixture_targets(rewards, values, mask, gamma=1.0, lam=0.9, seed=0)
+    assert average[:, 0].std().item() == pytest.approx(0.1085**0.5, abs=0.002)
+    assert mixture[:, 0].std().item() == pytest.approx(0.21**0.5, abs=0.002)
