@@ -124,7 +124,7 @@ def make_accelerator(config: Config) -> Accelerator:
 
 
 def set_threads(config: Config, policy: PreTrainedModel) -> None:
-    """``config.threads``, or where that is 0 one for a small model and torch's choice for others."""
+    """``config.threads``; where that is 0, one for a small model, torch's choice for others."""
     if config.threads:
         torch.set_num_threads(config.threads)
     elif sum(p.numel() for p in policy.parameters()) < SMALL_MODEL:
