@@ -1,55 +1,61 @@
 // From Python's tuples to the argument structures of the kernels, for both native modules. No torch
-// header: a tensor arrives as its address and layout, see dfpo_kernels/_dispatch.py.
+// header: a tensor arrives as its address and layout, see dfpo_kernels/_dispatch.py. Tuples are
+// taken apart here and not by pybind11's casters of nested types, which take a minute to compile.
 #pragma once
 
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <tuple>
 
 #include "scan_args.h"
 
 namespace dfpo {
 namespace {
 
-using RowsTuple = std::tuple<uintptr_t, int, int64_t>;             // data, dtype, row stride
-using TokensTuple = std::tuple<uintptr_t, int, int64_t, int64_t>;  // data, dtype, strides
-using FlagsTuple = std::tuple<uintptr_t, int, bool, int64_t, int64_t>;
-// count, length, offsets, num_quantiles, mask_mode, mask, done
-using SequencesTuple =
-    std::tuple<int64_t, int64_t, uintptr_t, int64_t, int, FlagsTuple, FlagsTuple>;
+using Tuple = pybind11::tuple;
 
-Rows to_rows(const RowsTuple& t) {
-    return {(void*)std::get<0>(t), (Dtype)std::get<1>(t), std::get<2>(t)};
-}
-
-Tokens to_tokens(const TokensTuple& t) {
-    return {(void*)std::get<0>(t), (Dtype)std::get<1>(t), std::get<2>(t), std::get<3>(t)};
-}
-
-Flags to_flags(const FlagsTuple& t) {
-    return {(const void*)std::get<0>(t), std::get<1>(t), std::get<2>(t), std::get<3>(t),
-            std::get<4>(t)};
-}
-
-Sequences to_sequences(const SequencesTuple& t) {
-    return {std::get<0>(t),          std::get<1>(t),           (const int64_t*)std::get<2>(t),
-            std::get<3>(t),          (MaskMode)std::get<4>(t), to_flags(std::get<5>(t)),
-            to_flags(std::get<6>(t))};
+template <typename T>
+T item(const Tuple& t, size_t i) {
+    return t[i].cast<T>();
 }
 
 float* to_floats(uintptr_t address) { return (float*)address; }
 
-// The tuple that dfpo_kernels/distributional_gae/__init__.py passes to either module.
-using GaeTuple = std::tuple<SequencesTuple, TokensTuple, TokensTuple, TokensTuple, RowsTuple,
-                            uintptr_t, uintptr_t, float, TokensTuple, TokensTuple>;
+// data, dtype, row stride
+Rows to_rows(const Tuple& t) {
+    return {(void*)item<uintptr_t>(t, 0), (Dtype)item<int>(t, 1), item<int64_t>(t, 2)};
+}
 
-GaeArgs to_gae_args(const GaeTuple& t) {
-    return {to_sequences(std::get<0>(t)), to_tokens(std::get<1>(t)),
-            to_tokens(std::get<2>(t)),    to_tokens(std::get<3>(t)),
-            to_rows(std::get<4>(t)),      to_floats(std::get<5>(t)),
-            to_floats(std::get<6>(t)),    std::get<7>(t),
-            to_tokens(std::get<8>(t)),    to_tokens(std::get<9>(t))};
+// data, dtype, row stride, token stride
+Tokens to_tokens(const Tuple& t) {
+    return {(void*)item<uintptr_t>(t, 0), (Dtype)item<int>(t, 1), item<int64_t>(t, 2),
+            item<int64_t>(t, 3)};
+}
+
+// data, log2 of the element size, is it floating, row stride, token stride
+Flags to_flags(const Tuple& t) {
+    return {(const void*)item<uintptr_t>(t, 0), item<int>(t, 1), item<bool>(t, 2),
+            item<int64_t>(t, 3), item<int64_t>(t, 4)};
+}
+
+// count, length, offsets, num_quantiles, mask_mode, mask, done
+Sequences to_sequences(const Tuple& t) {
+    return {item<int64_t>(t, 0),
+            item<int64_t>(t, 1),
+            (const int64_t*)item<uintptr_t>(t, 2),
+            item<int64_t>(t, 3),
+            (MaskMode)item<int>(t, 4),
+            to_flags(item<Tuple>(t, 5)),
+            to_flags(item<Tuple>(t, 6))};
+}
+
+// The tuple that dfpo_kernels/distributional_gae/__init__.py passes to either module.
+GaeArgs to_gae_args(const Tuple& t) {
+    return {to_sequences(item<Tuple>(t, 0)),  to_tokens(item<Tuple>(t, 1)),
+            to_tokens(item<Tuple>(t, 2)),     to_tokens(item<Tuple>(t, 3)),
+            to_rows(item<Tuple>(t, 4)),       to_floats(item<uintptr_t>(t, 5)),
+            to_floats(item<uintptr_t>(t, 6)), item<float>(t, 7),
+            to_tokens(item<Tuple>(t, 8)),     to_tokens(item<Tuple>(t, 9))};
 }
 
 }  // namespace

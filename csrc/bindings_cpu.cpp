@@ -1,12 +1,9 @@
-// Python bindings of the CPU kernels. No torch header: a tensor arrives as
-// (data pointer, dtype code, row stride), see dfpo_kernels/_dispatch.py.
+// Python bindings of the CPU kernels.
 #include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
 #include <iterator>
 #include <stdexcept>
 #include <string>
-#include <tuple>
 #include <vector>
 
 #include "binding_args.h"
@@ -19,34 +16,32 @@ namespace dfpo {
 namespace {
 
 // bias [R, W], gain [R, W], offset [R], z_weight [W], time_weight [W], W
-using Field = std::tuple<RowsTuple, RowsTuple, RowsTuple, uintptr_t, uintptr_t, int64_t>;
+FieldRows to_field(const Tuple& t) {
+    return {to_rows(item<Tuple>(t, 0)),       to_rows(item<Tuple>(t, 1)),
+            to_rows(item<Tuple>(t, 2)),       to_floats(item<uintptr_t>(t, 3)),
+            to_floats(item<uintptr_t>(t, 4)), item<int64_t>(t, 5)};
+}
+
 // bias [R, W], gain [R, W], offset [R]
-using FieldGrad = std::tuple<RowsTuple, RowsTuple, RowsTuple>;
+FieldGradRows to_field_grad(const Tuple& t) {
+    return {to_rows(item<Tuple>(t, 0)), to_rows(item<Tuple>(t, 1)), to_rows(item<Tuple>(t, 2))};
+}
+
 // nodes, matrix, weights; see dfpo_kernels/integrate_flow/reference.py
-using Method = std::tuple<std::vector<float>, std::vector<std::vector<float>>, std::vector<float>>;
-
-FieldRows to_field(const Field& f) {
-    const auto& [bias, gain, offset, z_weight, time_weight, width] = f;
-    return {to_rows(bias),       to_rows(gain),          to_rows(offset),
-            to_floats(z_weight), to_floats(time_weight), width};
-}
-
-FieldGradRows to_field_grad(const FieldGrad& f) {
-    const auto& [bias, gain, offset] = f;
-    return {to_rows(bias), to_rows(gain), to_rows(offset)};
-}
-
-Tableau to_tableau(const Method& method) {
-    const auto& [nodes, matrix, weights] = method;
+Tableau to_tableau(const Tuple& t) {
+    const auto nodes = item<py::sequence>(t, 0), matrix = item<py::sequence>(t, 1),
+               weights = item<py::sequence>(t, 2);
     Tableau tableau{};
     if (nodes.size() > std::size(tableau.nodes) || matrix.size() != nodes.size() ||
         weights.size() != nodes.size())
         throw std::invalid_argument("method: must have at most 4 stages, and as many rows");
     tableau.stages = (int)nodes.size();
     for (size_t i = 0; i < nodes.size(); i++) {
-        tableau.nodes[i] = nodes[i];
-        tableau.weights[i] = weights[i];
-        for (size_t j = 0; j < matrix[i].size() && j < i; j++) tableau.matrix[i][j] = matrix[i][j];
+        tableau.nodes[i] = nodes[i].cast<float>();
+        tableau.weights[i] = weights[i].cast<float>();
+        const py::sequence row = matrix[i];
+        for (size_t j = 0; j < row.size() && j < i; j++)
+            tableau.matrix[i][j] = row[j].cast<float>();
     }
     return tableau;
 }
@@ -96,9 +91,10 @@ void for_rows(int64_t rows, int64_t work_per_row, int threads, const Body& body)
     });
 }
 
-void quantile_huber_loss(RowsTuple quantiles, RowsTuple targets, uintptr_t taus, uintptr_t loss,
-                         uintptr_t grad_quantiles, uintptr_t grad_targets, int64_t rows, int64_t Q,
-                         int64_t P, float kappa, float quantile_weight, int threads) {
+void quantile_huber_loss(const Tuple& quantiles, const Tuple& targets, uintptr_t taus,
+                         uintptr_t loss, uintptr_t grad_quantiles, uintptr_t grad_targets,
+                         int64_t rows, int64_t Q, int64_t P, float kappa, float quantile_weight,
+                         int threads) {
     const QuantileHuberArgs args{to_rows(quantiles),
                                  to_rows(targets),
                                  to_floats(taus),
@@ -144,8 +140,9 @@ int64_t row_work(int64_t Q, int64_t W, int64_t evaluations) {
     return (Q + 15) / 16 * 16 * W * evaluations;
 }
 
-void flow_velocity(const Field& field, RowsTuple z, RowsTuple flow_time, bool time_per_quantile,
-                   RowsTuple velocity, int64_t rows, int64_t Q, int threads) {
+void flow_velocity(const Tuple& field, const Tuple& z, const Tuple& flow_time,
+                   bool time_per_quantile, const Tuple& velocity, int64_t rows, int64_t Q,
+                   int threads) {
     const FlowVelocityArgs args{to_field(field),   to_rows(z), to_rows(flow_time),
                                 to_rows(velocity), Q,          time_per_quantile};
     const py::gil_scoped_release release;
@@ -154,9 +151,9 @@ void flow_velocity(const Field& field, RowsTuple z, RowsTuple flow_time, bool ti
 }
 
 // sums: z_weight [W], time_weight [W], z [Q], time [1] and one unused float.
-void flow_velocity_backward(const Field& field, RowsTuple z, RowsTuple flow_time,
-                            bool time_per_quantile, RowsTuple grad_velocity,
-                            const FieldGrad& grad_field, RowsTuple grad_z, RowsTuple grad_time,
+void flow_velocity_backward(const Tuple& field, const Tuple& z, const Tuple& flow_time,
+                            bool time_per_quantile, const Tuple& grad_velocity,
+                            const Tuple& grad_field, const Tuple& grad_z, const Tuple& grad_time,
                             uintptr_t sums, int64_t rows, int64_t Q, int threads) {
     const FlowVelocityGradArgs args{
         to_field(field),           to_rows(z),      to_rows(flow_time), to_rows(grad_velocity),
@@ -170,9 +167,9 @@ void flow_velocity_backward(const Field& field, RowsTuple z, RowsTuple flow_time
                     });
 }
 
-void integrate_flow(const Field& field, const Method& method, int64_t steps, RowsTuple base,
-                    RowsTuple start, RowsTuple end, RowsTuple out, bool trajectory, uintptr_t path,
-                    int64_t rows, int64_t Q, int threads) {
+void integrate_flow(const Tuple& field, const Tuple& method, int64_t steps, const Tuple& base,
+                    const Tuple& start, const Tuple& end, const Tuple& out, bool trajectory,
+                    uintptr_t path, int64_t rows, int64_t Q, int threads) {
     const IntegrateFlowArgs args{to_field(field), to_tableau(method), steps,        Q,
                                  to_rows(base),   to_rows(start),     to_rows(end), to_rows(out),
                                  trajectory,      to_floats(path)};
@@ -183,11 +180,12 @@ void integrate_flow(const Field& field, const Method& method, int64_t steps, Row
 }
 
 // sums: z_weight [W], time_weight [W], base [Q], start [1], end [1].
-void integrate_flow_backward(const Field& field, const Method& method, int64_t steps,
-                             RowsTuple start, RowsTuple end, uintptr_t path, RowsTuple grad_out,
-                             bool trajectory, bool time_grad, const FieldGrad& grad_field,
-                             RowsTuple grad_base, RowsTuple grad_start, RowsTuple grad_end,
-                             uintptr_t sums, int64_t rows, int64_t Q, int threads) {
+void integrate_flow_backward(const Tuple& field, const Tuple& method, int64_t steps,
+                             const Tuple& start, const Tuple& end, uintptr_t path,
+                             const Tuple& grad_out, bool trajectory, bool time_grad,
+                             const Tuple& grad_field, const Tuple& grad_base,
+                             const Tuple& grad_start, const Tuple& grad_end, uintptr_t sums,
+                             int64_t rows, int64_t Q, int threads) {
     const IntegrateFlowGradArgs args{to_field(field),
                                      to_tableau(method),
                                      steps,
@@ -210,8 +208,8 @@ void integrate_flow_backward(const Field& field, const Method& method, int64_t s
                     });
 }
 
-void flow_consistency_loss(const Field& field, const Field& shortcut, const Method& method,
-                           int64_t steps, RowsTuple base, uintptr_t loss, uintptr_t residual,
+void flow_consistency_loss(const Tuple& field, const Tuple& shortcut, const Tuple& method,
+                           int64_t steps, const Tuple& base, uintptr_t loss, uintptr_t residual,
                            int64_t rows, int64_t Q, int threads) {
     const FlowConsistencyArgs args{
         to_field(field), to_field(shortcut), to_tableau(method), steps, Q,
@@ -235,20 +233,18 @@ void for_sequences(const Sequences& s, int64_t tokens, int threads, const Body& 
     });
 }
 
-void distributional_gae(const GaeTuple& tuple, int64_t tokens, int threads) {
+void distributional_gae(const Tuple& tuple, int64_t tokens, int threads) {
     const GaeArgs args = to_gae_args(tuple);
     for_sequences(args.sequences, tokens, threads, [&](int64_t begin, int64_t end) {
         kernels->distributional_gae(args, begin, end);
     });
 }
 
-void distributional_gae_backward(const SequencesTuple& sequences,
-                                 const TokensTuple& grad_advantages,
-                                 const TokensTuple& grad_targets, uintptr_t lam,
-                                 uintptr_t target_lam, float gamma, bool explicit_successors,
-                                 const TokensTuple& grad_rewards, const TokensTuple& grad_quantiles,
-                                 const TokensTuple& grad_next_quantiles, uintptr_t grad_bootstrap,
-                                 int64_t tokens, int threads) {
+void distributional_gae_backward(const Tuple& sequences, const Tuple& grad_advantages,
+                                 const Tuple& grad_targets, uintptr_t lam, uintptr_t target_lam,
+                                 float gamma, bool explicit_successors, const Tuple& grad_rewards,
+                                 const Tuple& grad_quantiles, const Tuple& grad_next_quantiles,
+                                 uintptr_t grad_bootstrap, int64_t tokens, int threads) {
     const GaeGradArgs args{to_sequences(sequences),   to_tokens(grad_advantages),
                            to_tokens(grad_targets),   to_floats(lam),
                            to_floats(target_lam),     gamma,
@@ -260,10 +256,9 @@ void distributional_gae_backward(const SequencesTuple& sequences,
     });
 }
 
-void lambda_mixture_targets(const SequencesTuple& sequences, const TokensTuple& rewards,
-                            const TokensTuple& quantiles, const RowsTuple& bootstrap, uintptr_t lam,
-                            uintptr_t rows, int64_t seed, float gamma, const TokensTuple& targets,
-                            int64_t tokens, int threads) {
+void lambda_mixture_targets(const Tuple& sequences, const Tuple& rewards, const Tuple& quantiles,
+                            const Tuple& bootstrap, uintptr_t lam, uintptr_t rows, int64_t seed,
+                            float gamma, const Tuple& targets, int64_t tokens, int threads) {
     const MixtureArgs args{
         to_sequences(sequences), to_tokens(rewards),   to_tokens(quantiles), to_rows(bootstrap),
         to_floats(lam),          (const int64_t*)rows, (uint64_t)seed,       gamma,
@@ -273,11 +268,10 @@ void lambda_mixture_targets(const SequencesTuple& sequences, const TokensTuple& 
     });
 }
 
-void lambda_mixture_targets_backward(const SequencesTuple& sequences,
-                                     const TokensTuple& grad_targets, uintptr_t lam, uintptr_t rows,
-                                     int64_t seed, float gamma, const TokensTuple& grad_rewards,
-                                     const TokensTuple& grad_quantiles, uintptr_t grad_bootstrap,
-                                     int64_t tokens, int threads) {
+void lambda_mixture_targets_backward(const Tuple& sequences, const Tuple& grad_targets,
+                                     uintptr_t lam, uintptr_t rows, int64_t seed, float gamma,
+                                     const Tuple& grad_rewards, const Tuple& grad_quantiles,
+                                     uintptr_t grad_bootstrap, int64_t tokens, int threads) {
     const MixtureGradArgs args{to_sequences(sequences),  to_tokens(grad_targets),
                                to_floats(lam),           (const int64_t*)rows,
                                (uint64_t)seed,           gamma,

@@ -16,7 +16,7 @@ void check(const char* op, const char* error) {
     if (error) throw std::runtime_error(std::string(op) + ": CUDA says: " + error);
 }
 
-void distributional_gae(const GaeTuple& tuple, int device, uintptr_t stream) {
+void distributional_gae(const Tuple& tuple, int device, uintptr_t stream) {
     const GaeArgs args = to_gae_args(tuple);
     const py::gil_scoped_release release;
     check("distributional_gae", cuda_distributional_gae(args, device, stream));
