@@ -39,16 +39,17 @@ class ValueRecord(NamedTuple):
     quantiles: np.ndarray  # [N, Q]
     clean: np.ndarray  # [N]
     noisy: np.ndarray  # [N]
+    answers: np.ndarray  # [N], which answer a token belongs to
 
     @staticmethod
     def from_rollout(rollout: Rollout, estimate: Estimate) -> ValueRecord:
         mask = rollout.samples.mask
         length = mask.sum(-1)
-        clean, noisy = (
-            r.repeat_interleave(length).cpu().numpy()
-            for r in (rollout.clean_rewards, rollout.rewards)
+        per_token = (
+            x.repeat_interleave(length).cpu().numpy()
+            for x in (rollout.clean_rewards, rollout.rewards, rollout.sample_ids)
         )
-        return ValueRecord(estimate.quantiles[mask].float().cpu().numpy(), clean, noisy)
+        return ValueRecord(estimate.quantiles[mask].float().cpu().numpy(), *per_token)
 
 
 def plot_run(
@@ -178,9 +179,9 @@ def _fan(ax: plt.Axes, fan: Fan) -> None:
 
 def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
     """Predicted mean and predicted law against the returns that followed, late in training."""
-    quantiles = np.concatenate([r.quantiles for r in records])
-    clean = np.concatenate([r.clean for r in records])
-    noisy = np.concatenate([r.noisy for r in records])
+    quantiles, clean, noisy, answers = (
+        np.concatenate(parts) for parts in zip(*records, strict=True)
+    )
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), constrained_layout=True)
 
     predicted = quantiles.mean(1)
@@ -193,7 +194,9 @@ def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
         groups = [bins == b for b in np.unique(bins)]
         centres = [predicted[g].mean() for g in groups]
         means = [observed[g].mean() for g in groups]
-        errors = [1.96 * observed[g].std() / np.sqrt(g.sum()) for g in groups]
+        # Tokens of one answer share its return, so answers are what is counted.
+        counts = [len(np.unique(answers[g])) for g in groups]
+        errors = [1.96 * observed[g].std() / n**0.5 for g, n in zip(groups, counts, strict=True)]
         left.errorbar(
             centres, means, errors, color=colour, marker="o", markersize=4, linewidth=1, label=label
         )
