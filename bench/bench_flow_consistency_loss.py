@@ -16,7 +16,7 @@ def eager(field, base, steps):
 
 
 @pytest.mark.parametrize("provider", ["dfpo", "eager"])
-@pytest.mark.parametrize("size", FLOW_SIZES[:1], ids=str)
+@pytest.mark.parametrize("size", FLOW_SIZES, ids=str)
 def bench_flow_consistency_loss(race, size, provider):
     rows, quantiles, width, steps = size
     field = make_field(rows, width, requires_grad=True)

@@ -48,7 +48,7 @@ def bench_integrate_flow(race, size, backward, provider):
 
 
 @pytest.mark.parametrize("provider", ["dfpo", "eager"])
-@pytest.mark.parametrize("size", FLOW_SIZES[:1], ids=str)
+@pytest.mark.parametrize("size", FLOW_SIZES, ids=str)
 def bench_flow_velocity(race, size, provider):
     rows, quantiles, width, _ = size
     field = make_field(rows, width, requires_grad=False)

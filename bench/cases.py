@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dfpo_kernels import FlowField
 
-FLOW_SIZES = [(1024, 64, 64, 8), (1024, 32, 128, 4)]  # R, Q, W, K
+FLOW_SIZES = [(1024, 64, 64, 8)]  # R, Q, W, K
 QUANTILE_SIZES = [(1024, 64, 64), (256, 200, 200)]  # R, Q, Q'
 SCAN_SIZES = [(64, 1024, 32), (512, 1024, 1)]  # B, T, Q
 
