@@ -257,8 +257,18 @@ class ValueFlowHead(nn.Module):
         Returns:
             loss: scalar, with gradient.
             terms: each term's mean before its coefficient, detached.
+
+        Raises:
+            TypeError, ValueError: naming the argument, what it was and what it must be.
         """
         coefs = coefs or ValueFlowCoefs()
+        checks.check_tensor("mask", mask)
+        for name, tensor, size in (
+            ("hidden", hidden, self.conditioner[0].normalized_shape[0]),
+            ("target_quantiles", target_quantiles, self.num_quantiles),
+        ):
+            checks.check_float_tensor(name, tensor)
+            checks.check_shape(name, tensor, (*mask.shape, size), "mask's shape and one axis more")
         keep = mask != 0
         if not bool(keep.any()):
             return hidden.sum() * 0.0, {}

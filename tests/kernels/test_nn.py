@@ -259,3 +259,17 @@ def test_missing_inputs_are_named(head, coefs, name):
     module = ValueFlowHead(D, Q, **head)
     with pytest.raises(ValueError, match=name):
         module.loss(torch.randn(2, D), torch.rand(2, Q), torch.ones(2), coefs=coefs)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "name"),
+    [
+        (((2, D + 1), (2, Q), (2,)), "hidden"),
+        (((2, D), (2, Q + 1), (2,)), "target_quantiles"),
+        (((2, D), (2, Q), (3,)), "hidden"),
+        (((2, D), (2,), (2,)), "target_quantiles"),
+    ],
+)
+def test_wrong_shapes_are_named(shapes, name):
+    with pytest.raises(ValueError, match=f"^{name}: has shape"):
+        ValueFlowHead(D, Q).loss(*(torch.rand(shape) for shape in shapes))
