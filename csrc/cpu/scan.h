@@ -291,8 +291,10 @@ struct SequenceLanes {
             rows[lane] = direct(x, lane) ? (float*)x.data + index(x, lane, 0) : staging[lane];
         for (int j = 0; j < kBlock; j += kLanes) {
             Vec v[kLanes];
+#pragma GCC unroll 16
             for (int i = 0; i < kLanes; i++) v[i] = load(tile.at(j + i));
             transpose(v);
+#pragma GCC unroll 16
             for (int lane = 0; lane < kLanes; lane++) store(rows[lane] + j, v[lane]);
         }
         for (int lane = 0; lane < lanes; lane++) {
@@ -329,8 +331,10 @@ struct SequenceLanes {
     static DFPO_INLINE void transpose_in(const float* const rows[kLanes], const Tile& tile) {
         for (int j = 0; j < kBlock; j += kLanes) {
             Vec v[kLanes];
+#pragma GCC unroll 16
             for (int lane = 0; lane < kLanes; lane++) v[lane] = load(rows[lane] + j);
             transpose(v);
+#pragma GCC unroll 16
             for (int i = 0; i < kLanes; i++) store(tile.at(j + i), v[i]);
         }
     }

@@ -36,11 +36,14 @@ DFPO_INLINE void transpose_groups(Vec v[4]) {
 #endif
 }
 
-// Lane j of vector i becomes lane i of vector j.
+// Lane j of vector i becomes lane i of vector j. Loops over v are unrolled, here and at the
+// callers, for v to stay in registers.
 DFPO_INLINE void transpose(Vec v[kLanes]) {
+#pragma GCC unroll 4
     for (int i = 0; i < kLanes; i += 4) transpose_groups(v + i);
     // Now group g of v[4 i + h] holds lanes 4 i .. 4 i + 3 of row 4 g + h: transpose the groups.
 #if defined(__AVX512F__)
+#pragma GCC unroll 4
     for (int h = 0; h < 4; h++) {
         const __m512 r0 = (__m512)v[h], r1 = (__m512)v[4 + h];
         const __m512 r2 = (__m512)v[8 + h], r3 = (__m512)v[12 + h];
@@ -52,6 +55,7 @@ DFPO_INLINE void transpose(Vec v[kLanes]) {
         v[12 + h] = (Vec)_mm512_shuffle_f32x4(b, d, 0xdd);
     }
 #elif defined(__AVX2__)
+#pragma GCC unroll 4
     for (int h = 0; h < 4; h++) {
         const __m256 r0 = (__m256)v[h], r1 = (__m256)v[4 + h];
         v[h] = (Vec)_mm256_permute2f128_ps(r0, r1, 0x20);
