@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,15 @@ def create_run(config: Config) -> Path:
 
 
 class MetricsLog:
-    """Appends one JSON object a step; keys are documented in README."""
+    """Appends one JSON object a step; keys are documented in README. What is not finite, which
+    JSON cannot say, is null."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.records: list[dict[str, Any]] = []
 
     def append(self, record: dict[str, Any]) -> None:
+        record = {k: v if math.isfinite(v) else None for k, v in record.items()}
         self.records.append(record)
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")

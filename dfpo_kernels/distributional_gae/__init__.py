@@ -199,19 +199,11 @@ _op = dispatch.define_op(
 
 def _backward_fake(
     grad_advantages, grad_targets, mask, lam, target_lam, done, cu_seqlens, gamma, mask_mode,
-    num_quantiles, explicit, want_rewards, want_quantiles, want_bootstrap, want_next,
+    num_quantiles, explicit, *wants,
 ):  # fmt: skip
     grad = grad_targets if grad_advantages is None else grad_advantages
-    full = (*mask.shape, num_quantiles)
-    wants = (
-        (want_rewards, mask.shape, torch.float32),
-        (want_quantiles, full, grad.dtype),
-        (want_bootstrap, (lam.shape[0], num_quantiles), torch.float32),
-        (want_next, full, torch.float32),
-    )
-    return tuple(
-        grad.new_empty(shape if want else (0,), dtype=dtype) for want, shape, dtype in wants
-    )
+    layout = arguments.gradient_layout(mask, lam, num_quantiles, grad.dtype)
+    return arguments.empty_gradients(grad, layout, wants)
 
 
 def _backward_cpu(
@@ -255,19 +247,6 @@ def _backward_reference(
     grad_advantages, grad_targets, mask, lam, target_lam, done, cu_seqlens, gamma, mask_mode,
     num_quantiles, explicit, *wants,
 ):  # fmt: skip
-    # The scan is linear in what it is differentiated in, so any point of it will do. Below the
-    # dispatcher autograd records nothing; torch.func does.
-    dtype = next(g for g in (grad_advantages, grad_targets) if g is not None).dtype
-    points = [
-        torch.zeros(shape, device=mask.device)
-        for shape in (
-            mask.shape,
-            (*mask.shape, num_quantiles),
-            (lam.shape[0], num_quantiles),
-            (*mask.shape, num_quantiles),
-        )
-    ]
-
     def run(rewards, quantiles, bootstrap, successors):
         return reference.distributional_gae(
             rewards, quantiles, mask, gamma=gamma, lam=lam, target_lam=target_lam,
@@ -275,17 +254,10 @@ def _backward_reference(
             mask_mode=mask_mode, cu_seqlens=cu_seqlens,
         )  # fmt: skip
 
-    outputs, vjp = torch.func.vjp(run, *points)
-    grads = vjp(
-        tuple(
-            torch.zeros_like(output) if grad is None else grad.float()
-            for grad, output in zip((grad_advantages, grad_targets), outputs, strict=True)
-        )
-    )
-    dtypes = (torch.float32, dtype, torch.float32, torch.float32)
-    return tuple(
-        grad.to(dtype) if want else grad.new_empty((0,), dtype=dtype)
-        for grad, dtype, want in zip(grads, dtypes, wants, strict=True)
+    grad = grad_targets if grad_advantages is None else grad_advantages
+    layout = arguments.gradient_layout(mask, lam, num_quantiles, grad.dtype)
+    return arguments.linear_gradients(
+        run, (grad_advantages, grad_targets), layout, wants, mask.device
     )
 
 

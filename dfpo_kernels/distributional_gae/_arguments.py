@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -121,3 +123,51 @@ def sequences(
 
 def offsets64(cu_seqlens: Tensor | None) -> Tensor | None:
     return None if cu_seqlens is None else cu_seqlens.to(torch.int64).contiguous()
+
+
+# Shape and dtype of each gradient: of rewards, quantiles, bootstrap and next_quantiles.
+Layout = Sequence[tuple[Sequence[int], torch.dtype]]
+
+
+def gradient_layout(mask: Tensor, lam: Tensor, num_quantiles: int, dtype: torch.dtype) -> Layout:
+    """Gradients of quantiles in the dtype of their output's, the others in float32."""
+    full = (*mask.shape, num_quantiles)
+    bootstrap = (lam.shape[0], num_quantiles)
+    return (
+        (mask.shape, torch.float32),
+        (full, dtype),
+        (bootstrap, torch.float32),
+        (full, torch.float32),
+    )
+
+
+def empty_gradients(like: Tensor, layout: Layout, wants: Sequence[bool]) -> tuple[Tensor, ...]:
+    """Uninitialised gradients, [0] for those that nobody wants."""
+    return tuple(
+        like.new_empty(shape if want else (0,), dtype=dtype)
+        for (shape, dtype), want in zip(layout, wants, strict=True)
+    )
+
+
+def linear_gradients(
+    scan: Callable[..., tuple[Tensor, ...]],
+    grads: Sequence[Tensor | None],  # of the scan's outputs
+    layout: Layout,
+    wants: Sequence[bool],
+    device: torch.device,
+) -> tuple[Tensor, ...]:
+    """Gradients of a scan that is linear in its inputs, so that any point of it will do.
+
+    By torch.func: below the dispatcher autograd records nothing.
+    """
+    outputs, vjp = torch.func.vjp(scan, *(torch.zeros(shape, device=device) for shape, _ in layout))
+    found = vjp(
+        tuple(
+            torch.zeros_like(output) if grad is None else grad.float()
+            for grad, output in zip(grads, outputs, strict=True)
+        )
+    )
+    return tuple(
+        grad.to(dtype) if want else grad.new_empty((0,), dtype=dtype)
+        for grad, (_, dtype), want in zip(found, layout, wants, strict=True)
+    )

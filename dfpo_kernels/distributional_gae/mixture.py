@@ -151,19 +151,14 @@ _op = dispatch.define_op(
 )
 
 
-def _backward_fake(
-    grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed, mask_mode,
-    want_rewards, want_quantiles, want_bootstrap,
-):  # fmt: skip
-    num_quantiles = grad_targets.shape[-1]
-    wants = (
-        (want_rewards, mask.shape, torch.float32),
-        (want_quantiles, grad_targets.shape, grad_targets.dtype),
-        (want_bootstrap, (lam.shape[0], num_quantiles), torch.float32),
-    )
-    return tuple(
-        grad_targets.new_empty(shape if want else (0,), dtype=dtype) for want, shape, dtype in wants
-    )
+def _layout(grad_targets, mask, lam):
+    full = arguments.gradient_layout(mask, lam, grad_targets.shape[-1], grad_targets.dtype)
+    # The mixture takes no next_quantiles.
+    return full[:3]
+
+
+def _backward_fake(grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed, mask_mode, *wants):
+    return arguments.empty_gradients(grad_targets, _layout(grad_targets, mask, lam), wants)
 
 
 def _backward_cpu(grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed, mask_mode, *wants):
@@ -196,26 +191,16 @@ def _backward_cpu(grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed, 
 def _backward_reference(
     grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed, mask_mode, *wants
 ):
-    # Bits given, the scan is linear in what it is differentiated in: any point of it will do. Below
-    # the dispatcher autograd records nothing; torch.func does.
-    points = [
-        torch.zeros(shape, device=mask.device)
-        for shape in (mask.shape, grad_targets.shape, (lam.shape[0], grad_targets.shape[-1]))
-    ]
-
     def run(rewards, quantiles, bootstrap):
-        return reference.lambda_mixture_targets(
+        targets = reference.lambda_mixture_targets(
             rewards, quantiles, mask, gamma=gamma, lam=lam, seed=seed, rows=rows,
             bootstrap=bootstrap, done=done, mask_mode=mask_mode, cu_seqlens=cu_seqlens,
         )  # fmt: skip
+        return (targets,)
 
-    _, vjp = torch.func.vjp(run, *points)
-    grads = vjp(grad_targets.float())
-    dtypes = (torch.float32, grad_targets.dtype, torch.float32)
-    return tuple(
-        grad.to(dtype) if want else grad.new_empty((0,), dtype=dtype)
-        for grad, dtype, want in zip(grads, dtypes, wants, strict=True)
-    )
+    # Linear because seed and rows fix the bits.
+    layout = _layout(grad_targets, mask, lam)
+    return arguments.linear_gradients(run, (grad_targets,), layout, wants, mask.device)
 
 
 _backward_op = dispatch.define_op(
