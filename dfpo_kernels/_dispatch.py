@@ -40,6 +40,16 @@ CUDA_MODULE: ModuleType | None = (
     else None
 )
 
+
+def _has_triton() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+HAS_TRITON = _has_triton()
+
 LIBRARY = torch.library.Library("dfpo", "DEF")
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _BACKENDS: dict[str, dict[str, str]] = {}
@@ -84,6 +94,27 @@ def define_op(
     if public:
         _BACKENDS[name] = {"cpu": "cpp" if cpu else "reference", "cuda": cuda_kind}
     return getattr(torch.ops.dfpo, name).default
+
+
+def triton_launcher(room: str, name: str) -> dict[str, object]:
+    """For define_op: the launcher ``name`` of ``dfpo_kernels/<room>/triton_kernel.py``, imported at
+    its first call, because triton takes its time and a CPU needs none of it."""
+    if not HAS_TRITON:
+        return {}
+
+    def launch(*args):
+        kernels = importlib.import_module(f"dfpo_kernels.{room}.triton_kernel")
+        tensor = next(arg for arg in args if isinstance(arg, Tensor))
+        # Triton launches on the current device, and on its current stream.
+        with torch.cuda.device(tensor.device):
+            return getattr(kernels, name)(*args)
+
+    return {"cuda": launch, "cuda_kind": "triton"}
+
+
+def cuda_launcher(launch: Callable) -> dict[str, object]:
+    """For define_op: a launcher of the CUDA module, where that was built."""
+    return {"cuda": launch, "cuda_kind": "cuda"} if CUDA_MODULE else {}
 
 
 def define_gradient(op: Callable, *, setup_context: Callable, backward: Callable) -> None:

@@ -192,8 +192,7 @@ _op = dispatch.define_op(
     reference=_reference_kernel,
     fake=_fake,
     cpu=_cpu_kernel,
-    cuda=_cuda_kernel if dispatch.CUDA_MODULE else None,
-    cuda_kind="cuda" if dispatch.CUDA_MODULE else "reference",
+    **dispatch.cuda_launcher(_cuda_kernel),
 )
 
 

@@ -133,6 +133,7 @@ _op = dispatch.define_op(
     reference=_reference_kernel,
     fake=_fake,
     cpu=_cpu_kernel,
+    **dispatch.triton_launcher("flow_consistency_loss", "flow_consistency_loss"),
 )
 
 

@@ -188,6 +188,7 @@ _op = dispatch.define_op(
     reference=_reference_kernel,
     fake=_fake,
     cpu=_cpu_kernel,
+    **dispatch.triton_launcher("integrate_flow", "integrate_flow"),
 )
 
 
@@ -259,6 +260,7 @@ _backward_op = dispatch.define_op(
     reference=_reference_backward,
     fake=_fake_backward,
     cpu=_cpu_backward,
+    **dispatch.triton_launcher("integrate_flow", "integrate_flow_backward"),
     public=False,
 )
 dispatch.forbid_gradient(_backward_op)

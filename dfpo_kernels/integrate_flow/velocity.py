@@ -93,6 +93,7 @@ op = dispatch.define_op(
     reference=_reference_kernel,
     fake=_fake,
     cpu=_cpu_kernel,
+    **dispatch.triton_launcher("integrate_flow", "flow_velocity"),
 )
 
 
@@ -140,6 +141,7 @@ backward_op = dispatch.define_op(
     reference=_reference_backward,
     fake=_fake_backward,
     cpu=_cpu_backward,
+    **dispatch.triton_launcher("integrate_flow", "flow_velocity_backward"),
     public=False,
 )
 dispatch.forbid_gradient(backward_op)

@@ -144,6 +144,7 @@ _op = dispatch.define_op(
     reference=_reference_kernel,
     fake=_fake,
     cpu=_cpu_kernel,
+    **dispatch.triton_launcher("quantile_huber_loss", "quantile_huber_loss"),
 )
 
 

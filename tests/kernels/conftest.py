@@ -1,11 +1,16 @@
 """Fixtures of the kernel tests; the first one makes a kernel that forgets an element fail."""
 
+import os
 import sys
 
 import pytest
 import torch
 
-from dfpo_kernels import FlowField, _cpu
+# Read by triton when it is first imported: without a GPU its kernels run on the interpreter.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+from dfpo_kernels import FlowField, _cpu  # noqa: E402
 
 VARIANTS = ("avx512", "avx2", "portable")
 

@@ -1,0 +1,344 @@
+"""The Triton kernels on the interpreter (a GPU's own tests are in test_gpu.py): the public functions
+run with the launchers in place of the C++ kernels, against the float64 reference."""
+
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from tolerances import VALUE, assert_near, assert_same_gradients
+
+from dfpo_kernels import (
+    FlowField,
+    flow_consistency_loss,
+    flow_velocity,
+    integrate_flow,
+    quantile_huber_loss,
+    reference,
+)
+from dfpo_kernels.integrate_flow.reference import METHODS
+
+pytest.importorskip("triton")
+if torch.cuda.is_available():
+    pytest.skip("there is a GPU: test_gpu.py runs the kernels there", allow_module_level=True)
+
+from dfpo_kernels.flow_consistency_loss import triton_kernel as consistency  # noqa: E402
+from dfpo_kernels.integrate_flow import triton_kernel as flow  # noqa: E402
+from dfpo_kernels.quantile_huber_loss import triton_kernel as huber  # noqa: E402
+
+LAUNCHERS = {
+    "flow_velocity": flow,
+    "flow_velocity_backward": flow,
+    "integrate_flow": flow,
+    "integrate_flow_backward": flow,
+    "flow_consistency_loss": consistency,
+    "quantile_huber_loss": huber,
+}
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+@pytest.fixture
+def use():
+    """Runs the ops on CPU tensors by launchers: use() by the project's, use(module) by those of a
+    changed copy. Afterwards the C++ kernels answer again."""
+    libraries = []
+
+    def use(module=None):
+        library = torch.library.Library("dfpo", "IMPL")
+        libraries.append(library)
+        for name, room in LAUNCHERS.items():
+            launcher = getattr(module or room, name, None) or getattr(room, name)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Warning only once for all operators")
+                library.impl(name, launcher, "CPU", allow_override=True)
+
+    yield use
+    for library in libraries:
+        library._destroy()
+
+
+def assert_is_reference(run, tensors):
+    """run(ops, tensors) with the kernels and with the reference: value and every gradient."""
+    own = {name: t.detach().clone().requires_grad_() for name, t in tensors.items()}
+    twins = {name: t.detach().double().requires_grad_() for name, t in tensors.items()}
+    actual, expected = run(KERNELS, own), run(reference, twins)
+    assert_near(actual, expected)
+    upstream = torch.randn(expected.shape)
+    actual.backward(upstream.to(actual.dtype))
+    expected.backward(upstream.to(actual.dtype).double())
+    assert_same_gradients(own, twins)
+
+
+class KERNELS:
+    integrate_flow = staticmethod(integrate_flow)
+    flow_velocity = staticmethod(flow_velocity)
+    flow_consistency_loss = staticmethod(flow_consistency_loss)
+    quantile_huber_loss = staticmethod(quantile_huber_loss)
+
+
+def flow_tensors(make_field, lead, num_quantiles, width, dtypes=(F32, F32), **more):
+    field = make_field(lead, width, dtypes[0])
+    return field._asdict() | {"base": torch.randn((*lead, num_quantiles)).to(dtypes[1])} | more
+
+
+def integrated(**options):
+    def run(ops, t):
+        field = FlowField(*(t[name] for name in FlowField._fields))
+        times = {name: t[name] for name in ("start", "end") if name in t}
+        return ops.integrate_flow(field, t["base"], **times, **options)
+
+    return run
+
+
+def velocity_of(ops, t):
+    return ops.flow_velocity(FlowField(*(t[name] for name in FlowField._fields)), t["base"], t["s"])
+
+
+def consistency_of(steps=2, method="euler", with_shortcut=True):
+    def run(ops, t):
+        field = FlowField(*(t[name] for name in FlowField._fields))
+        if not with_shortcut:
+            return ops.flow_consistency_loss(field, t["base"], steps=steps, method=method)
+        shortcut = FlowField(*(t[f"shortcut_{name}"] for name in FlowField._fields))
+        field = FlowField(*(tensor.detach() for tensor in field))
+        return ops.flow_consistency_loss(
+            field, t["base"], shortcut=shortcut, steps=steps, method=method
+        )
+
+    return run
+
+
+def regression(**options):
+    return lambda ops, t: ops.quantile_huber_loss(t["quantiles"], t["targets"], **options)
+
+
+# lead, Q, W, K, method, field dtype, base dtype
+FLOWS = [
+    ((5,), 33, 40, 2, "euler", F32, F32),
+    ((5,), 33, 40, 2, "midpoint", F32, F32),
+    ((5,), 33, 40, 2, "heun", F32, F32),
+    ((5,), 33, 40, 2, "rk4", F32, F32),
+    ((2, 3), 130, 7, 2, "rk4", BF16, F32),
+    ((33,), 5, 3, 3, "heun", BF16, BF16),
+    ((3,), 17, 5, 2, "midpoint", F16, F16),
+    ((), 9, 70, 1, "euler", F16, F32),
+    ((4,), 1, 1, 1, "rk4", F32, BF16),
+]
+
+
+@pytest.mark.parametrize("case", FLOWS, ids=str)
+def test_integrate_flow(use, make_field, case):
+    lead, num_quantiles, width, steps, method, *dtypes = case
+    use()
+    tensors = flow_tensors(
+        make_field, lead, num_quantiles, width, dtypes,
+        start=(torch.rand(lead) * 0.4).to(dtypes[0]), end=torch.rand(lead) + 0.5,
+    )  # fmt: skip
+    trajectory = method in ("midpoint", "rk4")
+    assert_is_reference(integrated(steps=steps, method=method, trajectory=trajectory), tensors)
+
+
+def test_shared_base_and_times(use, make_field):
+    use()
+    tensors = flow_tensors(make_field, (6,), 18, 5)
+    tensors |= {"base": torch.randn(18), "start": torch.tensor(0.1), "end": torch.tensor(0.8)}
+    assert_is_reference(integrated(steps=2, method="heun"), tensors)
+
+
+def test_rows_in_chunks_have_the_same_gradients(use, make_field, monkeypatch):
+    use()
+    chunks = []
+    monkeypatch.setattr(flow, "SCRATCH_FLOATS", 3 * 2 * 2 * 2 * 9)
+    split = flow.row_chunks
+    monkeypatch.setattr(flow, "row_chunks", lambda *a: chunks.append(split(*a)) or chunks[-1])
+    tensors = flow_tensors(make_field, (8,), 9, 5, end=torch.rand(8))
+    assert_is_reference(integrated(steps=2, method="heun", trajectory=True), tensors)
+    assert [len(range(*c.indices(8))) for c in chunks[0]] == [3, 3, 2]
+
+
+def test_a_gradient_repeats_bit_for_bit(use, make_field):
+    use()
+    tensors = flow_tensors(make_field, (40,), 5, 3)
+    results = []
+    for _ in range(2):
+        own = {name: t.clone().requires_grad_() for name, t in tensors.items()}
+        integrated(steps=1)(KERNELS, own).square().sum().backward()
+        results.append([t.grad for t in own.values()])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("lead", "num_quantiles", "width", "time", "dtype"),
+    [((5,), 33, 40, "scalar", F32), ((2, 3), 130, 7, "row", BF16), ((3,), 9, 70, "each", F16)],
+)
+def test_flow_velocity(use, make_field, lead, num_quantiles, width, time, dtype):
+    use()
+    shape = {"scalar": (), "row": lead, "each": (*lead, num_quantiles)}[time]
+    tensors = flow_tensors(make_field, lead, num_quantiles, width, (dtype, dtype))
+    assert_is_reference(velocity_of, tensors | {"s": torch.rand(shape)})
+
+
+@pytest.mark.parametrize(("method", "dtype"), [("euler", F32), ("rk4", BF16)])
+def test_flow_consistency_loss(use, make_field, method, dtype):
+    use()
+    tensors = flow_tensors(make_field, (5,), 33, 9, (dtype, F32))
+    assert_is_reference(consistency_of(2, method, with_shortcut=False), tensors)
+    shortcut = make_field((5,), 4, dtype)._asdict()
+    own = tensors | {f"shortcut_{name}": t for name, t in shortcut.items()}
+    own = {name: t.clone().requires_grad_() for name, t in own.items()}
+    twins = {name: t.detach().double().requires_grad_() for name, t in own.items()}
+    run = consistency_of(2, method)
+    actual, expected = run(KERNELS, own), run(reference, twins)
+    assert_near(actual, expected)
+    actual.sum().backward()
+    expected.sum().backward()
+    assert own["bias"].grad is None
+    trained = [name for name in own if name.startswith("shortcut") or name == "base"]
+    assert_same_gradients({n: own[n] for n in trained}, {n: twins[n] for n in trained})
+
+
+@pytest.mark.parametrize("kappa", [0.05, 0.7, 0.0])
+@pytest.mark.parametrize(
+    ("shape", "dtypes"),
+    [((5, 33, 40), (F32, F32)), ((3, 130, 7), (BF16, F32)), ((40, 1, 1), (F16, BF16))],
+)
+def test_quantile_huber_loss(use, shape, dtypes, kappa):
+    use()
+    rows, num_quantiles, num_targets = shape
+    tensors = {
+        "quantiles": torch.randn(rows, num_quantiles).to(dtypes[0]),
+        "targets": torch.randn(rows, num_targets).to(dtypes[1]),
+    }
+    assert_is_reference(regression(kappa=kappa), tensors)
+    taus = torch.rand(num_quantiles)
+    options = {"kappa": kappa, "quantile_reduction": "sum"}
+    run = regression(taus=taus, **options)
+    actual = run(KERNELS, tensors)
+    expected = reference.quantile_huber_loss(
+        *(t.double() for t in tensors.values()), taus=taus.double(), **options
+    )
+    assert_near(actual, expected)
+
+
+def test_no_rows_and_strided_rows(use, make_field):
+    use()
+    assert_is_reference(integrated(steps=2), flow_tensors(make_field, (0,), 4, 3))
+    empty = {"quantiles": torch.zeros(0, 4), "targets": torch.zeros(0, 3)}
+    assert_is_reference(regression(), empty)
+    tensors = flow_tensors(make_field, (6,), 9, 5)
+    strided = {name: t.T.contiguous().T if t.dim() == 2 else t for name, t in tensors.items()}
+    out = integrated(steps=2)(KERNELS, strided)
+    assert torch.equal(out, integrated(steps=2)(KERNELS, tensors))
+
+
+# --- the approximate branch of NVIDIA GPUs --------------------------------------------------------
+
+
+def test_the_approximate_branch_is_for_half_precision_on_nvidia(make_field):
+    for dtype in (F32, BF16, F16):
+        assert flow.sigmoid_of(make_field((1,), 2, dtype)) == "exact"
+        with torch._subclasses.FakeTensorMode():
+            fake = FlowField(*(torch.empty(2, 2, dtype=dtype, device="cuda") for _ in range(5)))
+        assert flow.sigmoid_of(fake) == ("exact" if dtype == F32 else "approximate")
+
+
+def test_values_with_the_rounding_of_the_approximate_branch(use, make_field, monkeypatch):
+    """tanh rounded to 11 bits, as far off as NVIDIA documents for tanh.approx.f32 (2^-11 relative,
+    PTX ISA), stays within the tolerance of the coefficients' dtype, value and gradients."""
+    use()
+    tensors = flow_tensors(make_field, (5,), 33, 16, (BF16, F32))
+    exact = integrated(steps=4, method="heun")(KERNELS, tensors)
+    monkeypatch.setattr(flow, "sigmoid_of", lambda field: "rounded")
+    own = {name: t.detach().clone().requires_grad_() for name, t in tensors.items()}
+    twins = {name: t.detach().double().requires_grad_() for name, t in tensors.items()}
+    rounded = integrated(steps=4, method="heun")(KERNELS, own)
+    expected = integrated(steps=4, method="heun")(reference, twins)
+    bound = VALUE[BF16][0]
+    error = ((rounded - expected).abs().max() / expected.abs().max()).item()
+    # The rounding is there, and is what is bounded.
+    assert 1e-6 < (rounded - exact).abs().max() and error < bound / 3
+    rounded.square().sum().backward()
+    expected.square().sum().backward()
+    for name, tensor in own.items():
+        difference = (tensor.grad.double() - twins[name].grad).abs().max()
+        assert difference < bound * twins[name].grad.abs().max(), name
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_worst_error_of_tanh_stays_within_half_precision(make_field, sign):
+    """Every tanh off by 2^-11 in the same direction, which no rounding does, in float64."""
+    field = make_field((64,), 64, torch.float64)
+    base = torch.randn(64, 32, dtype=torch.float64)
+
+    def velocity(z, s):
+        x = field.bias.unsqueeze(-2) + z.unsqueeze(-1) * field.z_weight + s * field.time_weight
+        tanh = torch.tanh(x / 2) * (1 + sign * 2.0**-11)
+        silu = x * (0.5 + 0.5 * tanh)
+        return (silu * field.gain.unsqueeze(-2)).sum(-1) + field.offset.unsqueeze(-1)
+
+    for method in METHODS:
+        off = integrate_flow(velocity, base, steps=8, method=method)
+        law = reference.integrate_flow(field, base, steps=8, method=method)
+        error = ((off - law).abs().max() / law.abs().max()).item()
+        assert 1e-6 < error < VALUE[BF16][0]
+
+
+# --- broken copies --------------------------------------------------------------------------------
+
+BROKEN = {
+    "forgets a unit": (flow, "velocity", "tl.range(0, W, loop_unroll", "tl.range(1, W, loop_unroll"),
+    "stale time": (flow, "integral", "(k + node_of(METHOD, 1)) / steps", "(k / steps)"),
+    "stops one step early": (flow, "integral", "in tl.range(0, steps):", "in tl.range(1, steps):"),
+    "sums rows that are not there": (
+        flow, "integral", "tl.where(wanted, g * sum_z, 0.0)", "g * sum_z",
+    ),
+    "forgets a particle": (
+        flow, "integral", "tl.range(0, Q, loop_unroll", "tl.range(1, Q, loop_unroll",
+    ),
+    "forgets a stage's gradient": (flow, "integral", "direct += d1", "direct += 0.0 * d1"),
+    "wrong derivative": (flow, "velocity", "(silu - silu * sigma)", "(sigma - silu * sigma)"),
+    "sums lanes that are not there": (
+        consistency, "consistency", "tl.where(q < Q, difference * difference, 0.0)",
+        "difference * difference",
+    ),
+    "wrong flow time": (consistency, "consistency", "start + 1.0", "start + 0.9"),
+    "loss of lanes that are not there": (
+        huber, "regression", "tl.where(i < Q, losses, 0.0)", "losses",
+    ),
+    "forgets a target": (huber, "regression", "tl.range(0, P, loop_u", "tl.range(1, P, loop_u"),
+    "wrong side": (huber, "regression", "tl.where(u < 0.0, 1.0 - tau, tau)", "tau"),
+}  # fmt: skip
+
+
+def broken_copy(module, text, replacement, folder):
+    source = Path(module.__file__).read_text()
+    assert text in source
+    path = folder / "broken_kernel.py"
+    path.write_text(source.replace(text, replacement))
+    spec = importlib.util.spec_from_file_location("broken_kernel", path)
+    copy = importlib.util.module_from_spec(spec)
+    sys.modules["broken_kernel"] = copy
+    spec.loader.exec_module(copy)
+    return copy
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_copy_is_noticed(use, make_field, tmp_path, monkeypatch, name):
+    module, op, text, replacement = BROKEN[name]
+    monkeypatch.setitem(sys.modules, "broken_kernel", None)
+    tensors = flow_tensors(make_field, (5,), 9, 6, end=torch.rand(5) + 0.5)
+    pair = {"quantiles": torch.randn(5, 9), "targets": torch.randn(5, 7)}
+    field_and_base = {name: t for name, t in tensors.items() if name != "end"}
+    run, tensors = {
+        "velocity": (velocity_of, field_and_base | {"s": torch.rand(5)}),
+        "integral": (integrated(steps=2, method="heun"), tensors),
+        "consistency": (consistency_of(2, with_shortcut=False), field_and_base),
+        "regression": (regression(), pair),
+    }[op]
+    use()
+    assert_is_reference(run, tensors)
+    use(broken_copy(module, text, replacement, tmp_path))
+    with pytest.raises(AssertionError):
+        assert_is_reference(run, tensors)
