@@ -1,5 +1,5 @@
-"""The Triton kernels on the interpreter (a GPU's own tests are in test_gpu.py): the public functions
-run with the launchers in place of the C++ kernels, against the float64 reference."""
+"""The Triton kernels on the interpreter (test_gpu.py runs them on a GPU): the public functions with
+the launchers in place of the C++ kernels, against the float64 reference."""
 
 import importlib.util
 import sys
@@ -258,7 +258,7 @@ def test_values_with_the_rounding_of_the_approximate_branch(use, make_field, mon
     bound = VALUE[BF16][0]
     error = ((rounded - expected).abs().max() / expected.abs().max()).item()
     # The rounding is there, and is what is bounded.
-    assert 1e-6 < (rounded - exact).abs().max() and error < bound / 3
+    assert (rounded - exact).abs().max() > 1e-6 and error < bound / 3
     rounded.square().sum().backward()
     expected.square().sum().backward()
     for name, tensor in own.items():
@@ -288,7 +288,7 @@ def test_the_worst_error_of_tanh_stays_within_half_precision(make_field, sign):
 # --- broken copies --------------------------------------------------------------------------------
 
 BROKEN = {
-    "forgets a unit": (flow, "velocity", "tl.range(0, W, loop_unroll", "tl.range(1, W, loop_unroll"),
+    "forgets a unit": (flow, "velocity", "tl.range(0, W, loop_u", "tl.range(1, W, loop_u"),
     "stale time": (flow, "integral", "(k + node_of(METHOD, 1)) / steps", "(k / steps)"),
     "stops one step early": (flow, "integral", "in tl.range(0, steps):", "in tl.range(1, steps):"),
     "sums rows that are not there": (
