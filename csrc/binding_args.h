@@ -58,5 +58,44 @@ GaeArgs to_gae_args(const Tuple& t) {
             to_tokens(item<Tuple>(t, 8)),     to_tokens(item<Tuple>(t, 9))};
 }
 
+GaeGradArgs to_gae_grad_args(const Tuple& t) {
+    return {to_sequences(item<Tuple>(t, 0)),
+            to_tokens(item<Tuple>(t, 1)),
+            to_tokens(item<Tuple>(t, 2)),
+            to_floats(item<uintptr_t>(t, 3)),
+            to_floats(item<uintptr_t>(t, 4)),
+            item<float>(t, 5),
+            item<bool>(t, 6),
+            to_tokens(item<Tuple>(t, 7)),
+            to_tokens(item<Tuple>(t, 8)),
+            to_tokens(item<Tuple>(t, 9)),
+            to_floats(item<uintptr_t>(t, 10))};
+}
+
+// As dfpo_kernels/distributional_gae/mixture.py passes them.
+MixtureArgs to_mixture_args(const Tuple& t) {
+    return {to_sequences(item<Tuple>(t, 0)),
+            to_tokens(item<Tuple>(t, 1)),
+            to_tokens(item<Tuple>(t, 2)),
+            to_rows(item<Tuple>(t, 3)),
+            to_floats(item<uintptr_t>(t, 4)),
+            (const int64_t*)item<uintptr_t>(t, 5),
+            item<uint64_t>(t, 6),
+            item<float>(t, 7),
+            to_tokens(item<Tuple>(t, 8))};
+}
+
+MixtureGradArgs to_mixture_grad_args(const Tuple& t) {
+    return {to_sequences(item<Tuple>(t, 0)),
+            to_tokens(item<Tuple>(t, 1)),
+            to_floats(item<uintptr_t>(t, 2)),
+            (const int64_t*)item<uintptr_t>(t, 3),
+            item<uint64_t>(t, 4),
+            item<float>(t, 5),
+            to_tokens(item<Tuple>(t, 6)),
+            to_tokens(item<Tuple>(t, 7)),
+            to_floats(item<uintptr_t>(t, 8))};
+}
+
 }  // namespace
 }  // namespace dfpo

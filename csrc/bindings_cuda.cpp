@@ -12,21 +12,34 @@ namespace py = pybind11;
 namespace dfpo {
 namespace {
 
-void check(const char* op, const char* error) {
-    if (error) throw std::runtime_error(std::string(op) + ": CUDA says: " + error);
-}
-
-void distributional_gae(const Tuple& tuple, int device, uintptr_t stream) {
-    const GaeArgs args = to_gae_args(tuple);
-    const py::gil_scoped_release release;
-    check("distributional_gae", cuda_distributional_gae(args, device, stream));
+// A launcher as Python sees it: a tuple of arguments, a device and a stream.
+template <typename Args>
+auto bind(const char* op, Args (*to_args)(const Tuple&),
+          const char* (*run)(const Args&, int, uintptr_t)) {
+    return [=](const Tuple& tuple, int device, uintptr_t stream) {
+        const Args args = to_args(tuple);
+        const char* error;
+        {
+            const py::gil_scoped_release release;
+            error = run(args, device, stream);
+        }
+        if (error) throw std::runtime_error(std::string(op) + ": CUDA says: " + error);
+    };
 }
 
 }  // namespace
 }  // namespace dfpo
 
 PYBIND11_MODULE(_cuda, m) {
+    using namespace dfpo;
     m.doc() = "CUDA kernels of dfpo_kernels";
-    m.def("device_count", &dfpo::cuda_device_count);
-    m.def("distributional_gae", &dfpo::distributional_gae);
+    m.def("device_count", &cuda_device_count);
+    m.def("distributional_gae", bind("distributional_gae", to_gae_args, cuda_distributional_gae));
+    m.def("distributional_gae_backward",
+          bind("distributional_gae_backward", to_gae_grad_args, cuda_distributional_gae_backward));
+    m.def("lambda_mixture_targets",
+          bind("lambda_mixture_targets", to_mixture_args, cuda_lambda_mixture_targets));
+    m.def("lambda_mixture_targets_backward",
+          bind("lambda_mixture_targets_backward", to_mixture_grad_args,
+               cuda_lambda_mixture_targets_backward));
 }

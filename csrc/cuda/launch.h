@@ -1,41 +1,56 @@
-// One kernel launch: on a GPU under nvcc, thread after thread on the CPU under any other compiler,
-// so that the same kernel text can be tested where there is no GPU.
+// One kernel launch: on a GPU under nvcc, on the CPU under any other compiler (emulation.h), so
+// that the same kernel text can be tested where there is no GPU.
 #pragma once
 
 #include <cstdint>
 
 #if defined(__CUDACC__)
 #include <cuda_runtime.h>
+// An array that the threads of a block share.
+#define DFPO_SHARED(type, name, count) __shared__ type name[count]
+#define DFPO_DEVICE __device__ __forceinline__
+// Hides from the compiler that x counts a loop, so that it computes addresses where they are used
+// rather than keep a pointer for each access from turn to turn, which takes all registers.
+#define DFPO_OPAQUE(x) asm volatile("" : "+l"(x))
 #else
-#define __global__
-struct Dim {
-    unsigned x;
-};
-inline thread_local Dim blockIdx, blockDim, threadIdx;
+#include "emulation.h"
+#define DFPO_SHARED(type, name, count)   \
+    __shared__ type name##_array[count]; \
+    type* name = dfpo::emulation::shared_memory(name##_array, sizeof name##_array)
+#define DFPO_DEVICE inline
+#define DFPO_OPAQUE(x)
 #endif
 
 namespace dfpo {
 
-constexpr int kThreadsPerBlock = 128;
+// Four warps: enough to hide a load behind the others, few enough that blocks of one sequence each
+// fill every multiprocessor.
+constexpr int kThreads = 128;
+// Of them on a multiprocessor at least: this leaves a thread 128 registers, and none is spilled.
+constexpr int kBlocks = 4;
 
-// At least `threads` threads on `device` and `stream`; null, or what went wrong.
+// `blocks` blocks of kThreads on `device` and `stream`; null, or what went wrong.
 template <typename Args>
-const char* launch(void (*kernel)(Args), const Args& args, int64_t threads, int device,
+const char* launch(void (*kernel)(Args), const Args& args, int64_t blocks, int device,
                    uintptr_t stream) {
-    if (threads == 0) return nullptr;
-    const int64_t blocks = (threads + kThreadsPerBlock - 1) / kThreadsPerBlock;
+    if (blocks == 0) return nullptr;
+    if (blocks > INT32_MAX) return "more sequences and quantiles than one launch can take";
 #if defined(__CUDACC__)
     cudaError_t error = cudaSetDevice(device);
     if (error == cudaSuccess) {
-        kernel<<<(unsigned)blocks, kThreadsPerBlock, 0, (cudaStream_t)stream>>>(args);
+        kernel<<<(unsigned)blocks, kThreads, 0, (cudaStream_t)stream>>>(args);
         error = cudaGetLastError();
     }
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 #else
     (void)device, (void)stream;
-    blockDim.x = kThreadsPerBlock;
-    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++)
-        for (threadIdx.x = 0; threadIdx.x < kThreadsPerBlock; threadIdx.x++) kernel(args);
+    try {
+        emulation::run([&] { kernel(args); }, (unsigned)blocks, kThreads);
+    } catch (const std::runtime_error& error) {
+        static std::string text;
+        text = error.what();
+        return text.c_str();
+    }
     return nullptr;
 #endif
 }

@@ -205,41 +205,58 @@ def _backward_fake(
     return arguments.empty_gradients(grad, layout, wants)
 
 
-def _backward_cpu(
-    grad_advantages, grad_targets, mask, lam, target_lam, done, cu_seqlens, gamma, mask_mode,
-    num_quantiles, explicit, *wants,
+def _launch_backward(
+    run, outputs, grad_advantages, grad_targets, mask, lam, target_lam, done, cu_seqlens, gamma,
+    mask_mode, num_quantiles, explicit, *wants,
 ):  # fmt: skip
+    """Calls ``run`` with the structure GaeGradArgs of csrc/scan_args.h, to fill ``outputs``."""
     packed = cu_seqlens is not None
     cu_seqlens = arguments.offsets64(cu_seqlens)
     grad_advantages, grad_targets = (
         None if grad is None else dispatch.with_contiguous_rows(grad)
         for grad in (grad_advantages, grad_targets)
     )
-    outputs = _backward_fake(
-        grad_advantages, grad_targets, mask, lam, target_lam, done, cu_seqlens, gamma, mask_mode,
-        num_quantiles, explicit, *wants,
-    )  # fmt: skip
     rewards, quantiles, bootstrap, successors = (
         output if want else None for output, want in zip(outputs, wants, strict=True)
     )
     lam = lam.contiguous()
     target_lam = None if target_lam is None else target_lam.contiguous()
-    _cpu.distributional_gae_backward(
-        arguments.sequences(mask, done, cu_seqlens, num_quantiles, mask_mode),
-        dispatch.tokens(grad_advantages, packed),
-        dispatch.tokens(grad_targets, packed),
-        dispatch.pointer(lam),
-        dispatch.pointer(target_lam),
-        gamma,
-        explicit,
-        dispatch.tokens(rewards, packed),
-        dispatch.tokens(quantiles, packed),
-        dispatch.tokens(successors, packed),
-        dispatch.pointer(bootstrap),
-        mask.numel(),
-        torch.get_num_threads(),
+    run(
+        (
+            arguments.sequences(mask, done, cu_seqlens, num_quantiles, mask_mode),
+            dispatch.tokens(grad_advantages, packed),
+            dispatch.tokens(grad_targets, packed),
+            dispatch.pointer(lam),
+            dispatch.pointer(target_lam),
+            gamma,
+            explicit,
+            dispatch.tokens(rewards, packed),
+            dispatch.tokens(quantiles, packed),
+            dispatch.tokens(successors, packed),
+            dispatch.pointer(bootstrap),
+        )
     )
+
+
+def _backward_cpu(grad_advantages, grad_targets, mask, *args):
+    def run(gae_args):
+        _cpu.distributional_gae_backward(*gae_args, mask.numel(), torch.get_num_threads())
+
+    outputs = _backward_fake(grad_advantages, grad_targets, mask, *args)
+    _launch_backward(run, outputs, grad_advantages, grad_targets, mask, *args)
     return outputs
+
+
+def _backward_cuda(grad_advantages, grad_targets, mask, *args):
+    def run(gae_args):
+        dispatch.launch_cuda("distributional_gae_backward", mask, gae_args)
+
+    *_, num_quantiles, _, want_rewards, _, _, _ = args
+    rewards, *others = _backward_fake(grad_advantages, grad_targets, mask, *args)
+    groups = arguments.grouped_rewards(rewards, num_quantiles)
+    outputs = (groups[0], *others)
+    _launch_backward(run, outputs, grad_advantages, grad_targets, mask, *args)
+    return (groups.sum(0) if want_rewards else rewards, *others)
 
 
 def _backward_reference(
@@ -269,6 +286,7 @@ _backward_op = dispatch.define_op(
     reference=_backward_reference,
     fake=_backward_fake,
     cpu=_backward_cpu,
+    **dispatch.cuda_launcher(_backward_cuda),
     public=False,
 )
 dispatch.forbid_gradient(_backward_op)

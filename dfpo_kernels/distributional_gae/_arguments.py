@@ -149,6 +149,16 @@ def empty_gradients(like: Tensor, layout: Layout, wants: Sequence[bool]) -> tupl
     )
 
 
+# Particles whose gradients of a reward csrc/cuda/scan.h adds up in one warp.
+PARTICLES_PER_GROUP = 32
+
+
+def grouped_rewards(grad: Tensor, num_quantiles: int) -> Tensor:
+    """Room for the gradient of the rewards per group of particles, [groups, *grad.shape]."""
+    groups = -(-num_quantiles // PARTICLES_PER_GROUP)
+    return grad.new_empty((groups, *grad.shape))
+
+
 def linear_gradients(
     scan: Callable[..., tuple[Tensor, ...]],
     grads: Sequence[Tensor | None],  # of the scan's outputs

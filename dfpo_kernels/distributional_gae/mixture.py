@@ -105,9 +105,11 @@ def _fake(rewards, quantiles, mask, lam, rows, bootstrap, done, cu_seqlens, gamm
     return quantiles.new_empty(quantiles.shape)
 
 
-def _cpu_kernel(
-    rewards, quantiles, mask, lam, rows, bootstrap, done, cu_seqlens, gamma, seed, mask_mode
+def _launch(
+    run, rewards, quantiles, mask, lam, rows, bootstrap, done, cu_seqlens, gamma, seed, mask_mode
 ):
+    """Checks offsets, allocates the output and calls ``run`` with the structure MixtureArgs of
+    csrc/scan_args.h."""
     arguments.check_offsets(cu_seqlens, rewards.shape[0])
     packed = cu_seqlens is not None
     cu_seqlens = arguments.offsets64(cu_seqlens)
@@ -115,20 +117,34 @@ def _cpu_kernel(
     bootstrap = None if bootstrap is None else dispatch.with_contiguous_rows(bootstrap)
     lam, rows = lam.contiguous(), rows.contiguous()
     targets = quantiles.new_empty(quantiles.shape)
-    _cpu.lambda_mixture_targets(
-        arguments.sequences(mask, done, cu_seqlens, quantiles.shape[-1], mask_mode),
-        dispatch.tokens(rewards, packed),
-        dispatch.tokens(quantiles, packed),
-        dispatch.rows(bootstrap),
-        dispatch.pointer(lam),
-        dispatch.pointer(rows),
-        seed,
-        gamma,
-        dispatch.tokens(targets, packed),
-        rewards.numel(),
-        torch.get_num_threads(),
+    run(
+        (
+            arguments.sequences(mask, done, cu_seqlens, quantiles.shape[-1], mask_mode),
+            dispatch.tokens(rewards, packed),
+            dispatch.tokens(quantiles, packed),
+            dispatch.rows(bootstrap),
+            dispatch.pointer(lam),
+            dispatch.pointer(rows),
+            seed,
+            gamma,
+            dispatch.tokens(targets, packed),
+        )
     )
     return targets
+
+
+def _cpu_kernel(rewards, *args):
+    def run(mixture_args):
+        _cpu.lambda_mixture_targets(*mixture_args, rewards.numel(), torch.get_num_threads())
+
+    return _launch(run, rewards, *args)
+
+
+def _cuda_kernel(rewards, *args):
+    def run(mixture_args):
+        dispatch.launch_cuda("lambda_mixture_targets", rewards, mixture_args)
+
+    return _launch(run, rewards, *args)
 
 
 def _reference_kernel(
@@ -148,6 +164,7 @@ _op = dispatch.define_op(
     reference=_reference_kernel,
     fake=_fake,
     cpu=_cpu_kernel,
+    **dispatch.cuda_launcher(_cuda_kernel),
 )
 
 
@@ -161,31 +178,52 @@ def _backward_fake(grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed,
     return arguments.empty_gradients(grad_targets, _layout(grad_targets, mask, lam), wants)
 
 
-def _backward_cpu(grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed, mask_mode, *wants):
+def _launch_backward(
+    run, outputs, grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed, mask_mode, *wants
+):
+    """Calls ``run`` with the structure MixtureGradArgs of csrc/scan_args.h, to fill ``outputs``."""
     packed = cu_seqlens is not None
     cu_seqlens = arguments.offsets64(cu_seqlens)
     grad_targets = dispatch.with_contiguous_rows(grad_targets)
-    outputs = _backward_fake(
-        grad_targets, mask, lam, rows, done, cu_seqlens, gamma, seed, mask_mode, *wants
-    )
     rewards, quantiles, bootstrap = (
         output if want else None for output, want in zip(outputs, wants, strict=True)
     )
     lam, rows = lam.contiguous(), rows.contiguous()
-    _cpu.lambda_mixture_targets_backward(
-        arguments.sequences(mask, done, cu_seqlens, grad_targets.shape[-1], mask_mode),
-        dispatch.tokens(grad_targets, packed),
-        dispatch.pointer(lam),
-        dispatch.pointer(rows),
-        seed,
-        gamma,
-        dispatch.tokens(rewards, packed),
-        dispatch.tokens(quantiles, packed),
-        dispatch.pointer(bootstrap),
-        mask.numel(),
-        torch.get_num_threads(),
+    run(
+        (
+            arguments.sequences(mask, done, cu_seqlens, grad_targets.shape[-1], mask_mode),
+            dispatch.tokens(grad_targets, packed),
+            dispatch.pointer(lam),
+            dispatch.pointer(rows),
+            seed,
+            gamma,
+            dispatch.tokens(rewards, packed),
+            dispatch.tokens(quantiles, packed),
+            dispatch.pointer(bootstrap),
+        )
     )
+
+
+def _backward_cpu(grad_targets, mask, *args):
+    def run(mixture_args):
+        _cpu.lambda_mixture_targets_backward(
+            *mixture_args, mask.numel(), torch.get_num_threads()
+        )
+
+    outputs = _backward_fake(grad_targets, mask, *args)
+    _launch_backward(run, outputs, grad_targets, mask, *args)
     return outputs
+
+
+def _backward_cuda(grad_targets, mask, *args):
+    def run(mixture_args):
+        dispatch.launch_cuda("lambda_mixture_targets_backward", mask, mixture_args)
+
+    *_, want_rewards, _, _ = args
+    rewards, *others = _backward_fake(grad_targets, mask, *args)
+    groups = arguments.grouped_rewards(rewards, grad_targets.shape[-1])
+    _launch_backward(run, (groups[0], *others), grad_targets, mask, *args)
+    return (groups.sum(0) if want_rewards else rewards, *others)
 
 
 def _backward_reference(
@@ -211,6 +249,7 @@ _backward_op = dispatch.define_op(
     reference=_backward_reference,
     fake=_backward_fake,
     cpu=_backward_cpu,
+    **dispatch.cuda_launcher(_backward_cuda),
     public=False,
 )
 dispatch.forbid_gradient(_backward_op)

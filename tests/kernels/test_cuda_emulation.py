@@ -1,10 +1,17 @@
-"""The CUDA kernels' own text, compiled for the CPU and run thread after thread (csrc/cuda/launch.h)
-through the bindings and the Python code that a GPU would use. No GPU runs here."""
+"""The CUDA kernels' own text, compiled for the CPU and run with every thread a fiber
+(csrc/cuda/emulation.h), through the bindings and the Python code that a GPU would use: the public
+functions against the float64 reference. No GPU runs here.
+
+DFPO_EMULATION_FLAGS: more flags for the compiler; ``make sanitize-emulation`` asks for
+AddressSanitizer."""
 
 import importlib.util
+import os
+import shlex
 import shutil
 import subprocess
 import sysconfig
+import warnings
 from pathlib import Path
 
 import pytest
@@ -17,122 +24,314 @@ from dfpo_kernels import _dispatch, reference
 
 pybind11 = pytest.importorskip("pybind11")
 CSRC = Path(__file__).parents[2] / "csrc"
-ROOM = importlib.import_module("dfpo_kernels.distributional_gae")
+GAE = importlib.import_module("dfpo_kernels.distributional_gae")
+MIXTURE = importlib.import_module("dfpo_kernels.distributional_gae.mixture")
 HAS_MODULE = _dispatch.CUDA_MODULE is not None
+KERNELS = {
+    "distributional_gae": GAE._cuda_kernel,
+    "distributional_gae_backward": GAE._backward_cuda,
+    "lambda_mixture_targets": MIXTURE._cuda_kernel,
+    "lambda_mixture_targets_backward": MIXTURE._backward_cuda,
+}
+SOURCES = ("bindings_cuda.cpp", "cuda/distributional_gae.cu", "cuda/lambda_mixture_targets.cu")
+# Ascending, descending, shuffled.
+ORDERS = ("0", "1", "7")
 
 
-@pytest.fixture(scope="module")
-def emulated_module(tmp_path_factory):
+def compile_object(source: Path, target: Path, *flags: str) -> Path:
     compiler = shutil.which("c++") or pytest.skip("needs a C++ compiler")
-    library = tmp_path_factory.mktemp("emulation") / "_cuda.so"
-    sources = [CSRC / "bindings_cuda.cpp", *sorted((CSRC / "cuda").glob("*.cu"))]
     includes = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
-    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror"]
+    extra = shlex.split(os.environ.get("DFPO_EMULATION_FLAGS", ""))
     subprocess.run(
-        [compiler, *flags, "-DDFPO_VARIANT=emulated", *includes, "-x", "c++", *map(str, sources),
-         "-o", str(library)],
+        [compiler, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror", *flags,
+         *extra, "-DDFPO_VARIANT=emulated", *includes, "-x", "c++", "-c", str(source),
+         "-o", str(target)],
         check=True,
     )  # fmt: skip
+    return target
+
+
+def load(objects, folder):
+    library = folder / "_cuda.so"
+    extra = shlex.split(os.environ.get("DFPO_EMULATION_FLAGS", ""))
+    subprocess.run(
+        [shutil.which("c++"), "-shared", *extra, *map(str, objects), "-o", str(library)], check=True
+    )
     spec = importlib.util.spec_from_file_location("_cuda", library)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("emulation")
+    return {
+        name: compile_object(CSRC / name, folder / f"{Path(name).stem}.o", "-O0")
+        for name in SOURCES
+    }
+
+
+@pytest.fixture(scope="module")
+def emulated_module(objects, tmp_path_factory):
+    return load(objects.values(), tmp_path_factory.mktemp("module"))
+
+
 @pytest.fixture
-def emulated_gae(emulated_module, monkeypatch):
-    def launch(name, tensor, *args):
-        getattr(emulated_module, name)(*args, 0, 0)
+def use(monkeypatch):
+    """use(module): the ops on CPU tensors run the kernels of an emulated module."""
+    libraries = []
 
-    monkeypatch.setattr(_dispatch, "launch_cuda", launch)
+    def use(module):
+        def launch(name, tensor, *args):
+            getattr(module, name)(*args, 0, 0)
 
-    def gae(
-        rewards, quantiles, mask, *, gamma, lam, target_lam=None, bootstrap=None, done=None,
-        next_quantiles=None, mask_mode="carry", cu_seqlens=None,
-    ):  # fmt: skip
-        count = len(rewards) if cu_seqlens is None else len(cu_seqlens) - 1
-        lams = [None if x is None else torch.as_tensor(x).expand(count) for x in (lam, target_lam)]
-        return ROOM._cuda_kernel(
-            rewards, quantiles, mask, *lams, bootstrap, done, next_quantiles, cu_seqlens, gamma,
-            mask_mode,
-        )  # fmt: skip
+        monkeypatch.setattr(_dispatch, "launch_cuda", launch)
+        library = torch.library.Library("dfpo", "IMPL")
+        libraries.append(library)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Warning only once for all operators")
+            for name, kernel in KERNELS.items():
+                library.impl(name, kernel, "CPU", allow_override=True)
 
-    return gae
+    yield use
+    for library in libraries:
+        library._destroy()
 
 
-def assert_is_reference(gae, inputs, dtype=torch.float32, **parameters):
-    expected = reference.distributional_gae(**double(inputs), **parameters)
+@pytest.fixture
+def emulated(use, emulated_module):
+    use(emulated_module)
+
+
+@pytest.fixture(params=ORDERS, ids=["ascending", "descending", "shuffled"])
+def order(request, monkeypatch):
+    monkeypatch.setenv("DFPO_EMULATION_ORDER", request.param)
+
+
+def assert_is_reference(op, inputs, **parameters):
+    """Values, and the gradients of all that is differentiable, in the dtype of the quantiles."""
+    dtype = inputs["quantiles"].dtype
     atol, rtol = SCAN[dtype]
-    for one, other in zip(gae(**inputs, **parameters), expected, strict=True):
-        assert one.dtype == dtype
-        torch.testing.assert_close(one.double(), other.double(), atol=atol, rtol=rtol)
+    names = ("rewards", "quantiles", "bootstrap", "next_quantiles")
+    names = [name for name in names if inputs.get(name) is not None]
+    results = []
+    for ops, tensors in ((dfpo_kernels, dict(inputs)), (reference, double(inputs))):
+        for name in names:
+            tensors[name] = tensors[name].detach().clone().requires_grad_()
+        outputs = getattr(ops, op)(**tensors, **parameters)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        weights = [torch.linspace(-1, 2, out.numel()).view(out.shape).to(dtype) for out in outputs]
+        weights = [weight.to(out.dtype) for weight, out in zip(weights, outputs, strict=True)]
+        # Of nothing the reference has no graph.
+        if outputs[0].requires_grad:
+            torch.autograd.backward(outputs, weights)
+        # What no output reads has no gradient in the reference.
+        leaves = [tensors[name] for name in names]
+        grads = [torch.zeros_like(t) if t.grad is None else t.grad for t in leaves]
+        results.append([*outputs, *grads])
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual.double(), expected.double(), atol=atol, rtol=rtol)
+
+
+def gae(inputs, **parameters):
+    assert_is_reference("distributional_gae", inputs, gamma=0.9, **parameters)
+
+
+def mixture(inputs, **parameters):
+    assert_is_reference("lambda_mixture_targets", inputs, gamma=0.9, seed=2**40 + 3, **parameters)
+
+
+# B, T, Q: few quantiles scan by blocks, in one tile or several; many walk by warps.
+SHAPES = [(3, 1, 1), (3, 1100, 1), (2, 90, 3), (2, 70, 31), (3, 9, 32), (2, 33, 70)]
 
 
 @pytest.mark.parametrize("mode", ["carry", "zero", "none"])
-@pytest.mark.parametrize("shape", [(1, 1, 1), (300, 9, 1), (5, 33, 2), (3, 40, 33), (2, 7, 130)])
-def test_is_the_reference(emulated_gae, shape, mode):
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_is_the_reference(emulated, order, shape, mode):
     inputs = make_scan(*shape)
-    assert_is_reference(emulated_gae, inputs, gamma=0.9, lam=0.8, mask_mode=mode)
-    inputs["bootstrap"] = None
-    inputs["next_quantiles"] = torch.randn_like(inputs["quantiles"])
     lams = {"lam": torch.rand(shape[0]), "target_lam": torch.rand(shape[0])}
-    assert_is_reference(emulated_gae, inputs, gamma=0.9, **lams, mask_mode=mode)
+    gae(inputs, **lams, mask_mode=mode)
+    mixture(inputs, lam=0.7, mask_mode=mode)
+
+
+def test_explicit_successors_and_defaults(emulated):
+    for shape in ((3, 40, 2), (2, 9, 40)):
+        inputs = make_scan(*shape, bootstrap=False, done=0)
+        mixture(inputs, lam=torch.rand(shape[0]), rows=torch.arange(shape[0]) + 2**33)
+        inputs["next_quantiles"] = torch.randn_like(inputs["quantiles"])
+        for mode in ("carry", "zero", "none"):
+            gae(inputs, lam=0.8, mask_mode=mode)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_and_flags(emulated_gae, dtype):
-    inputs = make_scan(5, 21, 3)
-    inputs["quantiles"] = inputs["quantiles"].to(dtype)
-    for flags in (torch.int64, torch.float32, dtype):
-        inputs["mask"], inputs["done"] = inputs["mask"].to(flags), inputs["done"].to(flags)
-        assert_is_reference(emulated_gae, inputs, dtype, gamma=0.9, lam=0.8)
+def test_half_precision_and_flags(emulated, dtype):
+    for num_quantiles in (3, 33):
+        inputs = make_scan(3, 21, num_quantiles)
+        inputs["quantiles"] = inputs["quantiles"].to(dtype)
+        for flags in (torch.int64, torch.float32, dtype):
+            inputs["mask"], inputs["done"] = inputs["mask"].to(flags), inputs["done"].to(flags)
+            gae(inputs, lam=0.8)
+        mixture(inputs, lam=0.8)
 
 
-def test_packed_and_strided(emulated_gae):
-    inputs = make_scan(4, 30, 5)
-    assert_is_reference(emulated_gae, pack(inputs, [7, 0, 30, 1]), gamma=0.9, lam=0.8)
-    inputs["rewards"] = inputs["rewards"].T.contiguous().T
-    inputs["quantiles"] = inputs["quantiles"].transpose(0, 1).contiguous().transpose(0, 1)
-    assert_is_reference(emulated_gae, inputs, gamma=0.9, lam=0.8)
+def test_packed_and_strided(emulated):
+    for num_quantiles in (5, 33):
+        inputs = make_scan(4, 30, num_quantiles)
+        packed = pack(inputs, [7, 0, 30, 1])
+        for mode in ("carry", "zero"):
+            gae(packed, lam=0.8, mask_mode=mode)
+            mixture(packed, lam=0.8, mask_mode=mode)
+        inputs["rewards"] = inputs["rewards"].T.contiguous().T
+        inputs["quantiles"] = inputs["quantiles"].transpose(0, 1).contiguous().transpose(0, 1)
+        gae(inputs, lam=0.8)
+        mixture(inputs, lam=0.8)
 
 
+@pytest.mark.parametrize("num_quantiles", [1, 4, 40])
+def test_same_bits_as_the_cpu(emulated_module, use, num_quantiles):
+    inputs = make_scan(4, 50, num_quantiles)
+    parameters = {"gamma": 1.0, "lam": 0.5, "seed": 11, "rows": torch.arange(4) * 2**31}
+    for mode in ("carry", "zero", "none"):
+        cpu = dfpo_kernels.lambda_mixture_targets(**inputs, **parameters, mask_mode=mode)
+        use(emulated_module)
+        cuda = dfpo_kernels.lambda_mixture_targets(**inputs, **parameters, mask_mode=mode)
+        # A single other bit is off by the difference of two random values.
+        torch.testing.assert_close(cuda, cpu, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("num_quantiles", [4, 40])
 @pytest.mark.parametrize("mode", ["carry", "zero"])
-def test_garbage_at_masked_tokens_stays_there(emulated_gae, mode):
-    inputs = make_scan(5, 30, 4)
-    clean, _ = emulated_gae(**inputs, gamma=0.9, lam=0.9, mask_mode=mode)
-    inputs["rewards"] = inputs["rewards"].masked_fill(~inputs["mask"], float("nan"))
-    inputs["quantiles"] = inputs["quantiles"].masked_fill(~inputs["mask"].unsqueeze(-1), torch.inf)
-    dirty, _ = emulated_gae(**inputs, gamma=0.9, lam=0.9, mask_mode=mode)
-    assert torch.equal(dirty, clean)
+def test_garbage_at_masked_tokens_stays_there(emulated, mode, num_quantiles):
+    inputs = make_scan(5, 30, num_quantiles)
+    dirty = dict(inputs)
+    dirty["rewards"] = inputs["rewards"].masked_fill(~inputs["mask"], float("nan"))
+    dirty["quantiles"] = inputs["quantiles"].masked_fill(~inputs["mask"].unsqueeze(-1), torch.inf)
+    parameters = {"gamma": 0.9, "lam": 0.9, "mask_mode": mode}
+    for op, more in (("distributional_gae", {}), ("lambda_mixture_targets", {"seed": 1})):
+        one, other = (
+            getattr(dfpo_kernels, op)(**x, **parameters, **more) for x in (inputs, dirty)
+        )
+        one, other = (x[0] if isinstance(x, tuple) else x for x in (one, other))
+        assert torch.equal(one, other)
 
 
-def test_empty(emulated_gae):
-    for shape in ((0, 5, 4), (3, 0, 4)):
-        zeros = torch.zeros(shape[:2])
-        for output in emulated_gae(zeros, torch.zeros(shape), zeros, gamma=0.9, lam=0.9):
-            assert output.shape == shape
+@pytest.mark.parametrize("num_quantiles", [1, 32])
+def test_nothing_flows_across_the_end_of_an_episode(emulated, num_quantiles):
+    """Not even a NaN, also between the tiles and threads of a scan."""
+    inputs = make_scan(1, 700, num_quantiles, masks="ones", done=0)
+    inputs["done"] = torch.zeros(1, 700, dtype=torch.bool)
+    inputs["done"][0, 350] = True
+    inputs["quantiles"][0, 400] = inputs["rewards"][0, 400] = float("nan")
+    advantages, _ = dfpo_kernels.distributional_gae(**inputs, gamma=0.9, lam=0.9)
+    targets = dfpo_kernels.lambda_mixture_targets(**inputs, gamma=0.9, lam=0.9, seed=1)
+    for out in (advantages, targets):
+        assert out[0, :351].isfinite().all() and out[0, 399].isnan().any()
+
+
+def test_empty(emulated):
+    for shape in ((0, 5, 4), (3, 0, 4), (3, 0, 40)):
+        inputs = {"rewards": torch.zeros(shape[:2]), "mask": torch.zeros(shape[:2])}
+        inputs |= {"quantiles": torch.zeros(shape), "bootstrap": torch.zeros(shape[0], shape[2])}
+        gae(inputs, lam=0.9)
+        mixture(inputs, lam=0.9)
 
 
 def test_backends_says_what_was_built():
     expected = "cuda" if HAS_MODULE else "reference"
-    assert dfpo_kernels.backends()["distributional_gae"]["cuda"] == expected
+    for op in ("distributional_gae", "lambda_mixture_targets"):
+        assert dfpo_kernels.backends()[op]["cuda"] == expected
 
 
 @pytest.mark.skipif(not HAS_MODULE, reason="built without nvcc")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_the_module_counts_none_and_a_launch_raises():
+def test_without_a_gpu_the_module_counts_none_and_a_launch_raises(use):
     assert _dispatch.CUDA_MODULE.device_count() == 0
-    zeros = torch.zeros(1, 1)
-    with pytest.raises(RuntimeError, match="distributional_gae: CUDA says: "):
-        ROOM._launch(
-            lambda args: _dispatch.CUDA_MODULE.distributional_gae(args, 0, 0),
-            zeros, zeros.unsqueeze(-1), zeros, torch.ones(1), None, None, None, None, None, 0.9,
-            "carry",
-        )  # fmt: skip
+    use(_dispatch.CUDA_MODULE)
+    inputs = make_scan(2, 5, 3)
+    with pytest.raises(RuntimeError, match="distributional_gae: CUDA says: .*driver"):
+        dfpo_kernels.distributional_gae(**inputs, gamma=0.9, lam=0.9)
+    with pytest.raises(RuntimeError, match="lambda_mixture_targets: CUDA says: .*driver"):
+        dfpo_kernels.lambda_mixture_targets(**inputs, gamma=0.9, lam=0.9, seed=1)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_a_gpu():
-    inputs = {name: None if x is None else x.cuda() for name, x in make_scan(33, 100, 48).items()}
-    assert_is_reference(dfpo_kernels.distributional_gae, inputs, gamma=0.9, lam=0.8)
+# --- broken copies --------------------------------------------------------------------------------
+
+SCAN_H = "cuda/scan.h"
+GAE_CU, MIXTURE_CU = "cuda/distributional_gae.cu", "cuda/lambda_mixture_targets.cu"
+# File, text, replacement, and which replacement of the text: what a test of that op must notice.
+BROKEN = {
+    "missing barrier before a neighbour is read": (
+        SCAN_H, "__syncthreads();\n        if (slot >= distance)", "if (slot >= distance)",
+    ),
+    "missing barrier before a slot is overwritten": (
+        SCAN_H, "[thread - distance * lanes]);\n        __syncthreads();",
+        "[thread - distance * lanes]);",
+    ),
+    "missing barrier before the total is read": (
+        SCAN_H, "shared[thread] = map;\n    __syncthreads();", "shared[thread] = map;",
+    ),
+    "missing barrier before particles are summed": (
+        SCAN_H, "if constexpr (Scan::kSums) {\n            __syncthreads();",
+        "if constexpr (Scan::kSums) {",
+    ),
+    "barrier that not every thread reaches": (
+        SCAN_H, "if (slot >= distance) map = map.after(shared[thread - distance * lanes]);",
+        "if (slot < distance) continue;\n        map = map.after(shared[thread - distance * lanes]);",
+    ),
+    "neighbour off by one": (SCAN_H, "if (slot >= distance)", "if (slot > distance)"),
+    "tile off by one": (SCAN_H, "tile + slot * kBatch", "tile + slot * (kBatch - 1)"),
+    "last token is lost": (SCAN_H, "if (position >= length)", "if (position >= length - 1)"),
+    "lanes past the last particle count": (SCAN_H, "there ? out.sum : 0.0f", "out.sum"),
+    "masked tokens step": (SCAN_H, "role = masked_role(s_.mask_mode)", "role = 0"),
+    "end of an episode is missed": (SCAN_H, "role |= kStop", "role |= 0"),
+    "steps counted from the wrong token": (SCAN_H, "(int32_t)t - first_", "(int32_t)t"),
+    "GAE: lam of the advantages for the targets": (
+        GAE_CU, "decay_.trace * state[2]);", "decay_.advantage * state[2]);",
+    ),
+    "GAE backward: explicit successors get the next value's gradient too": (
+        GAE_CU, "a_.explicit_successors ? 0.0f : successor;", "successor;",
+    ),
+    "mixture: another word of the draw": (MIXTURE_CU, "q_ % 2 ? x[1] : x[0]", "q_ % 2 ? x[0] : x[1]"),
+    "mixture backward: the bit the wrong way round": (
+        MIXTURE_CU, "state[0] = token.follows ? successor : 0.0f",
+        "state[0] = token.follows ? 0.0f : successor",
+    ),
+}  # fmt: skip
+
+
+def battery():
+    """A small part of the tests above that every broken copy must fail."""
+    for shape in ((2, 150, 3), (2, 9, 40)):
+        inputs = make_scan(*shape, done=0.05)
+        for mode in ("carry", "zero"):
+            gae(inputs, lam=0.95, target_lam=0.5, mask_mode=mode)
+            mixture(inputs, lam=0.9, mask_mode=mode)
+        inputs["next_quantiles"], inputs["bootstrap"] = torch.randn(*shape), None
+        gae(inputs, lam=0.95)
+
+
+def test_the_battery_passes(emulated, order):
+    battery()
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_copy_is_noticed(objects, use, tmp_path, monkeypatch, name):
+    file, text, replacement = BROKEN[name]
+    shutil.copytree(CSRC, tmp_path / "csrc")
+    source = (CSRC / file).read_text()
+    assert text in source
+    (tmp_path / "csrc" / file).write_text(source.replace(text, replacement))
+    changed = SOURCES[1:] if file == SCAN_H else (file,)
+    for path in changed:
+        broken = compile_object(tmp_path / "csrc" / path, tmp_path / f"{Path(path).stem}.o", "-O0")
+        objects = objects | {path: broken}
+    use(load(objects.values(), tmp_path))
+    caught = 0
+    for order in ORDERS:
+        monkeypatch.setenv("DFPO_EMULATION_ORDER", order)
+        try:
+            battery()
+        except (AssertionError, RuntimeError):
+            caught += 1
+    assert caught, "every thread order hides it"
