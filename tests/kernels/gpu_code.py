@@ -1,9 +1,9 @@
 """What the compilers make of the GPU kernels, on a machine without a GPU.
 
-Run as a program (``python gpu_code.py [KERNEL ...]``) it prints JSON, one record per Triton kernel,
-variant and target. It runs the launchers themselves on meta tensors and compiles what they would
-launch, with the specialisation that Triton's just-in-time compiler would choose. It needs a process
-without TRITON_INTERPRET, hence the program.
+``reports()`` runs this file as a program, in a process without TRITON_INTERPRET. It calls the
+Triton launchers themselves on meta tensors and compiles what they would launch, specialised as
+Triton's just-in-time compiler would; and it asks ptxas about the CUDA kernels. Counts are static:
+of the code, not of a run.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -35,6 +37,12 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
+ROOT = Path(__file__).parents[2]
+CUDA_SOURCES = ROOT / "csrc" / "cuda"
+# 168 registers leave 3 blocks of 128 threads on a multiprocessor, and need no spill.
+MOST_REGISTERS = 168
+MOST_SHARED = 16 * 1024
+MOST_PER_SILU = {"exact": 19, "approximate": 14}
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 R, Q, W, K = 4096, 64, 64, 8
 
@@ -50,35 +58,26 @@ def flow_field(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     )  # fmt: skip
 
 
-def launches(dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    """Calls of launchers that together launch every kernel, by the name of the report."""
+def launches(dtype: torch.dtype) -> list[Callable[[], object]]:
+    """Calls of launchers that together launch every kernel by every method."""
     field, z, time = flow_field(dtype), meta(R, Q), meta(R, 1)
-    path, weights = meta(R, K, Q), (meta(1, 1), meta(1, 1))
-    calls = {
-        "flow_velocity": lambda: flow.flow_velocity(*field, z, time),
-        "flow_velocity_backward": lambda: flow.flow_velocity_backward(z, *field, z, time),
-    }
-    pair, taus = (meta(R, Q, dtype=dtype), meta(R, Q)), meta(Q)
+    path, shared, taus = meta(R, K, Q), meta(1, 1), meta(Q)
+    calls = [
+        partial(flow.flow_velocity, *field, z, time),
+        partial(flow.flow_velocity_backward, z, *field, z, time),
+    ]
     for kappa in (0.05, 0.0):
-        calls[f"quantile_huber_loss {kappa}"] = lambda kappa=kappa: huber.quantile_huber_loss(
-            *pair, taus, kappa, True, True, True
-        )
+        calls.append(partial(huber.quantile_huber_loss, z, z, taus, kappa, True, True, True))
     for method in flow.METHODS:
-        calls[f"flow_consistency_loss {method}"] = lambda method=method: (
-            consistency.flow_consistency_loss(*field, *field, z, K, method, True)
-        )
         options = (K, method, False)
-        calls[f"integrate_flow {method}"] = lambda options=options: flow.integrate_flow(
-            *field, z, *weights, *options, True
-        )
-        calls[f"integrate_flow_backward {method}"] = lambda options=options: (
-            flow.integrate_flow_backward(z, *field, path, time, time, False, *options, True)
-        )
+        calls += [
+            partial(flow.integrate_flow, *field, z, shared, shared, *options, True),
+            partial(
+                flow.integrate_flow_backward, z, *field, path, time, time, False, *options, True
+            ),
+            partial(consistency.flow_consistency_loss, *field, *field, z, K, method, True),
+        ]
     return calls
-
-
-class Launched(Exception):
-    """Raised once a launcher's kernels are known."""
 
 
 def record(call: Callable[[], object]) -> list[tuple]:
@@ -154,18 +153,24 @@ def innermost_loops(code: list[tuple[int, str]]) -> list[list[str]]:
     return [[text for at, text in code if a <= at <= b] for a, b in inner]
 
 
-def per_silu(loops: list[list[str]]) -> float | None:
-    """Instructions per silu of the loop that has the most of them, or None where none has any."""
+def per_silu(loops: list[list[str]]) -> dict[str, float]:
+    """Instructions per silu of the loop that has the most of them, and how many of these are
+    float arithmetic and how many go to the special function unit; nothing without a silu."""
 
-    def count(loop, name):
-        return sum(text.startswith(name) for text in loop)
+    def count(loop, *names):
+        return sum(text.startswith(names) for text in loop)
 
     rates = []
     for loop in loops:
-        silus = count(loop, "MUFU.TANH") or count(loop, "MUFU.EX2")
-        if silus:
-            rates.append(len(loop) / silus)
-    return round(max(rates), 2) if rates else None
+        if silus := count(loop, "MUFU.TANH") or count(loop, "MUFU.EX2"):
+            rates.append(
+                {
+                    "per_silu": round(len(loop) / silus, 2),
+                    "float_per_silu": round(count(loop, "FFMA", "FADD", "FMUL") / silus, 2),
+                    "special_per_silu": round(count(loop, "MUFU") / silus, 2),
+                }
+            )
+    return max(rates, key=lambda rate: rate["per_silu"], default={})
 
 
 def report(compiled) -> dict[str, object]:
@@ -186,36 +191,109 @@ def report(compiled) -> dict[str, object]:
         "shared": compiled.metadata.shared,
         "instructions": len(code),
         "stores": opcodes["STG"],
-        "per_silu": per_silu(innermost_loops(code)),
+        **per_silu(innermost_loops(code)),
     }
 
 
-def reports(names: list[str]) -> Iterator[dict[str, object]]:
+def triton_reports(quick: bool) -> Iterator[dict[str, object]]:
+    """quick: euler for every target and branch, rk4, which needs the most registers, for one."""
     for sigmoid, dtype in (("exact", torch.float32), ("approximate", torch.bfloat16)):
         flow.sigmoid_of = consistency.sigmoid_of = lambda field, sigmoid=sigmoid: sigmoid
-        done = set()
-        for name, call in launches(dtype).items():
-            if names and name not in names:
-                continue
+        seen = set()
+        for call in launches(dtype):
             for kernel, arguments, warps in record(call):
-                method = arguments.get("METHOD", "")
-                key = kernel.fn.__name__, method
-                if key in done:
+                name, method = kernel.fn.__name__, arguments.get("METHOD")
+                if name == "quantile_huber_kernel":
+                    method = "pinball" if arguments["PINBALL"] else "huber"
+                has_silu = "SIGMOID" in arguments
+                if (name, method) in seen or (sigmoid == "approximate" and not has_silu):
                     continue
-                done.add(key)
+                seen.add((name, method))
+                tensors = (x for x in arguments.values() if isinstance(x, torch.Tensor))
+                largest = max(tensor.numel() for tensor in tensors)
                 for target_name, target in TARGETS.items():
                     if sigmoid == "approximate" and target.backend != "cuda":
                         continue
-                    compiled = compile_for(target, kernel, arguments, warps)
+                    if quick and method == "rk4" and (sigmoid, target_name) != ("exact", "sm_90"):
+                        continue
+                    if quick and method in ("midpoint", "heun", "pinball"):
+                        continue
                     yield {
-                        "kernel": " ".join((kernel.fn.__name__, *([method] if method else ()))),
-                        "sigmoid": sigmoid,
+                        "kernel": name,
+                        "method": method,
+                        "branch": sigmoid if has_silu else None,
                         "target": target_name,
-                        **report(compiled),
+                        "largest_argument": largest,
+                        **report(compile_for(target, kernel, arguments, warps)),
                     }
+
+
+def cuda_reports() -> Iterator[dict[str, object]]:
+    """What ptxas says of the CUDA kernels; nothing where there is no nvcc."""
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        return
+    targets = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90, 100)]
+    flags = ["-O3", "-std=c++17", "-DDFPO_VARIANT=cuda", "-Xptxas=-v", "-fatbin"]
+    for source in sorted(CUDA_SOURCES.glob("*.cu")):
+        with tempfile.TemporaryDirectory() as folder:
+            text = subprocess.run(
+                [nvcc, *flags, *targets, str(source), "-o", f"{folder}/kernels.fatbin"],
+                capture_output=True, text=True, check=True,
+            ).stderr  # fmt: skip
+        # Mangled: ...11walk_kernelINS0_7GaeScanE...
+        for name, scan, target, body in re.findall(
+            r"function '\w*?\d+(walk_kernel|scan_kernel)INS0_\d+(\w+?)EEE\w*' for '(sm_\d+)'\n"
+            r"(.*?Used .*?)\n",
+            text,
+            re.S,
+        ):
+
+            def number(pattern, body=body):
+                found = re.search(rf"(\d+) {pattern}", body)
+                return int(found[1]) if found else 0
+
+            yield {
+                "kernel": f"{name}<{scan}>",
+                "method": None,
+                "branch": None,
+                "target": target,
+                "registers": int(re.search(r"Used (\d+) registers", body)[1]),
+                "stack": number("bytes stack frame"),
+                "spills": number("bytes spill stores") + number("bytes spill loads"),
+                "shared": number("bytes smem"),
+            }
+
+
+def failures(report: dict[str, object]) -> list[str]:
+    """The bounds that a kernel's code breaks."""
+    limits = {"registers": MOST_REGISTERS, "stack": 0, "spills": 0, "shared": MOST_SHARED}
+    limits["per_silu"] = MOST_PER_SILU.get(report["branch"])
+    limits["largest_argument"] = R * Q * W - 1
+    return [
+        f"{name} is {report[name]}, must be at most {limit}"
+        for name, limit in limits.items()
+        if report.get(name) is not None and limit is not None and report[name] > limit
+    ]
+
+
+def reports(quick: bool = False) -> list[dict[str, object]]:
+    """All of them, from a process of its own: in this one Triton may be the interpreter."""
+    environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
+    # Compiled code is found again by the hash of its source.
+    environment.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    child = subprocess.run(
+        [sys.executable, __file__, *(["--quick"] if quick else [])],
+        env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    if child.returncode:
+        raise RuntimeError(child.stderr)
+    return [json.loads(line) for line in child.stdout.splitlines()]
 
 
 if __name__ == "__main__":
     assert os.environ.get("TRITON_INTERPRET", "0") != "1", "the interpreter compiles nothing"
-    for record_ in reports(sys.argv[1:]):
-        print(json.dumps(record_), flush=True)
+    for found in (triton_reports("--quick" in sys.argv), cuda_reports()):
+        for one in found:
+            print(json.dumps(one), flush=True)

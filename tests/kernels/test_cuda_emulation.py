@@ -5,74 +5,36 @@ functions against the float64 reference. No GPU runs here.
 DFPO_EMULATION_FLAGS: more flags for the compiler; ``make sanitize-emulation`` asks for
 AddressSanitizer."""
 
-import importlib.util
-import os
-import shlex
+import contextlib
 import shutil
-import subprocess
-import sysconfig
-import warnings
-from pathlib import Path
 
 import pytest
 import torch
 from kernels.scans import double, make_scan, pack
+from kernels.stand_ins import (
+    CSRC,
+    CUDA_SOURCES,
+    compile_emulation,
+    compile_object,
+    cuda_answers,
+    load,
+)
 from tolerances import SCAN
 
 import dfpo_kernels
 from dfpo_kernels import _dispatch, reference
 
-pybind11 = pytest.importorskip("pybind11")
-CSRC = Path(__file__).parents[2] / "csrc"
-GAE = importlib.import_module("dfpo_kernels.distributional_gae")
-MIXTURE = importlib.import_module("dfpo_kernels.distributional_gae.mixture")
+pytest.importorskip("pybind11")
+if not shutil.which("c++"):
+    pytest.skip("needs a C++ compiler", allow_module_level=True)
 HAS_MODULE = _dispatch.CUDA_MODULE is not None
-KERNELS = {
-    "distributional_gae": GAE._cuda_kernel,
-    "distributional_gae_backward": GAE._backward_cuda,
-    "lambda_mixture_targets": MIXTURE._cuda_kernel,
-    "lambda_mixture_targets_backward": MIXTURE._backward_cuda,
-}
-SOURCES = ("bindings_cuda.cpp", "cuda/distributional_gae.cu", "cuda/lambda_mixture_targets.cu")
 # Ascending, descending, shuffled.
 ORDERS = ("0", "1", "7")
 
 
-def compile_object(source: Path, target: Path, *flags: str) -> Path:
-    compiler = shutil.which("c++") or pytest.skip("needs a C++ compiler")
-    includes = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
-    extra = shlex.split(os.environ.get("DFPO_EMULATION_FLAGS", ""))
-    subprocess.run(
-        [compiler, "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror", *flags,
-         *extra, "-DDFPO_VARIANT=emulated", *includes, "-x", "c++", "-c", str(source),
-         "-o", str(target)],
-        check=True,
-    )  # fmt: skip
-    return target
-
-
-def load(objects, folder):
-    library = folder / "_cuda.so"
-    extra = shlex.split(os.environ.get("DFPO_EMULATION_FLAGS", ""))
-    subprocess.run(
-        [shutil.which("c++"), "-shared", *extra, *map(str, objects), "-o", str(library)], check=True
-    )
-    # pybind11 returns the module that it knows by a name, whatever the file.
-    spec = importlib.util.spec_from_file_location(f"{folder.name}._cuda", library)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("emulation")
-    return {
-        name: compile_object(
-            CSRC / name, folder / f"{Path(name).stem}.o", "-O0" if name == SOURCES[0] else "-O1"
-        )
-        for name in SOURCES
-    }
+    return compile_emulation(tmp_path_factory.mktemp("objects"))
 
 
 @pytest.fixture(scope="module")
@@ -81,25 +43,10 @@ def emulated_module(objects, tmp_path_factory):
 
 
 @pytest.fixture
-def use(monkeypatch):
-    """use(module): the ops on CPU tensors run the kernels of an emulated module."""
-    libraries = []
-
-    def use(module):
-        def launch(name, tensor, *args):
-            getattr(module, name)(*args, 0, 0)
-
-        monkeypatch.setattr(_dispatch, "launch_cuda", launch)
-        library = torch.library.Library("dfpo", "IMPL")
-        libraries.append(library)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Warning only once for all operators")
-            for name, kernel in KERNELS.items():
-                library.impl(name, kernel, "CPU", allow_override=True)
-
-    yield use
-    for library in libraries:
-        library._destroy()
+def use():
+    """use(module): from here on, the ops on CPU tensors run that module's kernels."""
+    with contextlib.ExitStack() as stack:
+        yield lambda module: stack.enter_context(cuda_answers(module))
 
 
 @pytest.fixture
@@ -277,8 +224,12 @@ BROKEN = {
         "if constexpr (Scan::kSums) {",
     ),
     "barrier that not every thread reaches": (
-        SCAN_H, "if (slot >= distance) map = map.after(shared[thread - distance * lanes]);",
-        "if (slot < distance) continue; map = map.after(shared[thread - distance * lanes]);",
+        SCAN_H,
+        "if (slot >= distance) map = map.after(shared[thread - distance * lanes]);\n"
+        "        __syncthreads();",
+        "if (slot >= distance) {\n"
+        "            map = map.after(shared[thread - distance * lanes]);\n"
+        "            __syncthreads();\n        }",
     ),
     "neighbour off by one": (SCAN_H, "if (slot >= distance)", "if (slot > distance)"),
     "tile off by one": (SCAN_H, "tile + slot * kBatch", "tile + slot * (kBatch - 1)"),
@@ -325,9 +276,9 @@ def test_a_broken_copy_is_noticed(objects, use, tmp_path, monkeypatch, name):
     source = (CSRC / file).read_text()
     assert text in source
     (tmp_path / "csrc" / file).write_text(source.replace(text, replacement))
-    changed = SOURCES[1:] if file == SCAN_H else (file,)
+    changed = CUDA_SOURCES if file == SCAN_H else (file,)
     for path in changed:
-        broken = compile_object(tmp_path / "csrc" / path, tmp_path / f"{Path(path).stem}.o", "-O0")
+        broken = compile_object(tmp_path / "csrc" / path, tmp_path, "-O0")
         objects = objects | {path: broken}
     use(load(objects.values(), tmp_path))
     for order in ORDERS:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import dfpo_kernels
-from dfpo_kernels import _cpu
+from dfpo_kernels import _cpu, _dispatch
 from dfpo_kernels.integrate_flow import native
 from dfpo_kernels.warmup import exercise
 
@@ -66,7 +66,7 @@ def run_python(code, **environment):
 def test_backends_names_kernel_and_variant(variant):
     assert dfpo_kernels.backends()["integrate_flow"] == {
         "cpu": f"cpp {variant}",
-        "cuda": "reference",
+        "cuda": "triton" if _dispatch.HAS_TRITON else "reference",
     }
 
 

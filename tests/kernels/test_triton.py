@@ -1,23 +1,18 @@
 """The Triton kernels on the interpreter (test_gpu.py runs them on a GPU): the public functions with
 the launchers in place of the C++ kernels, against the float64 reference."""
 
+import contextlib
 import importlib.util
 import sys
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
+from kernels.stand_ins import triton_answers
 from tolerances import VALUE, assert_near, assert_same_gradients
 
-from dfpo_kernels import (
-    FlowField,
-    flow_consistency_loss,
-    flow_velocity,
-    integrate_flow,
-    quantile_huber_loss,
-    reference,
-)
+import dfpo_kernels
+from dfpo_kernels import FlowField, integrate_flow, reference
 from dfpo_kernels.integrate_flow.reference import METHODS
 
 pytest.importorskip("triton")
@@ -28,54 +23,27 @@ from dfpo_kernels.flow_consistency_loss import triton_kernel as consistency  # n
 from dfpo_kernels.integrate_flow import triton_kernel as flow  # noqa: E402
 from dfpo_kernels.quantile_huber_loss import triton_kernel as huber  # noqa: E402
 
-LAUNCHERS = {
-    "flow_velocity": flow,
-    "flow_velocity_backward": flow,
-    "integrate_flow": flow,
-    "integrate_flow_backward": flow,
-    "flow_consistency_loss": consistency,
-    "quantile_huber_loss": huber,
-}
 F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
 
 
 @pytest.fixture
 def use():
     """Runs the ops on CPU tensors by launchers: use() by the project's, use(module) by those of a
-    changed copy. Afterwards the C++ kernels answer again."""
-    libraries = []
-
-    def use(module=None):
-        library = torch.library.Library("dfpo", "IMPL")
-        libraries.append(library)
-        for name, room in LAUNCHERS.items():
-            launcher = getattr(module or room, name, None) or getattr(room, name)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "Warning only once for all operators")
-                library.impl(name, launcher, "CPU", allow_override=True)
-
-    yield use
-    for library in libraries:
-        library._destroy()
+    changed copy."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *module: stack.enter_context(triton_answers(*module))
 
 
 def assert_is_reference(run, tensors):
     """run(ops, tensors) with the kernels and with the reference: value and every gradient."""
     own = {name: t.detach().clone().requires_grad_() for name, t in tensors.items()}
     twins = {name: t.detach().double().requires_grad_() for name, t in tensors.items()}
-    actual, expected = run(KERNELS, own), run(reference, twins)
+    actual, expected = run(dfpo_kernels, own), run(reference, twins)
     assert_near(actual, expected)
     upstream = torch.randn(expected.shape)
     actual.backward(upstream.to(actual.dtype))
     expected.backward(upstream.to(actual.dtype).double())
     assert_same_gradients(own, twins)
-
-
-class KERNELS:
-    integrate_flow = staticmethod(integrate_flow)
-    flow_velocity = staticmethod(flow_velocity)
-    flow_consistency_loss = staticmethod(flow_consistency_loss)
-    quantile_huber_loss = staticmethod(quantile_huber_loss)
 
 
 def flow_tensors(make_field, lead, num_quantiles, width, dtypes=(F32, F32), **more):
@@ -164,7 +132,7 @@ def test_a_gradient_repeats_bit_for_bit(use, make_field):
     results = []
     for _ in range(2):
         own = {name: t.clone().requires_grad_() for name, t in tensors.items()}
-        integrated(steps=1)(KERNELS, own).square().sum().backward()
+        integrated(steps=1)(dfpo_kernels, own).square().sum().backward()
         results.append([t.grad for t in own.values()])
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -190,7 +158,7 @@ def test_flow_consistency_loss(use, make_field, method, dtype):
     own = {name: t.clone().requires_grad_() for name, t in own.items()}
     twins = {name: t.detach().double().requires_grad_() for name, t in own.items()}
     run = consistency_of(2, method)
-    actual, expected = run(KERNELS, own), run(reference, twins)
+    actual, expected = run(dfpo_kernels, own), run(reference, twins)
     assert_near(actual, expected)
     actual.sum().backward()
     expected.sum().backward()
@@ -215,7 +183,7 @@ def test_quantile_huber_loss(use, shape, dtypes, kappa):
     taus = torch.rand(num_quantiles)
     options = {"kappa": kappa, "quantile_reduction": "sum"}
     run = regression(taus=taus, **options)
-    actual = run(KERNELS, tensors)
+    actual = run(dfpo_kernels, tensors)
     expected = reference.quantile_huber_loss(
         *(t.double() for t in tensors.values()), taus=taus.double(), **options
     )
@@ -229,8 +197,8 @@ def test_no_rows_and_strided_rows(use, make_field):
     assert_is_reference(regression(), empty)
     tensors = flow_tensors(make_field, (6,), 9, 5)
     strided = {name: t.T.contiguous().T if t.dim() == 2 else t for name, t in tensors.items()}
-    out = integrated(steps=2)(KERNELS, strided)
-    assert torch.equal(out, integrated(steps=2)(KERNELS, tensors))
+    out = integrated(steps=2)(dfpo_kernels, strided)
+    assert torch.equal(out, integrated(steps=2)(dfpo_kernels, tensors))
 
 
 # --- the approximate branch of NVIDIA GPUs --------------------------------------------------------
@@ -249,11 +217,11 @@ def test_values_with_the_rounding_of_the_approximate_branch(use, make_field, mon
     PTX ISA), stays within the tolerance of the coefficients' dtype, value and gradients."""
     use()
     tensors = flow_tensors(make_field, (5,), 33, 16, (BF16, F32))
-    exact = integrated(steps=4, method="heun")(KERNELS, tensors)
+    exact = integrated(steps=4, method="heun")(dfpo_kernels, tensors)
     monkeypatch.setattr(flow, "sigmoid_of", lambda field: "rounded")
     own = {name: t.detach().clone().requires_grad_() for name, t in tensors.items()}
     twins = {name: t.detach().double().requires_grad_() for name, t in tensors.items()}
-    rounded = integrated(steps=4, method="heun")(KERNELS, own)
+    rounded = integrated(steps=4, method="heun")(dfpo_kernels, own)
     expected = integrated(steps=4, method="heun")(reference, twins)
     bound = VALUE[BF16][0]
     error = ((rounded - expected).abs().max() / expected.abs().max()).item()
