@@ -6,7 +6,7 @@ import torch
 
 from dfpo_kernels.field import FlowField
 from dfpo_kernels.flow_consistency_loss import flow_consistency_loss
-from dfpo_kernels.integrate_flow import integrate_flow
+from dfpo_kernels.integrate_flow import flow_velocity, integrate_flow
 from dfpo_kernels.quantile_huber_loss import quantile_huber_loss
 
 
@@ -22,7 +22,8 @@ def warmup(
     """Compiles what a run with these sizes will need on a GPU; does nothing on the CPU.
 
     Kernels of a GPU are compiled at their first call for a set of sizes and dtypes, which takes
-    seconds; this is that first call, forward and backward, on one row.
+    seconds; this is that first call, forward and backward, on a few rows. Any number of rows takes
+    the same binary.
 
     Args:
         device: where the run's tensors will lie.
@@ -44,14 +45,18 @@ def exercise(
     method: str,
     dtype: torch.dtype,
 ) -> None:
-    """Every op forward and backward on one row."""
+    """Every op forward and backward, and the integral as without a gradient."""
+    rows = 32
 
     def ones(*shape: int) -> torch.Tensor:
         return torch.ones(shape, dtype=dtype, device=device, requires_grad=True)
 
-    field = FlowField(ones(1, width), ones(1, width), ones(1), ones(width), ones(width))
+    field = FlowField(ones(rows, width), ones(rows, width), ones(rows), ones(width), ones(width))
     base = torch.zeros(num_quantiles, device=device)
+    with torch.no_grad():
+        integrate_flow(field, base, steps=steps, method=method)
     quantiles = integrate_flow(field, base, steps=steps, method=method)
     consistency = flow_consistency_loss(field, base, steps=steps, method=method)
-    regression = quantile_huber_loss(quantiles, base.expand(1, -1))
-    (consistency + regression).sum().backward()
+    regression = quantile_huber_loss(quantiles, base.expand(rows, -1))
+    slopes = flow_velocity(field, quantiles, 0.0)
+    (consistency + regression + slopes.sum(-1)).sum().backward()

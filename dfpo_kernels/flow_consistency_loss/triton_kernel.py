@@ -24,7 +24,7 @@ from dfpo_kernels.integrate_flow.triton_kernel import (
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def flow_consistency_kernel(
     bias, gain, offset, z_weight, time_weight, bias_stride, gain_stride, offset_stride,
     shortcut_bias, shortcut_gain, shortcut_offset, shortcut_z_weight, shortcut_time_weight,

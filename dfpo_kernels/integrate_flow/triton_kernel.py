@@ -29,6 +29,9 @@ from dfpo_kernels.integrate_flow.reference import METHODS
 
 # --- launch parameters ----------------------------------------------------------------------------
 
+# Sizes of a run (Q, W) and options are constants of a kernel; the number of rows changes from call
+# to call, and one binary serves them all.
+
 
 class Launch(NamedTuple):
     elements: int  # of the tile that a program keeps in registers
@@ -239,7 +242,7 @@ def own_rows(R, BLOCK_R: tl.constexpr):
 # --- forward --------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def velocity_kernel(
     bias, gain, offset, z_weight, time_weight, bias_stride, gain_stride, offset_stride,
     z,  # [R, Q]
@@ -264,7 +267,7 @@ def velocity_kernel(
     tl.store(out + row * Q + q, v, mask=wanted)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def integrate_kernel(
     bias, gain, offset, z_weight, time_weight, bias_stride, gain_stride, offset_stride,
     base,  # [R, Q]
@@ -301,7 +304,7 @@ def integrate_kernel(
 # --- backward -------------------------------------------------------------------------------------
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def velocity_adjoint_kernel(
     bias, gain, offset, z_weight, time_weight, bias_stride, gain_stride, offset_stride,
     z,  # [R, Q]
@@ -336,7 +339,7 @@ def velocity_adjoint_kernel(
     tl.store(grad_offset + row, tl.sum(total, 1), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def adjoint_kernel(
     bias, gain, offset, z_weight, time_weight, bias_stride, gain_stride, offset_stride,
     start,  # [R]
@@ -443,7 +446,7 @@ def adjoint_kernel(
         tl.store(grad_span + row, tl.sum(by_step, 1) / steps, mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def coefficients_kernel(
     bias, gain, z_weight, time_weight, bias_stride, gain_stride,
     start,  # [R], or flow times [R, Q] with TIME_PER_QUANTILE

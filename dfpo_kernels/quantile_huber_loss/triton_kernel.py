@@ -46,7 +46,7 @@ def weighted_slope(u, tau, kappa, PINBALL: tl.constexpr):
     return tl.where(u < 0.0, 1.0 - tau, tau) * c, c
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])
 def quantile_huber_kernel(
     quantiles,  # [R, Q]
     targets,  # [R, P]

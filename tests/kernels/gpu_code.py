@@ -104,6 +104,8 @@ def compile_for(target: GPUTarget, kernel, arguments: dict, warps: int):
         if isinstance(value, torch.Tensor):
             signature[parameter.name] = TYPES[value.dtype]
             attributes[(i,)] = [["tt.divisibility", 16]]
+        elif parameter.do_not_specialize:
+            signature[parameter.name] = "i32"
         elif parameter.is_constexpr or (isinstance(value, int) and value == 1):
             signature[parameter.name] = "constexpr"
             constants[(i,)] = value
