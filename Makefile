@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu-proof gpu-check sanitize-emulation clean
 
 # Trains DFPO on the shipped three-domain suite; plots and policy land in runs/.
 demo: $(VENV)/installed
@@ -22,6 +22,26 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/pytest bench/ --benchmark-only $(ARGS)
+
+# Numbers and machine code of the GPU kernels, on a machine without a GPU; ends with one table.
+gpu-proof: $(VENV)/installed
+	$(BIN)/pytest tests/kernels/test_triton.py tests/kernels/test_cuda_emulation.py \
+	    tests/kernels/test_cuda_dispatch.py tests/kernels/test_gpu_code.py $(ARGS)
+	PYTHONPATH=tests $(BIN)/python -m kernels.gpu_proof
+
+# On a machine with a GPU and no network, with the torch, triton, pytest, pybind11, cmake and
+# tabulate that PYTHON has: tests marked gpu, then times into bench/results/<gpu>.json.
+gpu-check:
+	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'needs a CUDA device'"
+	$(PYTHON) setup.py --quiet build_ext --inplace
+	PYTHONPATH=. $(PYTHON) -m pytest -m gpu tests/kernels $(ARGS)
+	PYTHONPATH=.:tests:bench $(PYTHON) bench/gpu.py
+
+# The CUDA kernels' emulation under AddressSanitizer, which Python loads first.
+sanitize-emulation: $(VENV)/installed
+	DFPO_EMULATION_FLAGS="-fsanitize=address -g" ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	    $(BIN)/python -m pytest tests/kernels/test_cuda_emulation.py -k "not broken" $(ARGS)
 
 NATIVE := $(shell find csrc -type f) CMakeLists.txt setup.py pyproject.toml
 

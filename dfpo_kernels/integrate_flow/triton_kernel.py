@@ -16,6 +16,7 @@ Nothing of size [R, Q, W] is stored. Between the two kernels lies a scratch buff
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -40,18 +41,23 @@ class Launch(NamedTuple):
     reason: str
 
 
-LAUNCHES = {
-    "forward": Launch(
-        1024, 4, 4, "8 particles a thread share the loads of a unit's coefficients; 4 units in "
-        "flight hide the latency of the special function unit"
-    ),
-    "adjoint": Launch(
-        512, 4, 4, "4 particles a thread: rk4 keeps 4 slopes, 4 derivatives and the state of each"
-    ),
-    "coefficients": Launch(
-        512, 4, 4, "4 units a thread: 4 sums and 4 coefficients of each stay in registers"
-    ),
-}  # fmt: skip
+# Measured nowhere yet: chosen by registers and instructions of the compiled code. Nothing is
+# searched for at run time.
+LAUNCHES = MappingProxyType(
+    {
+        "forward": Launch(
+            1024, 4, 4, "8 particles a thread share the loads of a unit's coefficients; 4 units in "
+            "flight hide the latency of the special function unit"
+        ),
+        "adjoint": Launch(
+            512, 4, 4, "4 particles a thread: rk4 keeps 4 slopes, 4 derivatives and the state of "
+            "each"
+        ),
+        "coefficients": Launch(
+            512, 4, 4, "4 units a thread: 4 sums and 4 coefficients of each stay in registers"
+        ),
+    }
+)  # fmt: skip
 # A warp of fewer particles per row than this reads the coefficients of too many rows at once.
 LEAST_PARTICLES = 32
 # 16 MiB stay in the second level cache of an A100 (40 MB) or H100 (50 MB).

@@ -253,6 +253,24 @@ def test_the_worst_error_of_tanh_stays_within_half_precision(make_field, sign):
         assert 1e-6 < error < VALUE[BF16][0]
 
 
+def test_launch_parameters_are_a_frozen_table_with_reasons():
+    for launch in (*flow.LAUNCHES.values(), huber.LAUNCH):
+        assert launch.reason and launch.elements % (32 * launch.warps) == 0
+        with pytest.raises(AttributeError):
+            launch.warps = 8
+    with pytest.raises(TypeError):
+        flow.LAUNCHES["forward"] = flow.LAUNCHES["adjoint"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "tile"),
+    [(64, (16, 64)), (200, (32, 32)), (33, (16, 64)), (1, (1024, 1)), (130, (32, 32))],
+)
+def test_a_tile_wastes_few_lanes(columns, tile):
+    # 200 = 6.25 x 32: 7 tiles of 32 hold 224 lanes, 4 of 64 hold 256; 130: 160 against 192.
+    assert flow.tile_of(1024, columns) == tile
+
+
 # --- broken copies --------------------------------------------------------------------------------
 
 BROKEN = {
