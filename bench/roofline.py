@@ -60,7 +60,7 @@ DEVICES = (
     Device("A100", "sm_80", 108, 1.41e9, 64, 2.039e12, 312e12),
     Device("H100", "sm_90", 132, 1.98e9, 128, 3.35e12, 989e12),
 )
-# Lane instructions of the inner loops that hold no silu, counted by hand in the source:
+# Lane instructions of the inner loops that hold no silu, estimated from the source:
 # a pair of quantile_huber_loss, twice with gradients of both sides; a particle of a scan.
 PER_PAIR = 8
 PER_PARTICLE = {"distributional_gae": 60, "lambda_mixture_targets": 160}
