@@ -7,6 +7,7 @@ import torch
 
 from dfpo.config import build_config
 from dfpo.policy import Samples
+from dfpo.rewards import Scored
 from dfpo.rollout import Rollout, token_rewards
 from dfpo.targets import Estimate, compute_targets, path_targets, whiten
 from dfpo_kernels import FlowField, distributional_gae, lambda_mixture_targets
@@ -20,8 +21,10 @@ def make_rollout(rewards=(1.0, 0.0, 1.0, 0.5), truncated=(False,) * 4):
     samples = Samples(torch.zeros(4, 9), torch.ones(4, 9), mask, torch.tensor(truncated))
     scores = torch.tensor(rewards)
     zeros = torch.zeros(4, T)
+    scored = Scored(scores, {}, 0, 0, None)
     return Rollout(
-        rows=[{}] * 4, completions=[""] * 4, samples=samples, sample_ids=torch.arange(4) + 40,
+        scored=scored, rows=[{}] * 4,
+        completions=[""] * 4, samples=samples, sample_ids=torch.arange(4) + 40,
         clean_rewards=scores, rewards=scores, old_logprobs=zeros, ref_logprobs=zeros, entropy=zeros,
     )  # fmt: skip
 
