@@ -122,9 +122,10 @@ def _by_domain(rows: list[Row], config: Config) -> Held:
     """At most ``eval.prompts`` rows per domain and split, drawn by ``eval.seed``; rows whose
     column ``split`` is "ood" are out of domain, all others in domain."""
     held: Held = {}
-    for row in rows:
-        split = "ood" if row.get("split") == "ood" else "id"
-        held.setdefault(domain_of(row), {}).setdefault(split, []).append(row)
+    for split in SPLITS:
+        for row in rows:
+            if (row.get("split") == "ood") == (split == "ood"):
+                held.setdefault(domain_of(row), {}).setdefault(split, []).append(row)
     for domain, splits in held.items():
         for split, found in splits.items():
             if len(found) > config.eval.prompts:

@@ -92,7 +92,7 @@ def _right_and_wrong(
     if np.isnan(scores).all() or np.nanmax(scores) == np.nanmin(scores):
         return None
     chosen = [int(np.nanargmax(scores)), int(np.nanargmin(scores))]
-    words = [[tokenizer.decode([token]).strip() for token in token_ids[i]] for i in chosen]
+    words = [[_printable(tokenizer.decode([t])) for t in token_ids[i]] for i in chosen]
     slip = None
     if _verified(domain, config):
         slip = slip_position(texts[chosen[1]].split(), row["answer"].split())
@@ -102,3 +102,7 @@ def _right_and_wrong(
 def _verified(domain: str, config: Config) -> bool:
     """Whether answers of this domain are right or wrong, beside a canonical one."""
     return config.data is None and not config.reward and domain in DOMAINS
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.strip())

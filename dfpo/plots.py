@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ STYLE = {
     "legend.frameon": False,
     "figure.dpi": 150,
     "savefig.bbox": "tight",
+    "text.parse_math": False,  # words and names are the user's: a dollar sign is a dollar sign
 }
 
 
@@ -69,7 +71,8 @@ def plot_run(
     """Writes training.png, accuracy.png (reward.png), value_fan.png and calibration.png into
     ``folder``."""
     folder.mkdir(exist_ok=True)
-    with plt.rc_context(STYLE):
+    with plt.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         if after:
             plot_scores(before, after, metric).savefig(folder / f"{metric}.png")
         if metrics:

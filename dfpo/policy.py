@@ -54,11 +54,6 @@ def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
             "hold all of a causal language model"
         )
     tokenizer = _read(AutoTokenizer, "a tokenizer", path, **source, padding_side="left")
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-        raise ConfigError(
-            f"model: the tokenizer of {path} has {len(tokenizer)} tokens, the model only "
-            f"{model.get_input_embeddings().num_embeddings}"
-        )
     if tokenizer.pad_token_id is None:
         # Padding is masked everywhere, so any token serves where there is no end token either.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)

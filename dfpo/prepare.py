@@ -89,7 +89,7 @@ def load_parts(
         row for splits in source.held_out.values() for rows in splits.values() for row in rows
     ]
     known = source.rows or source.training(0, config.rollout.prompts)
-    check_lengths([*known, *held_out], policy, tokenizer, config)
+    check_prompts([*known, *held_out], policy, tokenizer, config)
     return accelerator, policy, tokenizer, source, reward
 
 
@@ -117,17 +117,25 @@ def set_threads(config: Config, policy: PreTrainedModel) -> None:
         torch.set_num_threads(1)
 
 
-def check_lengths(
+def check_prompts(
     rows: list[Row],
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     config: Config,
 ) -> None:
-    """Every prompt and its longest answer must fit into the model's context."""
+    """Every prompt must be tokens that the model has, and with its longest answer fit into the
+    model's context."""
     limit = context_length(policy, tokenizer)
     room = limit - config.rollout.max_new_tokens
+    known = policy.get_input_embeddings().num_embeddings
     for number, row in enumerate(rows, start=1):
-        length = len(encode(tokenizer, row["prompt"]))
+        ids = encode(tokenizer, row["prompt"])
+        length = len(ids)
+        if max(ids) >= known or tokenizer.pad_token_id >= known:
+            raise ConfigError(
+                f"model: its tokenizer gives token {max(*ids, tokenizer.pad_token_id)}, must be "
+                f"below {known}, the tokens that the model has"
+            )
         if length > room:
             raise ConfigError(
                 f"prompt {number} of {config.data or config.task or 'suite'} has {length} tokens, "
@@ -166,7 +174,8 @@ def probe_reward(
 
 
 def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
-    """Fills in the settings whose defaults depend on the model and on its rewards.
+    """Fills in the settings whose defaults depend on the model and on its rewards, and makes paths
+    absolute, so that the stored configuration starts the same run from anywhere.
 
     The range of rewards is what the critic is scaled by and what noise mirrors a reward in: [0, 1]
     for a task's verifier and where all probed rewards lie in it, else mean -+ 2 standard
@@ -191,9 +200,17 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
         clip = (binary or not config.reward) if clip is None else clip
     return dataclasses.replace(
         config,
+        model=_absolute(config.model),
+        data=_absolute(config.data),
+        eval_data=_absolute(config.eval_data),
+        reward=tuple(_absolute(text) for text in config.reward),
         policy=dataclasses.replace(optimiser, learning_rate=policy_rate),
         critic=dataclasses.replace(
             critic,
             learning_rate=critic_rate, return_low=low, return_high=high, clip_returns=clip,
         ),
     )  # fmt: skip
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())

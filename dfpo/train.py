@@ -28,7 +28,7 @@ from dfpo.log import (
     write_json,
 )
 from dfpo.plots import ValueRecord, plot_run
-from dfpo.prepare import Setup, check_lengths, set_up
+from dfpo.prepare import Setup, check_prompts, set_up
 from dfpo.progress import Progress
 from dfpo.rollout import collect
 from dfpo.stop import RunError, Stopped, StopRequest, how_to_resume
@@ -137,7 +137,7 @@ def train_step(
     config, clock = setup.config, Clock()
     rows = setup.source.training(step, config.rollout.prompts)
     if setup.source.rows is None:
-        check_lengths(rows, setup.policy, setup.tokenizer, config)
+        check_prompts(rows, setup.policy, setup.tokenizer, config)
     with clock("rollout"):
         rollout = collect(
             setup.policy, setup.first_policy, setup.tokenizer, rows, setup.reward, setup.noise,
