@@ -7,8 +7,9 @@ import torch
 from small_rollouts import LENGTHS, T, make_estimate, make_rollout
 
 from dfpo.config import build_config
+from dfpo.policy import Samples
 from dfpo.rollout import token_rewards
-from dfpo.targets import compute_targets, path_targets, whiten
+from dfpo.targets import Estimate, compute_targets, path_targets, whiten
 from dfpo_kernels import FlowField, distributional_gae, lambda_mixture_targets
 
 
