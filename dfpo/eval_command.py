@@ -1,0 +1,43 @@
+"""``dfpo eval``: a run's policy, or any model, on held-out prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from dfpo import checkpoint
+from dfpo.config import Config, ConfigError
+from dfpo.evaluate import averages, evaluate, table
+from dfpo.prepare import load_parts
+
+
+def evaluate_target(target: Path, config: Config, as_json: bool) -> str:
+    """The report on ``target``: its final policy if it is a finished run, that of its last
+    checkpoint if it is an unfinished one, the model itself if it is a model directory."""
+    if (target / "config.yaml").is_file():
+        config = dataclasses.replace(config, model=str(_policy_of(target)))
+    _, policy, tokenizer, source, reward = load_parts(config)
+    if not source.held_out:
+        raise ConfigError("eval.prompts: is 0, must be at least 1 to evaluate")
+    scores = evaluate(policy, tokenizer, source.held_out, reward, config)
+    if as_json:
+        found = {
+            "target": str(target),
+            "policy": config.model,
+            "metric": source.metric,
+            "mean": averages(scores),
+            "domains": scores,
+        }
+        return json.dumps(found, indent=2)
+    return f"{config.model}: {source.metric}, mean ± standard error\n{table({'': scores})}"
+
+
+def _policy_of(run: Path) -> Path:
+    """Whichever is newer of the run's final policy and its last checkpoint."""
+    found = checkpoint.newest(run)
+    if (run / "summary.json").is_file() and (run / "policy").is_dir():
+        return run / "policy"
+    if found is None:
+        raise ConfigError(f"target: {run} holds neither a policy nor a checkpoint yet")
+    return found / "policy"
