@@ -49,7 +49,8 @@ examples:
 RESUMABLE = ("steps", "checkpoint_every", "max_unscored_steps", "trackers", "device", "threads")
 # What an evaluation depends on.
 EVALUATED = (
-    "device", "threads", "model", "task", "data", "eval_data", "reward", "reward_weights",
+    "device", "attention", "threads", "model", "task", "data", "eval_data", "reward",
+    "reward_weights",
     "rollout.max_new_tokens", "eval.prompts", "eval.batch_size", "eval.seed",
 )  # fmt: skip
 

@@ -176,6 +176,12 @@ class Config:
         "cvar-upper[=TAIL] (tail fraction, default 0.25) or wang[=SHIFT] (default 0.75)",
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    attention: str = option(
+        "auto",
+        "attention of the policy; auto takes flash-attn where it is installed and takes the dtype, "
+        "else sdpa",
+        choices=("auto", "sdpa", "eager", "flash_attention_2"),
+    )
     threads: int = option(
         0, "CPU threads; 0 is 1 for models below 2 M parameters and torch's choice above", low=0
     )

@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import is_flash_attn_2_available
 
 from dfpo.config import ConfigError
 
@@ -28,7 +29,20 @@ Prompt = str | list[dict[str, str]]  # text, or chat messages
 SHIPPED_POLICY = Path(str(resources.files("dfpo"))) / "assets" / "policy"
 
 
-def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def attention_of(wish: str, dtype: torch.dtype) -> str | None:
+    """What transformers calls the attention to run: flash-attn where it is installed and takes the
+    dtype, else its own choice, which is sdpa for every model that has it; or what is wished for."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    if wish == "auto":
+        return "flash_attention_2" if half and is_flash_attn_2_available() else None
+    if wish == "flash_attention_2" and not half:
+        raise ConfigError(f"attention: {wish} takes bfloat16 or float16, the policy is {dtype}")
+    return wish
+
+
+def load_policy(
+    path: str | Path, attention: str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model in float32 and tokenizer of a transformers directory or a GGUF file; prompts are
     padded left.
 
@@ -47,6 +61,7 @@ def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerB
     model, found = _read(
         AutoModelForCausalLM, "a causal language model", path,
         **source, dtype=torch.float32, output_loading_info=True,
+        attn_implementation=attention_of(attention, torch.float32),
     )  # fmt: skip
     if found["missing_keys"]:
         raise ConfigError(

@@ -51,7 +51,7 @@ def set_up(config: Config, run: Path | None) -> Setup:
     """Loads and checks all that the configuration names; writes nothing. ``run`` is the directory
     of a run to continue, None for a new one. Raises ConfigError."""
     accelerator, policy, tokenizer, source, reward = load_parts(config)
-    first_policy, _ = load_policy(config.model or SHIPPED_POLICY)
+    first_policy, _ = load_policy(config.model or SHIPPED_POLICY, config.attention)
     first_policy = accelerator.prepare(first_policy)
     check_trackers(config)
     config = complete(config, policy, probe_reward(reward, source, policy, tokenizer, config))
@@ -80,7 +80,7 @@ def load_parts(
     """What training and ``dfpo eval`` share: device, policy, prompts and rewards, checked."""
     accelerator = make_accelerator(config)
     set_seed(config.seed)
-    policy, tokenizer = load_policy(config.model or SHIPPED_POLICY)
+    policy, tokenizer = load_policy(config.model or SHIPPED_POLICY, config.attention)
     set_threads(config, policy)
     policy = accelerator.prepare(policy)
     source = open_source(config, chat=tokenizer.chat_template is not None)

@@ -3,11 +3,14 @@
 import pytest
 import torch
 
+import dfpo.policy
+from dfpo.config import ConfigError
 from dfpo.data import evaluation_rows
 from dfpo.draws import Stream, uniforms
 from dfpo.policy import (
     SHIPPED_POLICY,
     _CounterSampler,
+    attention_of,
     decode,
     generate,
     load_policy,
@@ -102,3 +105,21 @@ def test_logprobs_against_one_unpadded_forward(policy, prompts):
             found[row, :count], law.log_prob(ids[-count:]), atol=2e-5, rtol=1e-5
         )
         torch.testing.assert_close(entropy[row, :count], law.entropy(), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wish", ["auto", "sdpa", "eager"])
+def test_transformers_reports_the_attention(wish):
+    model, _ = load_policy(SHIPPED_POLICY, wish)
+    assert model.config._attn_implementation == ("sdpa" if wish == "auto" else wish)
+
+
+def test_flash_attn_is_chosen_where_it_is_installed_and_the_dtype_allows(monkeypatch):
+    for installed in (False, True):
+        monkeypatch.setattr(dfpo.policy, "is_flash_attn_2_available", lambda x=installed: x)
+        for dtype in (torch.bfloat16, torch.float16):
+            expected = "flash_attention_2" if installed else None
+            assert attention_of("auto", dtype) == expected
+        assert attention_of("auto", torch.float32) is None
+        assert attention_of("sdpa", torch.bfloat16) == "sdpa"
+    with pytest.raises(ConfigError, match="attention: flash_attention_2 takes bfloat16"):
+        attention_of("flash_attention_2", torch.float32)
