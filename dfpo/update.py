@@ -58,7 +58,9 @@ def update(
                 found |= {f"policy/{name}": value for name, value in metrics.items()}
             for name, value in found.items():
                 sums[name].append(value.detach())
-    return {name: float(torch.stack(values).mean()) for name, values in sums.items()}
+    # One wait for the device, not one per metric.
+    means = torch.stack([torch.stack(values).mean().float() for values in sums.values()])
+    return dict(zip(sums, means.tolist(), strict=True))
 
 
 def _step(

@@ -10,8 +10,8 @@ import triton.language as tl
 
 from dfpo_kernels.field import FlowField
 from dfpo_kernels.integrate_flow.triton_kernel import (
-    LAUNCHES,
     OPTIONS,
+    Launch,
     field_arguments,
     field_rows,
     laid_out,
@@ -21,6 +21,10 @@ from dfpo_kernels.integrate_flow.triton_kernel import (
     spread,
     tile_of,
     velocity_at,
+)
+
+LAUNCH = Launch(
+    512, 4, 4, "4 particles a thread: beside its state each keeps where it started; 8 would spill"
 )
 
 
@@ -70,14 +74,13 @@ def flow_consistency_loss(*args):
     if rows == 0:
         return loss, residual
     base = spread(base, rows)
-    launch = LAUNCHES["forward"]
-    tile = tile_of(launch.elements, num_quantiles)
+    tile = tile_of(LAUNCH.elements, num_quantiles)
     flow_consistency_kernel[(triton.cdiv(rows, tile.rows),)](
         *field_arguments(field), *field_arguments(shortcut), base, loss, residual,
         rows, steps, base.stride(0),
         Q=num_quantiles, W=field.bias.shape[1], SHORTCUT_W=shortcut.bias.shape[1], METHOD=method,
         SAVE=save, SIGMOID=sigmoid_of(field), SHORTCUT_SIGMOID=sigmoid_of(shortcut),
-        BLOCK_R=tile.rows, BLOCK_Q=tile.columns, UNROLL=launch.unroll,
-        num_warps=launch.warps, **OPTIONS,
+        BLOCK_R=tile.rows, BLOCK_Q=tile.columns, UNROLL=LAUNCH.unroll,
+        num_warps=LAUNCH.warps, **OPTIONS,
     )  # fmt: skip
     return loss, residual

@@ -254,7 +254,7 @@ def test_the_worst_error_of_tanh_stays_within_half_precision(make_field, sign):
 
 
 def test_launch_parameters_are_a_frozen_table_with_reasons():
-    for launch in (*flow.LAUNCHES.values(), huber.LAUNCH):
+    for launch in (*flow.LAUNCHES.values(), huber.LAUNCH, consistency.LAUNCH):
         assert launch.reason and launch.elements % (32 * launch.warps) == 0
         with pytest.raises(AttributeError):
             launch.warps = 8
