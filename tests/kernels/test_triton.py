@@ -12,7 +12,7 @@ from kernels.stand_ins import triton_answers
 from tolerances import VALUE, assert_near, assert_same_gradients
 
 import dfpo_kernels
-from dfpo_kernels import FlowField, integrate_flow, reference
+from dfpo_kernels import FlowField, _cpu, integrate_flow, reference
 from dfpo_kernels.integrate_flow.reference import METHODS
 
 pytest.importorskip("triton")
@@ -199,6 +199,18 @@ def test_no_rows_and_strided_rows(use, make_field):
     strided = {name: t.T.contiguous().T if t.dim() == 2 else t for name, t in tensors.items()}
     out = integrated(steps=2)(dfpo_kernels, strided)
     assert torch.equal(out, integrated(steps=2)(dfpo_kernels, tensors))
+
+
+def test_the_triton_kernels_answer_and_then_the_cpu_kernels_again(make_field, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("the C++ kernel ran")
+
+    monkeypatch.setattr(_cpu, "flow_velocity", refuse)
+    field, z = make_field((2,), 3), torch.randn(2, 4)
+    with triton_answers():
+        dfpo_kernels.flow_velocity(field, z, 0.5)
+    with pytest.raises(AssertionError, match="the C"):
+        dfpo_kernels.flow_velocity(field, z, 0.5)
 
 
 # --- the approximate branch of NVIDIA GPUs --------------------------------------------------------
