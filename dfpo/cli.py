@@ -49,8 +49,7 @@ examples:
 RESUMABLE = ("steps", "checkpoint_every", "max_unscored_steps", "trackers", "device", "threads")
 # What an evaluation depends on.
 EVALUATED = (
-    "device", "attention", "threads", "model", "task", "data", "eval_data", "reward",
-    "reward_weights",
+    "device", "attention", "threads", "task", "data", "eval_data", "reward", "reward_weights",
     "rollout.max_new_tokens", "eval.prompts", "eval.batch_size", "eval.seed",
 )  # fmt: skip
 
@@ -110,6 +109,9 @@ def build_parsers(command: str) -> tuple[Parser, dict[str, Parser]]:
         evaluation.add_argument(
             "target", metavar="RUN_OR_MODEL", help="directory of a run, or of a model"
         )
+        evaluation.add_argument(
+            "--show", type=_count, default=0, metavar="N", help="print N greedy answers"
+        )
         evaluation.add_argument("--json", action="store_true", help="print JSON")
         _add_settings(evaluation, EVALUATED)
     elif command == "sft":
@@ -134,11 +136,20 @@ def _add_settings(parser: argparse.ArgumentParser, chosen: tuple[str, ...] | Non
         base = kind if isinstance(kind, type) and not several else typing.get_args(kind)[0]
         more = {"nargs": "+", "action": "extend"} if several else {}
         default = "" if item.default in (None, ()) else f" (default: {item.default})"
+        # A text option says itself what it may be.
+        plain = base is str and not item.metadata["choices"]
+        must_be = "" if plain else f"; {describe(item, base)}"
         groups[title].add_argument(
             _flag(dotted), dest=dotted, default=argparse.SUPPRESS, metavar=base.__name__.upper(),
-            help=f"{item.metadata['doc']}; {describe(item, base)}{default}".replace("%", "%%"),
+            help=f"{item.metadata['doc']}{must_be}{default}".replace("%", "%%"),
             **more,
         )  # fmt: skip
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"is {text!r}, must be an integer >= 0")
+    return int(text)
 
 
 def _flag(dotted: str) -> str:
@@ -181,7 +192,7 @@ def _is_complete(run: Path, config: Config) -> bool:
 
 
 def run_eval(args: argparse.Namespace) -> None:
-    flags = {k: v for k, v in vars(args).items() if k not in ("command", "target", "json")}
+    flags = {k: v for k, v in vars(args).items() if k not in ("command", "target", "show", "json")}
     target = Path(args.target)
     settings: dict[str, Any] = {}
     if (target / "config.yaml").is_file():
@@ -193,7 +204,7 @@ def run_eval(args: argparse.Namespace) -> None:
     config = build_config(settings | {"model": str(target)} | flags)
     from dfpo.eval_command import evaluate_target
 
-    print(evaluate_target(target, config, args.json))
+    print(evaluate_target(target, config, args.show, args.json))
 
 
 def run_info(args: argparse.Namespace) -> None:

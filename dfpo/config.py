@@ -225,7 +225,7 @@ class Config:
         1, "steps between checkpoints, from which --resume continues", low=1, group=RECORDS
     )
     trackers: tuple[str, ...] = option(
-        (), "besides metrics.jsonl: tensorboard, trackio, wandb", choices=TRACKERS, group=RECORDS
+        (), "who else gets metrics and plots", choices=TRACKERS, group=RECORDS
     )
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)

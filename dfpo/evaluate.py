@@ -120,8 +120,20 @@ def _rewards(
         if mode == "sampled":
             ids = torch.arange(start, start + len(chunk), device=policy.device)
             draws = uniforms(config.eval.seed, Stream.EVALUATION, 0, ids, length)
-        prompts = [row["prompt"] for row in chunk]
-        samples = generate(policy, tokenizer, prompts, length, uniforms=draws)
-        completions, token_ids = decode(tokenizer, samples)
-        found.append(reward(chunk, completions, token_ids).values)
+        found.append(answer(policy, tokenizer, chunk, reward, length, draws)[1])
     return torch.cat(found)
+
+
+def answer(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Row],
+    reward: Reward,
+    length: int,
+    draws: Tensor | None,
+) -> tuple[list[str], Tensor]:
+    """One answer to each row, greedy without draws, and its reward, [N]."""
+    prompts = [row["prompt"] for row in rows]
+    samples = generate(policy, tokenizer, prompts, length, uniforms=draws)
+    completions, token_ids = decode(tokenizer, samples)
+    return completions, reward(rows, completions, token_ids).values

@@ -40,7 +40,8 @@ def create_run(run: Path, config: Config) -> None:
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        (partial / "config.yaml").write_text(to_yaml(config))
+        # Without its name, which is taken: the file starts the same run again beside this one.
+        (partial / "config.yaml").write_text(to_yaml(dataclasses.replace(config, name=None)))
         os.rename(partial, run)
     except OSError as error:
         raise ConfigError(f"runs_dir: cannot make {run}: {error.strerror}") from None

@@ -68,6 +68,9 @@ def load_policy(
             f"model: {path} lacks the weights {', '.join(sorted(found['missing_keys'])[:3])}, must "
             "hold all of a causal language model"
         )
+    if path.suffix == ".gguf":
+        # Its weights are plain float32 once read, but the model would refuse to be saved.
+        model.hf_quantizer.remove_quantization_config(model)
     tokenizer = _read(AutoTokenizer, "a tokenizer", path, **source, padding_side="left")
     if tokenizer.pad_token_id is None:
         # Padding is masked everywhere, so any token serves where there is no end token either.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,7 @@ def set_up(config: Config, run: Path | None) -> Setup:
     """Loads and checks all that the configuration names; writes nothing. ``run`` is the directory
     of a run to continue, None for a new one. Raises ConfigError."""
     accelerator, policy, tokenizer, source, reward = load_parts(config)
-    first_policy, _ = load_policy(config.model or SHIPPED_POLICY, config.attention)
-    first_policy = accelerator.prepare(first_policy)
+    first_policy = copy.deepcopy(policy)
     check_trackers(config)
     config = complete(config, policy, probe_reward(reward, source, policy, tokenizer, config))
     run = run or choose_run(config)
