@@ -59,22 +59,22 @@ class Walk {
     // from the first unmasked token, so that padding changes nothing.
     DFPO_INLINE int32_t number(int64_t t, int32_t walked) const {
         if (s_.mask_mode == MaskMode::none) return (int32_t)t;
-        if (s_.mask_mode == MaskMode::zero) return (int32_t)t - first_;
-        return forth_ ? walked : unmasked_ - 1 - walked;
+        if (s_.mask_mode == MaskMode::zero) return (int32_t)t - first_unmasked;
+        return forth_ ? walked : unmasked_count - 1 - walked;
     }
 
     const int64_t length;
 
-    int32_t unmasked_ = 0;  // tokens, of the whole sequence
-    int32_t first_ = 0;     // unmasked token, or length
+    int32_t unmasked_count = 0;  // tokens, of the whole sequence
+    int32_t first_unmasked = 0;  // unmasked token, or length
 
-    // This thread's share of unmasked_ and first_, the tokens from `begin` on in steps of `stride`.
+    // This thread's share of the two, the tokens from `begin` on in steps of `stride`.
     DFPO_INLINE void count_share(int64_t begin, int64_t stride) {
-        first_ = (int32_t)length;
+        first_unmasked = (int32_t)length;
         for (int64_t t = begin; t < length; t += stride)
             if (unmasked(t)) {
-                unmasked_++;
-                if (first_ > t) first_ = (int32_t)t;
+                unmasked_count++;
+                if (first_unmasked > t) first_unmasked = (int32_t)t;
             }
     }
 
@@ -94,9 +94,9 @@ DFPO_DEVICE float warp_sum(float x) {
 DFPO_DEVICE void count_by_warp(Walk& walk, int lane) {
     walk.count_share(lane, kWarp);
     for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-        walk.unmasked_ += __shfl_xor_sync(~0u, walk.unmasked_, lanes);
-        const int32_t other = __shfl_xor_sync(~0u, walk.first_, lanes);
-        if (other < walk.first_) walk.first_ = other;
+        walk.unmasked_count += __shfl_xor_sync(~0u, walk.unmasked_count, lanes);
+        const int32_t other = __shfl_xor_sync(~0u, walk.first_unmasked, lanes);
+        if (other < walk.first_unmasked) walk.first_unmasked = other;
     }
 }
 
@@ -234,9 +234,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks) scan_kernel(typename Scan::
     if (Scan::kDraws) {
         walk.count_share(threadIdx.x, kThreads);
         Unmasked all;
-        compose_before(Unmasked{walk.unmasked_, walk.first_}, (int)threadIdx.x, kThreads, 1, &all);
-        walk.unmasked_ = all.count;
-        walk.first_ = all.first;
+        compose_before(Unmasked{walk.unmasked_count, walk.first_unmasked}, (int)threadIdx.x,
+                       kThreads, 1, &all);
+        walk.unmasked_count = all.count;
+        walk.first_unmasked = all.first;
     }
 
     float state[Scan::kState];

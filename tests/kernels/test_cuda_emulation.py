@@ -237,7 +237,7 @@ BROKEN = {
     "lanes past the last particle count": (SCAN_H, "there ? out.sum : 0.0f", "out.sum"),
     "masked tokens step": (SCAN_H, "role = masked_role(s_.mask_mode)", "role = 0"),
     "end of an episode is missed": (SCAN_H, "role |= kStop", "role |= 0"),
-    "steps counted from the wrong token": (SCAN_H, "(int32_t)t - first_", "(int32_t)t"),
+    "steps counted from the wrong token": (SCAN_H, "(int32_t)t - first_unmasked", "(int32_t)t"),
     "GAE: lam of the advantages for the targets": (
         GAE_CU, "decay_.trace * state[2]);", "decay_.advantage * state[2]);",
     ),
