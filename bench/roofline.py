@@ -242,16 +242,16 @@ particles float32, base shared.
 ## What matters in an update of a 7B model
 
 262144 tokens, Q = W = 64, bfloat16 coefficients. The policy's forward and backward passes, at 40 %
-of the tensor cores' rate, take
-{update[0]:.1f} s on an A100 and {update[1]:.1f} s on an H100; rollout not counted.
+of the tensor cores' rate, take {update[0]:.1f} s on an A100 and {update[1]:.1f} s on an H100;
+rollout not counted.
 
 {table(step_rows(reports), step_header)}
 
 No op's time is noticed in an update, with our kernels; eager's flow at K = 8 is the only one that
 comes near a percent. What is noticed is memory: for its backward pass eager keeps two tensors of
-[R, Q, W] per step, which at K = 8 and this size no GPU of today holds, so that it has to run in
-pieces; and, for trainers that loop over tokens in Python, the launches, which a scan replaces by
-one.
+[R, Q, W] per step, which at K = 8 and this size leaves no room for a model on an A100 or H100 of
+80 GB, so that it has to run in pieces; and, for trainers that loop over tokens in Python, the
+launches, which a scan replaces by one.
 """
 
 

@@ -30,6 +30,9 @@ from tabulate import tabulate  # noqa: E402
 
 import dfpo_kernels  # noqa: E402
 from dfpo_kernels import FlowField, reference  # noqa: E402
+from dfpo_kernels.flow_consistency_loss import (  # noqa: E402
+    triton_kernel as consistency_kernel,
+)
 from dfpo_kernels.integrate_flow import triton_kernel  # noqa: E402
 
 # Of float32 inputs. The approximate branch is for bfloat16 and float16 coefficients.
@@ -136,9 +139,12 @@ def measure_errors() -> dict[tuple[str, str | None], float]:
     """By kernel and branch."""
     with triton_answers():
         exact = interpreter_errors()
-        branch, triton_kernel.sigmoid_of = triton_kernel.sigmoid_of, lambda field: "rounded"
+        branch = triton_kernel.sigmoid_of
+        for room in (triton_kernel, consistency_kernel):
+            room.sigmoid_of = lambda field: "rounded"
         approximate = interpreter_errors()
-        triton_kernel.sigmoid_of = branch
+        for room in (triton_kernel, consistency_kernel):
+            room.sigmoid_of = branch
     with tempfile.TemporaryDirectory() as folder:
         module = load(compile_emulation(Path(folder)).values(), Path(folder))
         with cuda_answers(module):
