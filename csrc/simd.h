@@ -68,6 +68,19 @@ DFPO_INLINE void store_first(float* p, Vec v, int n) {
 #endif
 }
 
+// p[i], lane by lane.
+DFPO_INLINE Vec gather(const float* p, IVec i) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_i32gather_ps((__m512i)i, p, 4);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_i32gather_ps(p, (__m256i)i, 4);
+#else
+    Vec v{};
+    for (int lane = 0; lane < kLanes; lane++) v[lane] = p[i[lane]];
+    return v;
+#endif
+}
+
 DFPO_INLINE bool on_vector(const float* p) { return (uintptr_t)p % sizeof(Vec) == 0; }
 
 // Stores past the cache; p lies on a vector's boundary. finish_streams makes the stores visible to
