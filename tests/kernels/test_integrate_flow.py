@@ -297,7 +297,7 @@ def resident(key):
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) for line in status if line.startswith(key)) * 1024
 
-R, Q, W, K = 32768, 64, 8, 8
+R, Q, W, K = 32768, 64, 64, 8
 tensors = [torch.randn(R, W), torch.randn(R, W), torch.randn(R), torch.randn(W), torch.randn(W)]
 tensors = [t.requires_grad_() for t in (*tensors, torch.randn(R, Q))]
 
