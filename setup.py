@@ -32,7 +32,9 @@ class CMakeBuild(build_ext):
         if ninja:
             configure += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build), "--parallel"], check=True)
+        # A number, since make without one starts every compiler at once.
+        jobs = str(os.cpu_count())
+        subprocess.run(["cmake", "--build", str(build), "--parallel", jobs], check=True)
         # A module of an earlier build that this one leaves out would still be imported.
         for stale in destination.glob("_*.so"):
             stale.unlink()

@@ -21,6 +21,7 @@ from dfpo.critic import build_critic
 from dfpo.data import training_rows
 from dfpo.noise import Noise
 from dfpo.policy import SHIPPED_POLICY, load_policy
+from dfpo.rewards import Reward
 from dfpo.rollout import collect
 from dfpo.targets import compute_targets
 from dfpo.tasks import reward
@@ -31,6 +32,8 @@ ARMS = {
     "dfpo Q32": {"algorithm": "dfpo", "critic.num_quantiles": 32},
     "dfpo Q64": {"algorithm": "dfpo", "critic.num_quantiles": 64},
 }
+SHARED = {"critic.warmup_epochs": 1, "critic.return_low": 0, "critic.return_high": 1}
+VERIFIER = Reward(("verifier",), (reward,), (1.0,))
 STAGES = ("rollout", "estimate", "targets", "critic update", "policy update")
 
 
@@ -39,7 +42,7 @@ class Arm:
 
     def __init__(self, settings: dict) -> None:
         # One pass in the warm-up too, where the critic alone is updated.
-        self.config = build_config({**settings, "critic.warmup_epochs": 1})
+        self.config = build_config({**settings, **SHARED})
         self.policy, self.tokenizer = load_policy(SHIPPED_POLICY)
         self.critic = build_critic(self.policy, self.config)
         self.optimizers = [
@@ -51,7 +54,7 @@ class Arm:
     def collect(self):
         rows = training_rows(0, 0, self.config.rollout.prompts)
         return collect(
-            self.policy, self.policy, self.tokenizer, rows, reward, Noise(), self.config, 0
+            self.policy, self.policy, self.tokenizer, rows, VERIFIER, Noise(), self.config, 0
         )
 
     def learn(self, rollout, seconds: dict[str, list[float]]) -> None:

@@ -1,9 +1,11 @@
-"""The command line: ``dfpo train``, ``dfpo sft``."""
+"""The command line: ``dfpo train``, ``dfpo eval``, ``dfpo info``, ``dfpo sft``."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,19 +18,40 @@ from dfpo.config import (
     load_yaml,
     options,
     sections,
+    stored_settings,
     suggestion,
 )
+from dfpo.stop import RunError, Stopped
 
 TRAIN_EPILOG = """\
 examples:
   dfpo train                                   train DFPO on the shipped three-domain suite
   dfpo train --noise flip=0.3 --seed 1         the same with three in ten rewards flipped
   dfpo train --algorithm ppo --noise flip=0.3  the scalar-critic baseline on the same draws
+  dfpo train --model DIR --data prompts.jsonl --reward score.py:reward
+                                               your model, your prompts, your reward
   dfpo train --config runs/NAME/config.yaml    the same run again
+  dfpo train --resume runs/NAME                go on where a run stopped, bit for bit
 
 A YAML file holds the same settings, nested (critic: {width: 64}) or dotted (critic.width: 64);
 flags win over the file, the file over the algorithm's preset.
 """
+
+EVAL_EPILOG = """\
+examples:
+  dfpo eval runs/NAME                          on the run's own held-out prompts and reward
+  dfpo eval runs/NAME --json                   the same for a script
+  dfpo eval DIR --data prompts.jsonl --reward score.py:reward
+                                               any model directory on a file of prompts
+"""
+
+# What may change when a run goes on: how long and how it is watched, never what it computes.
+RESUMABLE = ("steps", "checkpoint_every", "max_unscored_steps", "trackers", "device", "threads")
+# What an evaluation depends on.
+EVALUATED = (
+    "device", "threads", "task", "data", "eval_data", "reward", "reward_weights",
+    "rollout.max_new_tokens", "eval.prompts", "eval.batch_size", "eval.seed",
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,45 +80,147 @@ def build_parsers(command: str) -> tuple[Parser, dict[str, Parser]]:
         usage="dfpo train [--config FILE] [--SETTING VALUE ...]", epilog=TRAIN_EPILOG,
         formatter_class=formatter, allow_abbrev=False,
     )  # fmt: skip
+    evaluation = commands.add_parser(
+        "eval", help="score a run or a model on held-out prompts",
+        description="Accuracy or reward, sampled and greedy, per domain, in and out of domain.",
+        usage="dfpo eval RUN_OR_MODEL [--json] [--SETTING VALUE ...]", epilog=EVAL_EPILOG,
+        formatter_class=formatter, allow_abbrev=False,
+    )  # fmt: skip
+    info = commands.add_parser(
+        "info", help="versions, backends of the kernels, device",
+        description="What is installed here and which backend answers which operator.",
+        formatter_class=formatter, allow_abbrev=False,
+    )  # fmt: skip
+    info.add_argument("--json", action="store_true", help="print JSON")
     warm_start = commands.add_parser(
         "sft", help="make the starting policy that ships with dfpo",
         description="Fine-tune the small starting policy on a sloppy demonstrator.",
         formatter_class=formatter, allow_abbrev=False,
     )  # fmt: skip
     if command == "train":
-        _add_settings(train)
+        train.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+        train.add_argument(
+            "--resume", type=Path, metavar="RUN",
+            help=f"directory of a run to continue; only {', '.join(map(_flag, RESUMABLE))} may be "
+            "given with it",
+        )  # fmt: skip
+        _add_settings(train, None)
+    elif command == "eval":
+        evaluation.add_argument(
+            "target", metavar="RUN_OR_MODEL", help="directory of a run, or of a model"
+        )
+        evaluation.add_argument(
+            "--show", type=_count, default=0, metavar="N", help="print N greedy answers"
+        )
+        evaluation.add_argument("--json", action="store_true", help="print JSON")
+        _add_settings(evaluation, EVALUATED)
     elif command == "sft":
         from dfpo import sft
 
         sft.add_arguments(warm_start)
-    return parser, {"train": train, "sft": warm_start}
+    return parser, {"train": train, "eval": evaluation, "info": info, "sft": warm_start}
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """A flag per setting of Config, grouped as the tree is."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
-    groups = {
-        section: parser.add_argument_group(section or "run", cls.__doc__.splitlines()[0])
-        for section, cls in sections().items()
-    }
+def _add_settings(parser: argparse.ArgumentParser, chosen: tuple[str, ...] | None) -> None:
+    """A flag per setting of Config, grouped as the tree is; ``chosen`` keeps only those."""
+    groups: dict[str, argparse._ArgumentGroup] = {}
     for dotted, item, kind in options():
-        section = dotted.partition(".")[0] if "." in dotted else ""
-        base = kind if isinstance(kind, type) else str
-        default = "" if item.default is None else f" (default: {item.default})"
-        groups[section].add_argument(
-            f"--{dotted.replace('_', '-')}", dest=dotted, default=argparse.SUPPRESS,
-            metavar=base.__name__.upper(),
-            help=f"{item.metadata['doc']}; {describe(item, base)}{default}".replace("%", "%%"),
+        if chosen is not None and dotted not in chosen:
+            continue
+        section = dotted.rpartition(".")[0]
+        title = section or item.metadata["group"]
+        if title not in groups:
+            about = sections()[section].__doc__.splitlines()[0] if section else None
+            groups[title] = parser.add_argument_group(title, about)
+        several = typing.get_origin(kind) is tuple
+        base = kind if isinstance(kind, type) and not several else typing.get_args(kind)[0]
+        more = {"nargs": "+", "action": "extend"} if several else {}
+        default = "" if item.default in (None, ()) else f" (default: {item.default})"
+        # A text option says itself what it may be.
+        plain = base is str and not item.metadata["choices"]
+        must_be = "" if plain else f"; {describe(item, base)}"
+        groups[title].add_argument(
+            _flag(dotted), dest=dotted, default=argparse.SUPPRESS, metavar=base.__name__.upper(),
+            help=f"{item.metadata['doc']}{must_be}{default}".replace("%", "%%"),
+            **more,
         )  # fmt: skip
 
 
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"is {text!r}, must be an integer >= 0")
+    return int(text)
+
+
+def _flag(dotted: str) -> str:
+    return f"--{dotted.replace('_', '-')}"
+
+
 def run_train(args: argparse.Namespace) -> None:
-    flags = {k: v for k, v in vars(args).items() if k not in ("command", "config")}
-    settings = (load_yaml(args.config) if args.config else {}) | flags
-    config: Config = build_config(settings)
+    flags = {k: v for k, v in vars(args).items() if k not in ("command", "config", "resume")}
+    if args.resume is not None:
+        settings = _resumed_settings(args, flags)
+    else:
+        settings = (load_yaml(args.config) if args.config else {}) | flags
+    config = build_config(settings)
+    if args.resume is not None and _is_complete(args.resume, config):
+        print(f"{args.resume}: finished after {config.steps} steps; --steps N would go on to N")
+        return
     from dfpo.train import train
 
-    train(config)
+    train(config, args.resume)
+
+
+def _resumed_settings(args: argparse.Namespace, flags: dict[str, Any]) -> dict[str, Any]:
+    if args.config is not None:
+        raise ConfigError(f"config: is {args.config}, but a resumed run has its own config.yaml")
+    for name in flags:
+        if name not in RESUMABLE:
+            raise ConfigError(
+                f"{name}: cannot change in a resumed run, only {', '.join(RESUMABLE)} can"
+            )
+    return stored_settings("resume", args.resume) | flags
+
+
+def _is_complete(run: Path, config: Config) -> bool:
+    """Whether the run has its summary and no steps are left."""
+    try:
+        done = json.loads((run / "summary.json").read_text())["training"]["steps"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return done >= config.steps
+
+
+def run_eval(args: argparse.Namespace) -> None:
+    flags = {k: v for k, v in vars(args).items() if k not in ("command", "target", "show", "json")}
+    target = Path(args.target)
+    settings: dict[str, Any] = {}
+    if (target / "config.yaml").is_file():
+        settings = stored_settings("target", target)
+        if "data" in flags:
+            settings |= {"task": None, "eval_data": None}
+        if "task" in flags:
+            settings |= {"data": None, "eval_data": None, "reward": ()}
+    config = build_config(settings | {"model": str(target)} | flags)
+    from dfpo.eval_command import evaluate_target
+
+    print(evaluate_target(target, config, args.show, args.json))
+
+
+def run_info(args: argparse.Namespace) -> None:
+    from dfpo.info import collect_info, describe_info
+
+    info = collect_info()
+    print(json.dumps(info, indent=2) if args.json else describe_info(info))
+
+
+def run_sft(args: argparse.Namespace) -> None:
+    from dfpo import sft
+
+    sft.main(args)
+
+
+COMMANDS = {"train": run_train, "eval": run_eval, "info": run_info, "sft": run_sft}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,15 +233,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         commands[args.command].refuse(unknown[0])
     try:
-        if args.command == "train":
-            run_train(args)
-        else:
-            from dfpo import sft
-
-            sft.main(args)
+        COMMANDS[args.command](args)
     except ConfigError as error:
         print(f"dfpo {args.command}: error: {error}", file=sys.stderr)
         return 2
+    except RunError as error:
+        print(f"dfpo {args.command}: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"dfpo {args.command}: {stopped}", file=sys.stderr)
+        return 128 + stopped.signum
     return 0
 
 

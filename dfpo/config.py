@@ -20,7 +20,11 @@ import yaml
 
 from dfpo.algorithms import ALGORITHMS
 from dfpo.noise import parse_noise
+from dfpo.risk import parse_risk
 from dfpo_kernels import nn as flow_nn
+
+DATA, RECORDS = "data and reward", "records"  # groups of --help
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 class ConfigError(ValueError):
@@ -34,9 +38,11 @@ def option(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
+    group: str = "run",
 ) -> Any:
-    """A documented field; ``low`` and ``high`` are inclusive bounds."""
-    metadata = {"doc": doc, "low": low, "high": high, "choices": choices}
+    """A documented field; ``low`` and ``high`` are inclusive bounds, ``group`` its place in
+    ``--help`` where the field is at the top of the tree."""
+    metadata = {"doc": doc, "low": low, "high": high, "choices": choices, "group": group}
     return field(default=default, metadata=metadata)
 
 
@@ -54,7 +60,11 @@ class RolloutConfig:
 class PolicyConfig:
     """PPO's clipped objective."""
 
-    learning_rate: float = option(1.5e-4, "AdamW step size of the policy", low=0.0)
+    learning_rate: float | None = option(
+        None,
+        "AdamW step size of the policy; default 1.5e-4 below 2 M parameters, 1e-6 above",
+        low=0.0,
+    )
     clip: float = option(0.2, "ratio clip: the ratio counts within [1 - clip, 1 + clip]", low=0.0)
     dual_clip: float = option(
         3.0, "bound on the ratio where the advantage is negative; 0 switches it off", low=0.0
@@ -90,12 +100,23 @@ class CriticConfig:
     """The critic: a copy of the policy's trunk and a head."""
 
     kind: str = option("value_flow", "head of the critic", choices=("value_flow", "scalar"))
-    learning_rate: float = option(1e-3, "AdamW step size of trunk and head", low=0.0)
+    learning_rate: float | None = option(
+        None,
+        "AdamW step size of trunk and head; default 1e-3 below 2 M parameters, 1e-5 above",
+        low=0.0,
+    )
     warmup_steps: int = option(15, "first steps in which the critic alone trains", low=0)
     warmup_epochs: int = option(4, "passes over each of those steps' rollouts", low=1)
-    return_low: float = option(0.0, "smallest reward the task can give")
-    return_high: float = option(1.0, "largest reward the task can give")
-    clip_returns: bool = option(True, "clip predicted and target quantiles to these bounds")
+    return_low: float | None = option(
+        None, "low end of the reward's range; default 0, or measured where rewards leave [0, 1]"
+    )
+    return_high: float | None = option(
+        None, "high end of the reward's range; default 1, or measured where rewards leave [0, 1]"
+    )
+    clip_returns: bool | None = option(
+        None, "clip predicted and target quantiles to that range; default where it is given or "
+        "the first rewards are all 0 or 1",
+    )  # fmt: skip
     num_quantiles: int = option(32, "quantiles per token", low=1)
     width: int = option(64, "ridge units of the velocity field", low=1)
     steps: int = option(8, "solver steps of the readout", low=1)
@@ -134,8 +155,11 @@ class CriticConfig:
 class EvalConfig:
     """Evaluation before and after training, on held-out prompts, rewards clean."""
 
-    prompts: int = option(200, "prompts per domain and split", low=1)
+    prompts: int = option(200, "prompts per domain and split; 0 switches it off", low=0)
     batch_size: int = option(300, "answers generated at once", low=1)
+    examples: int = option(
+        20, "prompts per domain searched for a right and a wrong answer to plot; 0 for none", low=0
+    )
     seed: int = option(0, "seed of prompts and sampling; the same for every run", low=0)
 
 
@@ -144,18 +168,58 @@ class Config:
     """One run."""
 
     algorithm: str = option("dfpo", "preset to start from", choices=tuple(ALGORITHMS))
-    model: str | None = option(None, "model directory; default the policy that ships with dfpo")
-    name: str | None = option(None, "name of the run; default the algorithm and the seed")
-    runs_dir: str = option("runs", "where run directories are made")
     seed: int = option(0, "seed of prompts, sampling, noise and critic", low=0, high=2**31 - 1)
     steps: int = option(60, "training steps, critic warm-up included", low=0)
-    noise: str = option(
-        "none",
-        "what corrupts the training reward: flip=P, fp=P, fn=P, outliers=P, joined by commas",
+    risk: str = option(
+        "neutral",
+        "risk measure of the value in the advantage: neutral, cvar-lower[=TAIL], "
+        "cvar-upper[=TAIL] (tail fraction, default 0.25) or wang[=SHIFT] (default 0.75)",
     )
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     threads: int = option(
         0, "CPU threads; 0 is 1 for models below 2 M parameters and torch's choice above", low=0
+    )
+    model: str | None = option(
+        None, "model directory or .gguf file; default the policy that ships with dfpo", group=DATA
+    )
+    task: str | None = option(
+        None,
+        "built-in prompts: suite (the default), or reasoning_gym:NAME[,KEY=VALUE...]",
+        group=DATA,
+    )
+    data: str | None = option(
+        None, "training prompts instead of a task: .jsonl or .parquet with a column prompt",
+        group=DATA,
+    )  # fmt: skip
+    eval_data: str | None = option(
+        None, "held-out prompts for evaluation, a file of the same form", group=DATA
+    )
+    reward: tuple[str, ...] = option(
+        (),
+        "what scores answers: FILE.py:FUNCTION in TRL's signature, or a directory of a "
+        "sequence-classification model; several are summed; default the task's verifier",
+        group=DATA,
+    )
+    reward_weights: tuple[float, ...] = option(
+        (), "weight of each reward in that sum; default 1", group=DATA
+    )
+    noise: str = option(
+        "none",
+        "what corrupts the training reward: flip=P, fp=P, fn=P, outliers=P, joined by commas",
+        group=DATA,
+    )
+    max_unscored_steps: int = option(
+        5, "steps in a row without one valid reward after which the run stops", low=1, group=DATA
+    )
+    name: str | None = option(
+        None, "name of the run; default the algorithm and the seed", group=RECORDS
+    )
+    runs_dir: str = option("runs", "where run directories are made", group=RECORDS)
+    checkpoint_every: int = option(
+        1, "steps between checkpoints, from which --resume continues", low=1, group=RECORDS
+    )
+    trackers: tuple[str, ...] = option(
+        (), "who else gets metrics and plots", choices=TRACKERS, group=RECORDS
     )
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -214,14 +278,37 @@ def build_config(settings: Mapping[str, Any]) -> Config:
 
 def _check_together(config: Config) -> None:
     """What no single field can check."""
-    try:
-        parse_noise(config.noise)
-    except ValueError as error:
-        raise ConfigError(f"noise: {error}") from None
-    if not config.critic.return_low < config.critic.return_high:
+    for name, parse in (("noise", parse_noise), ("risk", parse_risk)):
+        try:
+            parse(getattr(config, name))
+        except ValueError as error:
+            raise ConfigError(f"{name}: {error}") from None
+    if config.risk != "neutral" and config.critic.kind == "scalar":
         raise ConfigError(
-            f"critic.return_low: is {config.critic.return_low}, must be below "
-            f"critic.return_high = {config.critic.return_high}"
+            f"risk: is {config.risk}, must be neutral with a scalar critic, which predicts no law"
+        )
+    low, high = config.critic.return_low, config.critic.return_high
+    if (low is None) != (high is None):
+        given, missing = ("low", "high") if high is None else ("high", "low")
+        raise ConfigError(f"critic.return_{missing}: is not given, but critic.return_{given} is")
+    if low is not None and not low < high:
+        raise ConfigError(f"critic.return_low: is {low}, must be below critic.return_high = {high}")
+    if config.data is not None and config.task is not None:
+        raise ConfigError(f"task: is {config.task}, but data gives the prompts; give one of them")
+    if config.data is not None and not config.reward:
+        raise ConfigError(
+            "reward: is not given, must say what scores the prompts of data: FILE.py:FUNCTION or "
+            "a reward model's directory"
+        )
+    if config.eval_data is not None and config.data is None:
+        raise ConfigError(
+            f"eval_data: is {config.eval_data}, but a task brings its own held-out prompts; it "
+            "goes with data"
+        )
+    if config.reward_weights and len(config.reward_weights) != len(config.reward):
+        raise ConfigError(
+            f"reward_weights: has {len(config.reward_weights)} numbers, must have one for each of "
+            f"the {len(config.reward)} rewards"
         )
     answers = config.rollout.prompts * config.rollout.samples
     if config.policy.minibatches > answers:
@@ -242,6 +329,14 @@ def load_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"config: {path} holds {type(tree).__name__}, must be a mapping")
     return dict(_flatten(tree))
+
+
+def stored_settings(name: str, run: Path) -> dict[str, Any]:
+    """The settings of an existing run; ConfigError where ``run`` is none."""
+    if not (run / "config.yaml").is_file():
+        what = "holds no config.yaml" if run.is_dir() else "is no directory"
+        raise ConfigError(f"{name}: {run} {what}, must be the directory of a run")
+    return load_yaml(run / "config.yaml")
 
 
 def to_yaml(config: Config) -> str:
@@ -273,6 +368,10 @@ def _check(dotted: str, item: dataclasses.Field, kind: Any, value: Any) -> Any:
     kind = typing.get_args(kind)[0] if optional else kind
     if value is None and optional:
         return None
+    if typing.get_origin(kind) is tuple:
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        words = [w for p in parts for w in (p.split(",") if isinstance(p, str) else [p])]
+        return tuple(_check(dotted, item, typing.get_args(kind)[0], w) for w in words if w != "")
     wrong = ConfigError(f"{dotted}: is {value!r}, must be {describe(item, kind)}")
     if kind is bool:
         text = str(value).lower()

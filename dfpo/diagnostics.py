@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from dfpo.config import Config
+from dfpo.data import domain_of
+from dfpo.rewards import Scored
 from dfpo.rollout import Rollout, token_rewards
 from dfpo.targets import Estimate, Targets
 from dfpo_kernels import distributional_gae
@@ -13,7 +15,7 @@ from dfpo_kernels import distributional_gae
 
 @torch.no_grad()
 def describe(
-    rollout: Rollout, estimate: Estimate, targets: Targets, config: Config
+    rollout: Rollout, estimate: Estimate, targets: Targets, config: Config, metric: str
 ) -> dict[str, float]:
     """Metrics of one rollout; value metrics are against the clean return where they say so."""
     mask = rollout.samples.mask
@@ -40,10 +42,25 @@ def describe(
         "advantage/sign_agreement": _sign_agreement(rollout, estimate, targets, config),
     }
     metrics = {name: float(value) for name, value in found.items()}
-    for domain in dict.fromkeys(row["domain"] for row in rollout.rows):
-        member = torch.tensor([row["domain"] == domain for row in rollout.rows])
-        metrics[f"accuracy/{domain}"] = float(rollout.clean_rewards[member.to(mask.device)].mean())
+    prefix = "accuracy" if metric == "accuracy" else "domain"
+    names = [domain_of(row) for row in rollout.rows]
+    for domain in dict.fromkeys(names):
+        member = torch.tensor([name == domain for name in names], device=mask.device)
+        metrics[f"{prefix}/{domain}"] = float(rollout.clean_rewards[member].mean())
     return metrics
+
+
+def count_rewards(scored: Scored, config: Config) -> dict[str, float]:
+    """What the rewards of one step were, in counts of answers, and the mean of each of several."""
+    low, high = config.critic.return_low, config.critic.return_high
+    values = scored.values[scored.values.isfinite()]
+    found = {
+        "reward/unscored": scored.unscored,
+        "reward/invalid": scored.invalid,
+        "reward/out_of_range": int(((values < low) | (values > high)).sum()),
+    }
+    parts = {name: scores[scores.isfinite()].mean() for name, scores in scored.parts.items()}
+    return found | {f"reward/of/{name}": float(mean) for name, mean in parts.items()}
 
 
 def explained_variance(predicted: Tensor, observed: Tensor) -> Tensor:  # [N], [N]

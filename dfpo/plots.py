@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,15 +13,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from dfpo.config import Config
-from dfpo.evaluate import Scores, average
+from dfpo.evaluate import SPLITS, Scores, average, splits_of
 from dfpo.examples import Fan
 from dfpo.rollout import Rollout
 from dfpo.targets import Estimate
-from dfpo.tasks import slip_position
 
 # Okabe and Ito's palette: distinct in print and to colour-blind readers.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6b6b6b"
-DOMAIN_COLOURS = (BLUE, ORANGE, GREEN)
+MOST_LABELS = 60  # words under one value fan
+RECORDED_TOKENS = 4096  # of one step, for the calibration plot
+DOMAIN_COLOURS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", GREY)
 STYLE = {
     "font.size": 9,
     "axes.spines.top": False,
@@ -30,6 +32,7 @@ STYLE = {
     "legend.frameon": False,
     "figure.dpi": 150,
     "savefig.bbox": "tight",
+    "text.parse_math": False,  # words and names are the user's: a dollar sign is a dollar sign
 }
 
 
@@ -46,25 +49,32 @@ class ValueRecord(NamedTuple):
         mask = rollout.samples.mask
         length = mask.sum(-1)
         per_token = (
-            x.repeat_interleave(length).cpu().numpy()
+            x.repeat_interleave(length)
             for x in (rollout.clean_rewards, rollout.rewards, rollout.sample_ids)
         )
-        return ValueRecord(estimate.quantiles[mask].float().cpu().numpy(), *per_token)
+        # An odd stride meets every position of answers of equal length.
+        stride = max(1, int(length.sum()) // RECORDED_TOKENS) | 1
+        kept = (x[::stride].cpu().numpy() for x in (estimate.quantiles[mask].float(), *per_token))
+        return ValueRecord(*kept)
 
 
 def plot_run(
     folder: Path,
     config: Config,
+    metric: str,
     metrics: list[dict[str, Any]],
     before: Scores,
     after: Scores,
     records: list[ValueRecord],
     fans: list[Fan],
 ) -> None:
-    """Writes training.png, accuracy.png, value_fan.png and calibration.png into ``folder``."""
+    """Writes training.png, accuracy.png (reward.png), value_fan.png and calibration.png into
+    ``folder``."""
     folder.mkdir(exist_ok=True)
-    with plt.rc_context(STYLE):
-        plot_accuracy(before, after).savefig(folder / "accuracy.png")
+    with plt.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        if after:
+            plot_scores(before, after, metric).savefig(folder / f"{metric}.png")
         if metrics:
             plot_training(metrics, config).savefig(folder / "training.png")
         if fans:
@@ -78,9 +88,10 @@ def plot_training(metrics: list[dict[str, Any]], config: Config) -> plt.Figure:
     """Reward, accuracy per domain, KL and the critic's fit over steps."""
     figure, axes = plt.subplots(2, 2, figsize=(8, 5), sharex=True, constrained_layout=True)
     steps = [m["step"] for m in metrics]
+    scale = config.critic.return_high - config.critic.return_low
 
-    def curve(ax: plt.Axes, key: str, label: str, colour: str) -> None:
-        values = np.array([m.get(key, np.nan) for m in metrics], dtype=float)
+    def curve(ax: plt.Axes, key: str, label: str, colour: str, unit: float = 1.0) -> None:
+        values = np.array([m.get(key, np.nan) for m in metrics], dtype=float) / unit
         ax.plot(steps, values, color=colour, alpha=0.2, linewidth=0.8)
         ax.plot(steps, smooth(values), color=colour, label=label, linewidth=1.6)
 
@@ -90,15 +101,18 @@ def plot_training(metrics: list[dict[str, Any]], config: Config) -> plt.Figure:
     curve(top, "reward/clean", "clean", BLUE)
     top.set(title="Reward of sampled answers", ylabel="mean reward")
     top.legend(loc="lower right")
-    domains = [key for key in metrics[0] if key.startswith("accuracy/")]
+    domains = {k: None for m in metrics for k in m if k.startswith(("accuracy/", "domain/"))}
     for key, colour in zip(domains, DOMAIN_COLOURS, strict=False):
-        curve(right, key, key.removeprefix("accuracy/"), colour)
-    right.set(title="Accuracy by domain", ylabel="accuracy", ylim=(0, 1.02))
+        curve(right, key, key.partition("/")[2], colour)
+    verified = all(key.startswith("accuracy/") for key in domains)
+    right.set(title=f"{'Accuracy' if verified else 'Reward'} by domain")
+    if verified:
+        right.set(ylim=(0, 1.02))
     right.legend(loc="upper left", ncols=3, bbox_to_anchor=(0, 0.12), fontsize=8)
     curve(kl, "kl", "KL", GREY)
     kl.set(title="Distance from the first policy", ylabel="KL, nats per answer", xlabel="step")
     curve(fit, "value/explained_variance", "explained variance", GREEN)
-    curve(fit, "value/bias", "mean bias", RED)
+    curve(fit, "value/bias", "mean bias / reward range", RED, scale)
     fit.axhline(0, color=GREY, linewidth=0.6)
     fit.set(title="Critic against the clean return", xlabel="step", ylim=(-0.6, 1))
     fit.legend(loc="lower right")
@@ -121,11 +135,16 @@ def smooth(values: np.ndarray, span: int = 9) -> np.ndarray:
     return np.array([np.nanmean(w) if np.isfinite(w).any() else np.nan for w in windows])
 
 
-def plot_accuracy(before: Scores, after: Scores) -> plt.Figure:
-    """Accuracy at temperature 1 and greedy, before and after, per domain and split."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True, constrained_layout=True)
-    names = [*before, "mean"]
-    for ax, split, title in zip(axes, ("id", "ood"), ("In domain", "Out of domain"), strict=True):
+def plot_scores(before: Scores, after: Scores, metric: str) -> plt.Figure:
+    """Mean at temperature 1 and greedy, before and after, per domain and split."""
+    splits = splits_of(before)
+    figure, axes = plt.subplots(
+        1, len(splits), figsize=(4 * len(splits), 3), sharey=True, constrained_layout=True,
+        squeeze=False,
+    )  # fmt: skip
+    for ax, split in zip(axes[0], splits, strict=True):
+        names = [name for name in before if split in before[name]]
+        names += ["mean"] if len(names) > 1 else []
         for x, name in enumerate(names):
             for mode, offset, colour in (("sampled", -0.15, BLUE), ("greedy", 0.15, ORANGE)):
                 low, high = (
@@ -137,9 +156,12 @@ def plot_accuracy(before: Scores, after: Scores) -> plt.Figure:
                 label = {"sampled": "temperature 1", "greedy": "greedy"}[mode] if x == 0 else None
                 ax.scatter(place, low, facecolor="white", edgecolor=colour, s=28, zorder=2)
                 ax.scatter(place, high, color=colour, s=28, zorder=2, label=label)
-        ax.set(title=title, xticks=range(len(names)), xticklabels=names, ylim=(-0.02, 1.04))
-    axes[0].set_ylabel("accuracy (open: before, filled: after)")
-    axes[0].legend(loc="lower left")
+        title = SPLITS[split].capitalize()
+        ax.set(title=title, xticks=range(len(names)), xticklabels=names)
+        if metric == "accuracy":
+            ax.set_ylim(-0.02, 1.04)
+    axes[0, 0].set_ylabel(f"{metric} (open: before, filled: after)")
+    axes[0, 0].legend(loc="lower left")
     return figure
 
 
@@ -167,14 +189,17 @@ def _fan(ax: plt.Axes, fan: Fan) -> None:
         label = f"{low} to {high} %"
         ax.fill_between(x, *bounds, color=BLUE, alpha=alpha, linewidth=0, label=label)
     ax.plot(x, fan.quantiles.mean(1), color=BLUE, linewidth=1.5, label="mean")
-    ax.set_title(f"{fan.domain}, {'right' if fan.right else 'wrong'} answer")
-    slip = slip_position(fan.words, fan.row["answer"].split())
-    if slip is not None and not fan.right:
-        word = fan.words[slip] if slip < len(fan.words) else "end"
-        ax.axvline(slip, color=RED, linewidth=1)
-        ax.text(slip + 0.2, 1.06, f"slip: {word}", color=RED, fontsize=8, va="center")
-    ax.set_xticks(x, [*fan.words, "end"][: len(x)], rotation=90, fontsize=6.5)
-    ax.set(ylim=(-0.05, 1.12), xlim=(-0.5, len(x) - 0.5))
+    ax.set_title(f"{fan.domain}, {fan.label} answer")
+    if fan.slip is not None:
+        word = fan.words[fan.slip] if fan.slip < len(fan.words) else "end"
+        ax.axvline(fan.slip, color=RED, linewidth=1)
+        ax.text(
+            fan.slip + 0.2, 1.03, f"slip: {word}", color=RED, fontsize=8, va="bottom",
+            transform=ax.get_xaxis_transform(),
+        )  # fmt: skip
+    shown = x[:: max(1, len(x) // MOST_LABELS)]
+    ax.set_xticks(shown, [fan.words[i] for i in shown], rotation=90, fontsize=6.5)
+    ax.set(xlim=(-0.5, len(x) - 0.5))
 
 
 def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
@@ -202,7 +227,8 @@ def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
         )
     low, high = config.critic.return_low, config.critic.return_high
     left.plot([low, high], [low, high], color=GREY, linewidth=0.8, linestyle="--")
-    bounds = (low - 0.03, high + 0.03)
+    margin = 0.03 * (high - low)
+    bounds = (low - margin, high + margin)
     left.set(
         title="Mean: predicted against observed", xlabel="predicted mean return",
         ylabel="observed mean return", xlim=bounds, ylim=bounds,

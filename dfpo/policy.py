@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,23 +23,59 @@ from transformers import (
 
 from dfpo.config import ConfigError
 
+Prompt = str | list[dict[str, str]]  # text, or chat messages
+
 SHIPPED_POLICY = Path(str(resources.files("dfpo"))) / "assets" / "policy"
 
 
 def load_policy(path: str | Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model in float32 and tokenizer of a transformers directory; prompts are padded left.
+    """Model in float32 and tokenizer of a transformers directory or a GGUF file; prompts are
+    padded left.
 
-    Raises ConfigError where ``path`` is no such directory.
+    Raises ConfigError where ``path`` holds no causal language model or no tokenizer.
     """
-    if not (Path(path) / "config.json").is_file():
+    path = Path(path)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": path, "local_files_only": True}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ConfigError(f"model: there is no file {path}")
+        source |= {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    elif not (path / "config.json").is_file():
         raise ConfigError(
             f"model: {path} holds no config.json, must be a transformers model directory"
         )
-    tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    model, found = _read(
+        AutoModelForCausalLM, "a causal language model", path,
+        **source, dtype=torch.float32, output_loading_info=True,
+    )  # fmt: skip
+    if found["missing_keys"]:
+        raise ConfigError(
+            f"model: {path} lacks the weights {', '.join(sorted(found['missing_keys'])[:3])}, must "
+            "hold all of a causal language model"
+        )
+    if path.suffix == ".gguf":
+        # Its weights are plain float32 once read, but the model would refuse to be saved.
+        model.hf_quantizer.remove_quantization_config(model)
+    tokenizer = _read(AutoTokenizer, "a tokenizer", path, **source, padding_side="left")
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        # Padding is masked everywhere, so any token serves where there is no end token either.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return model.eval(), tokenizer
+
+
+def _read(loader: Any, what: str, path: Path, **source: Any) -> Any:
+    try:
+        return loader.from_pretrained(**source)
+    # transformers and its file formats raise many kinds of error for a directory that is no model.
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"model: {path} holds not {what}: {reason[:300]}") from error
+
+
+def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Most tokens, of prompt and answer together, that model and tokenizer are made for."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(positions or sys.maxsize, tokenizer.model_max_length)
 
 
 class Samples(NamedTuple):
@@ -46,6 +85,27 @@ class Samples(NamedTuple):
     attention_mask: Tensor  # [B, P + T], prompt and answer tokens
     mask: Tensor  # [B, T] bool, answer tokens including the end token
     truncated: Tensor  # [B] bool, no end token within the limit
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt; chat messages go through the tokenizer's template, which writes its
+    own special tokens and opens the assistant's turn.
+
+    Raises ConfigError for messages without a template, or a prompt of no tokens.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt)["input_ids"]
+    elif tokenizer.chat_template is None:
+        raise ConfigError(
+            "model: its tokenizer has no chat template, but a prompt is chat messages; give text "
+            "prompts or a model with a template"
+        )
+    else:
+        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ConfigError(f"prompt: {prompt!r} is no tokens, must be at least one")
+    return ids
 
 
 class _CounterSampler(LogitsProcessor):
@@ -71,32 +131,36 @@ class _CounterSampler(LogitsProcessor):
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: list[str],
+    prompts: list[Prompt],
     max_new_tokens: int,
     *,
     uniforms: Tensor | None = None,  # [B, T]
     temperature: float = 1.0,
 ) -> Samples:
     """Answers to the prompts: sampled with the given uniforms, or greedy without them."""
-    encoded = tokenizer(prompts, return_tensors="pt", padding=True).to(model.device)
+    ids = [encode(tokenizer, prompt) for prompt in prompts]
+    encoded = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
+    encoded = encoded.to(model.device)
     prompt_length = encoded["input_ids"].shape[1]
-    ends = _end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     processors = LogitsProcessorList()
     if uniforms is not None:
         processors.append(_CounterSampler(uniforms, temperature, prompt_length))
-    sequences = model.generate(
-        input_ids=encoded["input_ids"],
-        attention_mask=encoded["attention_mask"],
-        logits_processor=processors,
-        generation_config=GenerationConfig(
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=ends,
-        ),
+    plain = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=ends or None,
     )
+    with _own_settings(model, plain):
+        sequences = model.generate(
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+            logits_processor=processors,
+            generation_config=plain,
+        )
     answers = sequences[:, prompt_length:]
-    is_end = torch.isin(answers, torch.tensor(ends, device=answers.device))
+    is_end = torch.isin(answers, torch.tensor(ends, dtype=answers.dtype, device=answers.device))
     # A token counts while no end token stands before it.
     mask = is_end.cumsum(-1) - is_end.int() == 0
     attention_mask = torch.cat([encoded["attention_mask"], mask.to(torch.int64)], dim=1)
@@ -132,8 +196,24 @@ def positions(attention_mask: Tensor) -> Tensor:  # [B, L] -> [B, L]
     return (attention_mask.cumsum(-1) - 1).clamp_min(0)
 
 
-def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end an answer: the model's own, else the tokenizer's; without any, answers run
+    to their limit."""
     ends = model.generation_config.eos_token_id
     if ends is None:
         ends = tokenizer.eos_token_id
+    if ends is None:
+        return []
     return list(ends) if isinstance(ends, (list, tuple)) else [ends]
+
+
+@contextmanager
+def _own_settings(model: PreTrainedModel, plain: GenerationConfig) -> Iterator[None]:
+    """Keeps what the model's own generation settings ask for (a repetition penalty, say) out of
+    sampling: answers must come from the distribution whose log-probabilities are trained."""
+    kept = model.generation_config
+    model.generation_config = plain
+    try:
+        yield
+    finally:
+        model.generation_config = kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,20 +9,20 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config import Config
-from dfpo.data import Row, columns
+from dfpo.data import Row
 from dfpo.draws import Stream, uniforms
 from dfpo.noise import Noise, corrupt
 from dfpo.policy import Samples, decode, generate, token_logprobs
-
-# TRL's signature: keywords prompts, completions, completion_ids and the columns of the data.
-RewardFunction = Callable[..., list[float]]
+from dfpo.rewards import Reward, Scored
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """One step's answers and what is known of them before any value is estimated."""
+    """One step's answers that have a reward, and what is known of them before any value is
+    estimated. Answers without one are left out; ``scored`` counts them."""
 
-    rows: list[Row]  # B rows, a prompt repeated for each of its samples
+    scored: Scored  # of all answers
+    rows: list[Row]  # B rows, a prompt repeated for each of its scored samples
     completions: list[str]
     samples: Samples
     sample_ids: Tensor  # [B] int64, unique over the run
@@ -40,7 +39,7 @@ def collect(
     reference: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[Row],
-    reward: RewardFunction,
+    reward: Reward,
     noise: Noise,
     config: Config,
     step: int,
@@ -57,17 +56,28 @@ def collect(
         uniforms=draws, temperature=settings.temperature,
     )  # fmt: skip
     completions, ids = decode(tokenizer, samples)
-    scores = reward(prompts=prompts, completions=completions, completion_ids=ids, **columns(rows))
-    clean = torch.tensor(scores, dtype=torch.float32, device=policy.device)
+    scored = reward(rows, completions, ids)
+    kept = scored.values.isfinite().nonzero().squeeze(-1)
+    if len(kept) < len(rows):
+        rows, completions = [rows[i] for i in kept], [completions[i] for i in kept]
+        kept = kept.to(policy.device)
+        samples, sample_ids = Samples(*(x[kept] for x in samples)), sample_ids[kept]
+    clean = scored.values[scored.values.isfinite()].to(policy.device)
     noisy = corrupt(
         noise, clean, sample_ids, seed=config.seed, step=step,
         low=config.critic.return_low, high=config.critic.return_high,
     )  # fmt: skip
+    if not rows:
+        empty = torch.zeros(samples.mask.shape, device=policy.device)
+        return Rollout(
+            scored, rows, completions, samples, sample_ids, clean, noisy, empty, empty, empty
+        )
     old_logprobs, entropy = token_logprobs(policy, samples, settings.temperature)
     ref_logprobs, _ = token_logprobs(reference, samples, settings.temperature)
     return Rollout(
-        rows, completions, samples, sample_ids, clean, noisy, old_logprobs, ref_logprobs, entropy
-    )
+        scored, rows, completions, samples, sample_ids, clean, noisy,
+        old_logprobs, ref_logprobs, entropy,
+    )  # fmt: skip
 
 
 def token_rewards(rewards: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # [B], [B, T]

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dfpo.config import Config
 from dfpo.draws import Stream, uniforms
+from dfpo.risk import parse_risk, risk_value
 from dfpo.rollout import Rollout, token_rewards
 from dfpo_kernels import FlowField, distributional_gae, lambda_mixture_targets
 from dfpo_kernels.nn import PathTargets
@@ -49,8 +50,9 @@ class Targets:
 @torch.no_grad()
 def compute_targets(rollout: Rollout, estimate: Estimate, config: Config, step: int) -> Targets:
     """Advantages at ``target.lam`` by quantile-wise GAE, whose mean over quantiles is the GAE of
-    the mean value; critic targets at ``target.target_lam``, by default as a mixture of n-step
-    return laws, which unlike the quantile-wise average keeps their spread."""
+    the mean value, or by GAE of the risk measure that ``risk`` names; critic targets at
+    ``target.target_lam``, by default as a mixture of n-step return laws, which unlike the
+    quantile-wise average keeps their spread."""
     settings, mask = config.target, rollout.samples.mask
     rewards, last = token_rewards(rollout.rewards, mask)
     bootstrap, done = None, last
@@ -62,12 +64,23 @@ def compute_targets(rollout: Rollout, estimate: Estimate, config: Config, step: 
         rewards, estimate.quantiles, mask,
         lam=settings.lam, target_lam=settings.target_lam, **shared,
     )  # fmt: skip
+    raw = advantages.mean(-1)
+    risk = parse_risk(config.risk)
+    if risk.kind != "neutral":
+        final = (
+            None
+            if bootstrap is None
+            else torch.where(cut, risk_value(estimate.final, risk).unsqueeze(-1), 0.0)
+        )
+        values = risk_value(estimate.quantiles, risk).unsqueeze(-1)
+        raw = distributional_gae(
+            rewards, values, mask, lam=settings.lam, **shared | {"bootstrap": final}
+        )[0].squeeze(-1)
     if settings.kind == "lambda_mixture":
         targets = lambda_mixture_targets(
             rewards, estimate.quantiles, mask,
             lam=settings.target_lam, seed=config.seed, rows=rollout.sample_ids, **shared,
         )  # fmt: skip
-    raw = advantages.mean(-1)
     path = None
     if estimate.field is not None:
         path = path_targets(estimate.field, rewards, mask, rollout.sample_ids, config, step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,125 +11,174 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from safetensors.torch import save_model
-from tabulate import tabulate
 from tqdm import tqdm
 from transformers import PreTrainedModel
-from transformers.utils import logging as transformers_logging
 
-from dfpo.config import Config, ConfigError
-from dfpo.critic import build_critic
-from dfpo.data import evaluation_rows, training_rows
-from dfpo.diagnostics import describe
-from dfpo.evaluate import Scores, average, evaluate
-from dfpo.examples import find_examples, predict
-from dfpo.log import MetricsLog, create_run, write_json
-from dfpo.noise import parse_noise
+from dfpo import checkpoint
+from dfpo.config import Config, to_yaml
+from dfpo.diagnostics import count_rewards, describe
+from dfpo.evaluate import Scores, averages, evaluate, table
+from dfpo.examples import Example, find_examples, predict
+from dfpo.log import (
+    MetricsLog,
+    create_run,
+    replace_text,
+    start_trackers,
+    track_images,
+    write_json,
+)
 from dfpo.plots import ValueRecord, plot_run
-from dfpo.policy import SHIPPED_POLICY, load_policy
+from dfpo.prepare import Setup, check_prompts, set_up
+from dfpo.progress import Progress
 from dfpo.rollout import collect
+from dfpo.stop import RunError, Stopped, StopRequest, how_to_resume
 from dfpo.targets import compute_targets
-from dfpo.tasks import reward
 from dfpo.update import update
 
-# Below this many parameters a token is too little work to share between threads.
-SMALL_MODEL = 2_000_000
 # Steps from whose rollouts the calibration plot is made: late, but not a single one.
 CALIBRATION_SHARE = 0.25
+# A checkpoint that takes more of a step than this is worth a word.
+SLOW_CHECKPOINT = 0.25
 
 
-def train(config: Config) -> Path:
-    """Runs the configuration to its end and returns the run's directory."""
-    started, started_cpu = time.perf_counter(), time.process_time()
-    accelerator = make_accelerator(config)
-    path = config.model or SHIPPED_POLICY
-    policy, tokenizer = load_policy(path)
-    first_policy, _ = load_policy(path)
-    set_threads(config, policy)
-    critic = build_critic(policy, config)
-    noise = parse_noise(config.noise)
-    run = create_run(config)
-    log = MetricsLog(run / "metrics.jsonl")
+def train(config: Config, resume: Path | None = None) -> Path:
+    """Runs the configuration to its end and returns the run's directory.
 
-    policy_optimizer = torch.optim.AdamW(
-        policy.parameters(), lr=config.policy.learning_rate, weight_decay=0.0
-    )
-    critic_optimizer = torch.optim.AdamW(
-        critic.parameters(), lr=config.critic.learning_rate, weight_decay=0.0
-    )
-    policy, critic, first_policy, policy_optimizer, critic_optimizer = accelerator.prepare(
-        policy, critic, first_policy, policy_optimizer, critic_optimizer
-    )
-    generator = torch.Generator(accelerator.device).manual_seed(config.seed)
+    ``resume`` is the directory of a run whose settings ``config`` holds; it goes on from its last
+    checkpoint. Raises ConfigError before anything is written, then RunError where the run cannot
+    go on and Stopped where it is told to stop.
+    """
+    with StopRequest().listen() as stop:
+        setup = set_up(config, resume)
+        stop.run = setup.run
+        try:
+            return _train(setup, stop, resuming=resume is not None)
+        except OSError as error:
+            raise RunError(f"cannot write: {error}; {how_to_resume(setup.run)}") from error
 
-    held_out = evaluation_rows(config.eval.seed, config.eval.prompts)
-    print(f"{run}: {config.algorithm}, {describe_policy(policy)}, noise {config.noise}")
-    before = evaluate(policy, tokenizer, held_out, reward, config)
-    examples = find_examples(policy, tokenizer, held_out, reward, config)
-    fans = predict(critic, examples, config)
-    records: list[ValueRecord] = []
-    bar = tqdm(range(config.steps), desc="train", unit="step")
+
+def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:
+    config, run = setup.config, setup.run
+    progress = checkpoint.restore(setup) if resuming else None
+    if resuming:
+        replace_text(run / "config.yaml", to_yaml(config))
+    else:
+        create_run(run, config)
+    if progress is None:
+        progress = Progress()
+        checkpoint.save(setup, progress)
+    log = MetricsLog(run / "metrics.jsonl", progress.step)
+    trackers = start_trackers(config, run)
+    print(describe_start(setup, progress))
+
+    if progress.before is None:
+        progress.before = _evaluate(setup, setup.first_policy)
+    examples = []
+    if progress.step < max(config.critic.warmup_steps, 1):
+        with checkpoint.apart(setup.generator, setup.config.eval.seed):
+            examples = find_examples(
+                setup.first_policy, setup.tokenizer, setup.source.held_out, setup.reward, config
+            )
+    if progress.step == 0:
+        progress.fans = predict(setup.critic, examples, config)
+    bar = tqdm(
+        range(progress.step, config.steps), desc="train", unit="step",
+        initial=progress.step, total=config.steps,
+    )  # fmt: skip
     for step in bar:
-        clock = Clock()
-        rows = training_rows(config.seed, step, config.rollout.prompts)
-        with clock("rollout"):
-            rollout = collect(policy, first_policy, tokenizer, rows, reward, noise, config, step)
-        with clock("targets"):
-            estimate = critic.estimate(rollout.samples, generator)
-            targets = compute_targets(rollout, estimate, config, step)
-        with clock("update"):
-            losses = update(
-                accelerator, policy, critic, policy_optimizer, critic_optimizer,
-                rollout, targets, config, generator,
-                train_policy=step >= config.critic.warmup_steps,
-            )  # fmt: skip
-        metrics = describe(rollout, estimate, targets, config)
-        tokens = int(rollout.samples.mask.sum())
-        log.append({"step": step, "tokens": tokens, **metrics, **losses, **clock.report(tokens)})
-        bar.set_postfix(
-            reward=f"{metrics['reward/noisy']:.2f}",
-            accuracy=f"{metrics['reward/clean']:.2f}",
-            kl=f"{metrics['kl']:.3f}",
-        )
-        if step + 1 == config.critic.warmup_steps:
-            # The last moment at which the examples are the policy's own.
-            fans = predict(critic, examples, config)
-        if step >= int(config.steps * (1 - CALIBRATION_SHARE)):
-            records.append(ValueRecord.from_rollout(rollout, estimate))
+        with stop.step():
+            record = train_step(setup, progress, examples, step)
+            log.append(record)
+            for tracker in trackers:
+                tracker.log(log.records[-1], step=step)
+            bar.set_postfix(headline(record, progress))
+            exhausted = progress.steps_unscored >= config.max_unscored_steps
+            due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps
+            if due or exhausted or stop.signum is not None:
+                started = time.perf_counter()
+                checkpoint.save(setup, progress)
+                hint = slow_checkpoint(time.perf_counter() - started, record, config)
+                if hint and due and progress.step == config.checkpoint_every:
+                    bar.write(hint)
+        if stop.signum is not None:
+            raise Stopped(stop.signum, run)
+        if exhausted:
+            raise RunError(
+                f"not one valid reward in {progress.steps_unscored} steps in a row, the last one's "
+                f"first problem: {progress.problem or 'every answer is unscored'}; stopped after "
+                f"step {step} with a checkpoint; {how_to_resume(run)}"
+            )
 
-    after = evaluate(policy, tokenizer, held_out, reward, config)
-    save(policy, tokenizer, critic, run)
-    plot_run(run / "plots", config, log.records, before, after, records, fans)
-    seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - started_cpu
-    write_json(run / "summary.json", summarise(before, after, seconds, cpu_seconds))
-    print(closing_table(before, after))
-    print(f"{seconds:.0f} s, {cpu_seconds:.0f} CPU-s; plots, policy and metrics in {run}")
+    after = _evaluate(setup, setup.policy)
+    checkpoint.write_models(run, setup)
+    plot_run(
+        run / "plots", config, setup.source.metric, log.records, progress.before, after,
+        progress.records, progress.fans,
+    )  # fmt: skip
+    track_images(trackers, run / "plots", config.steps)
+    for tracker in trackers:
+        tracker.finish()
+    progress.tick()
+    write_json(run / "summary.json", summarise(setup, progress, after, log.records))
+    if after:
+        print(table({"before": progress.before, "after": after}))
+    print(
+        f"{progress.seconds:.0f} s, {progress.cpu_seconds:.0f} CPU-s, "
+        f"{tokens_per_second(log.records):.0f} tokens/s in training, {peak_memory():.1f} GB at "
+        f"most; plots, policy and metrics in {run}"
+    )
     return run
 
 
-def make_accelerator(config: Config) -> Accelerator:
-    """Puts the run on its device; raises ConfigError where that device is not there."""
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device not in ("cpu", "cuda") and not device.startswith("cuda:"):
-        raise ConfigError(f"device: is {config.device!r}, must be auto, cpu, cuda or cuda:N")
-    if device != "cpu" and not torch.cuda.is_available():
-        raise ConfigError(f"device: is {config.device!r}, but torch finds no CUDA device here")
-    if ":" in device:
-        torch.cuda.set_device(device)
-    return Accelerator(cpu=device == "cpu")
+def train_step(
+    setup: Setup, progress: Progress, examples: list[Example], step: int
+) -> dict[str, float]:
+    """One step, rollout to update; returns its metrics."""
+    config, clock = setup.config, Clock()
+    rows = setup.source.training(step, config.rollout.prompts)
+    if setup.source.rows is None:
+        check_prompts(rows, setup.policy, setup.tokenizer, config)
+    with clock("rollout"):
+        rollout = collect(
+            setup.policy, setup.first_policy, setup.tokenizer, rows, setup.reward, setup.noise,
+            config, step,
+        )  # fmt: skip
+    tokens = int(rollout.samples.mask.sum())
+    metrics = {"step": step, "tokens": tokens, **count_rewards(rollout.scored, config)}
+    if rollout.rows:
+        with clock("targets"):
+            estimate = setup.critic.estimate(rollout.samples, setup.generator)
+            targets = compute_targets(rollout, estimate, config, step)
+        with clock("update"):
+            losses = update(
+                setup.accelerator, setup.policy, setup.critic,
+                setup.policy_optimizer, setup.critic_optimizer,
+                rollout, targets, config, setup.generator,
+                train_policy=step >= config.critic.warmup_steps,
+            )  # fmt: skip
+        metrics |= describe(rollout, estimate, targets, config, setup.source.metric) | losses
+        if step >= int(config.steps * (1 - CALIBRATION_SHARE)):
+            progress.records.append(ValueRecord.from_rollout(rollout, estimate))
+    if step + 1 == config.critic.warmup_steps:
+        # The last moment at which the examples are the policy's own.
+        progress.fans = predict(setup.critic, examples, config)
+    progress.count(rollout.scored, tokens)
+    return {**metrics, **clock.report(tokens)}
 
 
-def set_threads(config: Config, policy: PreTrainedModel) -> None:
-    """``config.threads``; where that is 0, one for a small model, torch's choice for others."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    elif sum(p.numel() for p in policy.parameters()) < SMALL_MODEL:
-        torch.set_num_threads(1)
+def headline(record: dict[str, float], progress: Progress) -> dict[str, str]:
+    """What the progress bar shows."""
+    shown = {
+        "reward": record.get("reward/noisy"),
+        "clean": record.get("reward/clean"),
+        "kl": record.get("kl"),
+    }
+    found = {name: f"{value:.3g}" for name, value in shown.items() if value is not None}
+    if progress.unscored:
+        found["unscored"] = str(progress.unscored)
+    if progress.invalid:
+        found["invalid"] = f"{progress.invalid} ({progress.problem})"
+    return found
 
 
 class Clock:
@@ -149,49 +199,69 @@ class Clock:
         return {**stages, "perf/seconds": total, "perf/tokens_per_second": tokens / total}
 
 
-def describe_policy(policy: PreTrainedModel) -> str:
-    millions = sum(p.numel() for p in policy.parameters()) / 1e6
-    return f"{type(policy).__name__} of {millions:.2f} M parameters on {policy.device}"
+def _evaluate(setup: Setup, policy: PreTrainedModel) -> Scores:
+    with checkpoint.apart(setup.generator, setup.config.eval.seed):
+        return evaluate(policy, setup.tokenizer, setup.source.held_out, setup.reward, setup.config)
 
 
-def save(policy: PreTrainedModel, tokenizer: Any, critic: torch.nn.Module, run: Path) -> None:
-    policy.save_pretrained(run / "policy")
-    tokenizer.save_pretrained(run / "policy")
-    save_model(critic, str(run / "critic.safetensors"))
+def describe_start(setup: Setup, progress: Progress) -> str:
+    config, policy = setup.config, setup.policy
+    text = (
+        f"{setup.run}: {config.algorithm}, {type(policy).__name__} of "
+        f"{policy.num_parameters() / 1e6:.2f} M parameters on {policy.device}, "
+        f"noise {config.noise}"
+    )
+    low, high = config.critic.return_low, config.critic.return_high
+    if (low, high) != (0.0, 1.0):
+        text += f", rewards scaled by [{low:g}, {high:g}]"
+    if progress.step:
+        text += f"; continues after {progress.step} of {config.steps} steps"
+    return text
 
 
-def summarise(before: Scores, after: Scores, seconds: float, cpu_seconds: float) -> dict[str, Any]:
-    """Accuracies at temperature 1 unless the key says greedy; averages over domains."""
+def slow_checkpoint(seconds: float, record: dict[str, float], config: Config) -> str | None:
+    if seconds < SLOW_CHECKPOINT * record["perf/seconds"] * config.checkpoint_every:
+        return None
+    return (
+        f"a checkpoint takes {seconds:.1f} s, a step {record['perf/seconds']:.1f} s: "
+        f"--checkpoint-every {4 * config.checkpoint_every} would cost less"
+    )
 
-    def averages(scores: Scores) -> dict[str, float]:
-        return {
-            "id": average(scores, "id"),
-            "ood": average(scores, "ood"),
-            "id_greedy": average(scores, "id", "greedy"),
-            "ood_greedy": average(scores, "ood", "greedy"),
-        }
 
+def summarise(
+    setup: Setup, progress: Progress, after: Scores, records: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Means at temperature 1 unless the key says greedy; averages over domains."""
+    before = progress.before
+    rewards = [m["reward/clean"] for m in records if m.get("reward/clean") is not None]
+    tenth = max(1, len(rewards) // 10)
     return {
+        "metric": setup.source.metric,
         "before": averages(before),
         "after": averages(after),
         "domains": {name: {"before": before[name], "after": after[name]} for name in before},
-        "seconds": seconds,
-        "cpu_seconds": cpu_seconds,
+        "training": {
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "tokens_per_second": tokens_per_second(records),
+            "reward_first_tenth": sum(rewards[:tenth]) / tenth if rewards else None,
+            "reward_last_tenth": sum(rewards[-tenth:]) / tenth if rewards else None,
+            "unscored": progress.unscored,
+            "invalid": progress.invalid,
+        },
+        "seconds": progress.seconds,
+        "cpu_seconds": progress.cpu_seconds,
+        "peak_memory_gb": peak_memory(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
 
 
-def closing_table(before: Scores, after: Scores) -> str:
-    """Accuracy before and after, per domain and split, sampled and greedy."""
-    rows = []
-    for split, label in (("id", "in domain"), ("ood", "out of domain")):
-        for name in [*before, "mean"]:
-            pair = [
-                average(s, split, mode) if name == "mean" else s[name][split][mode]
-                for mode in ("sampled", "greedy")
-                for s in (before, after)
-            ]
-            rows.append([label, name, *(f"{value:.3f}" for value in pair)])
-    headers = ["", "domain", "T=1 before", "T=1 after", "greedy before", "greedy after"]
-    return tabulate(rows, headers=headers, disable_numparse=True)
+def tokens_per_second(records: list[dict[str, Any]]) -> float:
+    seconds = sum(m["perf/seconds"] for m in records)
+    return sum(m["tokens"] for m in records) / seconds if seconds else 0.0
+
+
+def peak_memory() -> float:
+    """Largest resident size of this process, GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -1,43 +1,107 @@
-"""What README shows works as it stands there."""
+"""What README and docs show works as it stands there."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from tiny_models import make_model, make_reward_model
 
 from dfpo.algorithms import ALGORITHMS
-from dfpo.cli import build_parsers
+from dfpo.cli import main
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# The same commands with less work.
+FEW = ["--eval.prompts", "1", "--rollout.max-new-tokens", "8"]
+LESS = ["--steps", "2", "--critic.warmup-steps", "1", "--rollout.prompts", "3", *FEW]
+LESS += ["--rollout.samples", "2", "--eval.examples", "1"]
+
+
+def ids(page):
+    return page.stem
+
+
+def commands(page):
+    """Every `dfpo ...` line of a page's shell blocks, in order, without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(), flags=re.S)
+    lines = [line for block in blocks for line in block.splitlines()]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("dfpo ")]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """The files that docs show, and the models that they name."""
+    folder = tmp_path_factory.mktemp("docs")
+    for page in PAGES:
+        shown = re.findall(
+            r"^`([\w.-]+)`:\n\n```\w+\n(.*?)```", page.read_text(), flags=re.S | re.M
+        )
+        for name, content in shown:
+            (folder / name).write_text(content)
+    make_model(folder / "my-model", context=512)
+    make_reward_model(folder / "judge")
+    return folder
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=ids)
+def test_commands_run(page, files, tmp_path, monkeypatch):
+    for path in files.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    for _, *words in commands(page):
+        if "--help" in words:
+            with pytest.raises(SystemExit) as stop:
+                main(words)
+            assert stop.value.code == 0
+            continue
+        less = {"train": LESS, "eval": FEW, "info": []}[words[0]]
+        if "--resume" in words:
+            less = ["--steps", "3"]
+        assert main([*words, *less]) == 0, words
+
+
+def test_every_page_of_docs_starts_with_a_command():
+    for page in PAGES[1:]:
+        assert re.match(r"# .*\n\n```bash\n(dfpo|make|pytest) ", page.read_text()), page
+
+
+def test_errors_are_said_as_shown(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = re.findall(
+        r"^\| `dfpo (.*?)` \| `(.*?)` \|", (ROOT / "docs/errors.md").read_text(), re.M
+    )
+    assert rows
+    for command, said in rows:
+        try:
+            status = main(shlex.split(command))
+        except SystemExit as stop:
+            status = stop.code
+        assert status == 2
+        assert capsys.readouterr().err == f"dfpo train: error: {said}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for page in PAGES:
+        for target in re.findall(r"^make ([\w-]+)", page.read_text(), flags=re.M):
+            assert re.search(rf"^{target}:", makefile, flags=re.M), (page, target)
 
 
 def test_python_examples_run():
-    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    blocks = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), flags=re.S)
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
 
 
-def test_commands_parse():
-    """Every `dfpo ...` line of README is a command that the parser takes."""
-    lines = re.findall(r"^dfpo (.*?)\s*(?:#.*)?$", README, flags=re.M)
-    assert lines
-    for line in lines:
-        words = line.split()
-        parser, _ = build_parsers(words[0])
-        if "--help" in words:
-            with pytest.raises(SystemExit):
-                parser.parse_args(words)
-        else:
-            parser.parse_args(words)
-
-
 def test_algorithms_are_listed():
     for name in ALGORITHMS:
-        assert f"| `{name}` |" in README
+        assert f"| `{name}` |" in PAGES[0].read_text()
 
 
-def test_linked_files_exist():
-    root = Path(__file__).parents[1]
-    for target in re.findall(r"\]\(((?!http|#)[^)]+)\)", README):
-        assert (root / target).exists(), target
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_linked_files_exist(page):
+    for target in re.findall(r"\]\(((?!http|#)[^)#]+)[^)]*\)", page.read_text()):
+        assert (page.parent / target).exists(), target

@@ -8,6 +8,7 @@ from dfpo.critic import ScalarCritic, ValueFlowCritic, build_critic
 from dfpo.data import training_rows
 from dfpo.draws import Stream, uniforms
 from dfpo.policy import SHIPPED_POLICY, Samples, generate, load_policy
+from dfpo.prepare import complete
 from dfpo.targets import Targets
 
 
@@ -24,9 +25,8 @@ def samples(policy):
 
 
 def critic_of(policy, **settings):
-    return build_critic(
-        policy[0], build_config({k.replace("__", "."): v for k, v in settings.items()})
-    )
+    config = build_config({k.replace("__", "."): v for k, v in settings.items()})
+    return build_critic(policy[0], complete(config, policy[0], torch.tensor([0.0, 1.0])))
 
 
 def generator():

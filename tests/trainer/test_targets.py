@@ -4,32 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from small_rollouts import LENGTHS, T, make_estimate, make_rollout
 
 from dfpo.config import build_config
 from dfpo.policy import Samples
-from dfpo.rollout import Rollout, token_rewards
+from dfpo.rollout import token_rewards
 from dfpo.targets import Estimate, compute_targets, path_targets, whiten
 from dfpo_kernels import FlowField, distributional_gae, lambda_mixture_targets
-
-LENGTHS = (5, 3, 1, 5)
-T, Q = 5, 7
-
-
-def make_rollout(rewards=(1.0, 0.0, 1.0, 0.5), truncated=(False,) * 4):
-    mask = torch.arange(T) < torch.tensor(LENGTHS).unsqueeze(-1)
-    samples = Samples(torch.zeros(4, 9), torch.ones(4, 9), mask, torch.tensor(truncated))
-    scores = torch.tensor(rewards)
-    zeros = torch.zeros(4, T)
-    return Rollout(
-        rows=[{}] * 4, completions=[""] * 4, samples=samples, sample_ids=torch.arange(4) + 40,
-        clean_rewards=scores, rewards=scores, old_logprobs=zeros, ref_logprobs=zeros, entropy=zeros,
-    )  # fmt: skip
-
-
-def make_estimate(seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    quantiles = torch.rand(4, T, Q, generator=generator)
-    return Estimate(quantiles, torch.rand(4, Q, generator=generator), None, None)
 
 
 def scalar_gae(rewards, values, lengths, gamma, lam):

@@ -13,14 +13,22 @@ from dfpo.data import training_rows
 from dfpo.log import MetricsLog
 from dfpo.noise import Noise
 from dfpo.policy import SHIPPED_POLICY, load_policy, token_logprobs
+from dfpo.rewards import Reward
 from dfpo.rollout import collect
 from dfpo.targets import compute_targets
 from dfpo.tasks import reward
 from dfpo.update import update
 
 CONFIG = build_config(
-    {"rollout.prompts": 3, "rollout.samples": 2, "critic.num_quantiles": 8, "threads": 1}
+    {
+        "rollout.prompts": 3,
+        "rollout.samples": 2,
+        "critic.num_quantiles": 8,
+        "critic.return_low": 0,
+        "critic.return_high": 1,
+    }
 )
+VERIFIER = Reward(("verifier",), (reward,), (1.0,))
 
 
 @pytest.fixture
@@ -28,7 +36,7 @@ def parts():
     policy, tokenizer = load_policy(SHIPPED_POLICY)
     critic = build_critic(policy, CONFIG)
     rows = training_rows(0, 0, 3)
-    rollout = collect(policy, policy, tokenizer, rows, reward, Noise(), CONFIG, 0)
+    rollout = collect(policy, policy, tokenizer, rows, VERIFIER, Noise(), CONFIG, 0)
     estimate = critic.estimate(rollout.samples, torch.Generator().manual_seed(0))
     return policy, critic, rollout, compute_targets(rollout, estimate, CONFIG, 0)
 
