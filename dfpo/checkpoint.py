@@ -10,6 +10,7 @@ are functions of (seed, step), so the step is their position.
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Iterator
@@ -89,14 +90,15 @@ def write_models(folder: Path, setup: Setup) -> None:
 
 def newest(run: Path) -> Path | None:
     """The last whole checkpoint of a run, None where there is none yet."""
-    return max((run / "checkpoints").glob("step-*"), default=None)
+    found = (run / "checkpoints").glob("step-*")
+    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """``state.pt``; ConfigError where it cannot be read."""
     try:
         return torch.load(checkpoint / "state.pt", weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"resume: cannot read {checkpoint / 'state.pt'}: {reason}") from None
 

@@ -46,7 +46,9 @@ examples:
 """
 
 # What may change when a run goes on: how long and how it is watched, never what it computes.
-RESUMABLE = ("steps", "checkpoint_every", "max_unscored_steps", "trackers", "device", "threads")
+RESUMABLE = (
+    "steps", "checkpoint_every", "max_unscored_steps", "trackers", "plots", "device", "threads",
+)  # fmt: skip
 # What an evaluation depends on.
 EVALUATED = (
     "device", "threads", "task", "data", "eval_data", "reward", "reward_weights",

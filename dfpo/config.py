@@ -218,6 +218,7 @@ class Config:
     checkpoint_every: int = option(
         1, "steps between checkpoints, from which --resume continues", low=1, group=RECORDS
     )
+    plots: bool = option(True, "draw plots at the end", group=RECORDS)
     trackers: tuple[str, ...] = option(
         (), "who else gets metrics and plots", choices=TRACKERS, group=RECORDS
     )

@@ -31,7 +31,6 @@ STYLE = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
     "figure.dpi": 150,
-    "savefig.bbox": "tight",
     "text.parse_math": False,  # words and names are the user's: a dollar sign is a dollar sign
 }
 

@@ -111,11 +111,12 @@ def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:
 
     after = _evaluate(setup, setup.policy)
     checkpoint.write_models(run, setup)
-    plot_run(
-        run / "plots", config, setup.source.metric, log.records, progress.before, after,
-        progress.records, progress.fans,
-    )  # fmt: skip
-    track_images(trackers, run / "plots", config.steps)
+    if config.plots:
+        plot_run(
+            run / "plots", config, setup.source.metric, log.records, progress.before, after,
+            progress.records, progress.fans,
+        )  # fmt: skip
+        track_images(trackers, run / "plots", config.steps)
     for tracker in trackers:
         tracker.finish()
     progress.tick()

@@ -15,7 +15,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # The same commands with less work.
 FEW = ["--eval.prompts", "1", "--rollout.max-new-tokens", "8"]
 LESS = ["--steps", "2", "--critic.warmup-steps", "1", "--rollout.prompts", "3", *FEW]
-LESS += ["--rollout.samples", "2", "--eval.examples", "1"]
+LESS += ["--rollout.samples", "2", "--plots", "false"]
 
 
 def ids(page):
@@ -57,7 +57,7 @@ def test_commands_run(page, files, tmp_path, monkeypatch):
             continue
         less = {"train": LESS, "eval": FEW, "info": []}[words[0]]
         if "--resume" in words:
-            less = ["--steps", "3"]
+            less = ["--steps", "3", "--plots", "false"]
         assert main([*words, *less]) == 0, words
 
 

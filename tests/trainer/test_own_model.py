@@ -49,7 +49,7 @@ def nan(completions, **columns):
 """
 SMALL = ["--steps", "2", "--critic.warmup-steps", "1", "--rollout.prompts", "3"]
 SMALL += ["--rollout.samples", "2", "--rollout.max-new-tokens", "8", "--critic.num-quantiles", "5"]
-SMALL += ["--eval.prompts", "2", "--eval.examples", "1"]
+SMALL += ["--eval.prompts", "2", "--eval.examples", "1", "--plots", "false"]
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,8 @@ def test_evaluation_split_several_rewards_and_trackers(files, tmp_path):
     reward_model = make_reward_model(tmp_path / "judge")
     run = train(
         tmp_path, *own(files), str(reward_model), "--eval-data", str(path),
-        "--reward-weights", "1", "0.25", "--noise", "flip=0.5", "--trackers", "tensorboard",
+        "--reward-weights", "1", "0.25", "--noise", "flip=0.5",
+        "--trackers", "tensorboard", "--plots", "true",
     )  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary["domains"]) == {"a", "b"}

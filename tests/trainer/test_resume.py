@@ -16,7 +16,16 @@ from dfpo.log import MetricsLog
 
 STEPS = 5
 SMALL = ["--steps", str(STEPS), "--critic.warmup-steps", "2", "--eval.prompts", "0"]
-SMALL += ["--rollout.prompts", "3", "--rollout.samples", "2", "--critic.num-quantiles", "5"]
+SMALL += [
+    "--plots",
+    "false",
+    "--rollout.prompts",
+    "3",
+    "--rollout.samples",
+    "2",
+    "--critic.num-quantiles",
+    "5",
+]
 # Draws from every global generator, so that a random state which is not restored shows.
 REWARD = """
 import random
@@ -111,7 +120,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, whole, reward, step):
 
 def test_evaluation_and_plots_go_on_too(tmp_path, whole, reward):
     """Evaluations leave training alone, and those of a resumed run are the same."""
-    more = [*reward, "--eval.prompts", "2", "--eval.examples", "2"]
+    more = [*reward, "--eval.prompts", "2", "--eval.examples", "2", "--plots", "true"]
     assert main(flags(tmp_path, "all", *more)) == 0
     run = tmp_path / "run"
     killed_at(1, run, flags(tmp_path, "run", *more))

@@ -12,6 +12,7 @@ from dfpo.policy import SHIPPED_POLICY
 
 SMALL = ["--steps", "3", "--critic.warmup-steps", "1", "--eval.prompts", "4"]
 SMALL += ["--rollout.prompts", "3", "--rollout.samples", "2", "--critic.num-quantiles", "9"]
+SMALL += ["--plots", "false"]
 
 
 def run(folder, *flags):
@@ -32,7 +33,7 @@ def reproducible(run):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("runs"), "--noise", "flip=0.5")
+    return run(tmp_path_factory.mktemp("runs"), "--noise", "flip=0.5", "--plots", "true")
 
 
 def test_a_run_leaves_what_readme_promises(finished):
