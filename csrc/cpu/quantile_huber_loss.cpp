@@ -21,7 +21,7 @@ struct Pairs {
     const float* targets;  // [P]
     float* target_sums;    // [P], or null
     int64_t num_targets;
-    Vec kappa;
+    float kappa;
 };
 
 // kCount quantiles against all targets: their loss, and for each the sum of its slopes. Several at
@@ -49,8 +49,10 @@ DFPO_INLINE Vec add_quantiles(const Pairs& pairs, const float* quantiles, const 
             Vec slope;
             if (kPinball)
                 slope = u > zero ? splat(1.0f) : (u < zero ? splat(-1.0f) : u);
+            else if (kTargetGrad)
+                slope = min(splat(pairs.kappa), max(splat(-pairs.kappa), u));
             else
-                slope = min(pairs.kappa, max(-pairs.kappa, u));
+                slope = clamp_magnitude(u, pairs.kappa);
             const Vec weighted = (u < zero ? below[i] : above[i]) * slope;
             loss[i] += weighted * (kPinball ? u : u - 0.5f * slope);
             slopes[i] += weighted;
@@ -64,6 +66,9 @@ DFPO_INLINE Vec add_quantiles(const Pairs& pairs, const float* quantiles, const 
                 store_first(sums, load_first(sums, n) + target_sum, n);
         }
     }
+    // clamp_magnitude, an operation fewer, makes a number of a NaN, which is still in the loss.
+    if (!kPinball && !kTargetGrad)
+        for (int i = 0; i < kCount; i++) slopes[i] = loss[i] == loss[i] ? slopes[i] : loss[i];
     for (int i = 1; i < kCount; i++) loss[0] += loss[i];
     return loss[0];
 }
@@ -93,7 +98,7 @@ template <bool kPinball, bool kTargetGrad>
 void add_pairs(const QuantileHuberArgs& a, const Row& row) {
     const int64_t Q = a.num_quantiles, P = a.num_targets;
     const float scale = a.quantile_weight / (float)P / (kPinball ? 1.0f : a.kappa);
-    const Pairs pairs{row.targets, row.grad_targets, P, splat(a.kappa)};
+    const Pairs pairs{row.targets, row.grad_targets, P, a.kappa};
     if (kTargetGrad)
         for (int64_t p = 0; p < P; p++) pairs.target_sums[p] = 0.0f;
     Vec loss{};
