@@ -5,7 +5,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test real-model lint bench gpu-proof gpu-check sanitize-emulation clean
+.PHONY: demo test real-model lint bench sanitize sanitize-emulation portable wheel \
+    gpu-proof gpu-check clean
 
 # Trains DFPO on the shipped three-domain suite; plots and policy land in runs/.
 demo: $(VENV)/installed
@@ -30,8 +31,22 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
+# Under five minutes; writes bench/results/<machine>.json and docs/bench.png.
 bench: $(VENV)/installed
-	$(BIN)/pytest bench/ --benchmark-only $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest bench/ --benchmark-only --save $(ARGS)
+
+# The kernel tests on a build with AddressSanitizer and UBSan, CUDA kernels in their emulation.
+sanitize: $(VENV)/installed sanitize-emulation
+	.ci/sanitize $(BIN) $(ARGS)
+
+# The kernels without x86 intrinsics and OpenMP: by clang, and for aarch64 under qemu. Says which of
+# these tools it lacks.
+portable: $(VENV)/installed
+	$(BIN)/pytest tests/kernels/test_portable_build.py $(ARGS)
+
+# A manylinux wheel in dist/, tested in a fresh environment.
+wheel:
+	.ci/wheel $(PYTHON) '$(TORCH)' $(ARGS)
 
 # Numbers and machine code of the GPU kernels, on a machine without a GPU; ends with one table.
 gpu-proof: $(VENV)/installed

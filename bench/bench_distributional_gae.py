@@ -1,14 +1,15 @@
-"""distributional_gae and lambda_mixture_targets against the Python loop of RLHF trainers."""
+"""distributional_gae and lambda_mixture_targets beside the loops of RLHF trainers."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from cases import SCAN_SIZES, gae_loop
+from cases import SCANS, gae_carry, gae_convolution, gae_zero, half_of
 
 from dfpo_kernels import distributional_gae, lambda_mixture_targets, reference
 
 GAMMA, LAM = 1.0, 0.95
+SETTINGS = {"gamma": GAMMA, "lam": LAM}
 
 
 def make_batch(size):
@@ -20,36 +21,95 @@ def make_batch(size):
     return rewards, values, mask
 
 
-@pytest.mark.parametrize("provider", ["dfpo", "loop", "clone"])
-@pytest.mark.parametrize("size", SCAN_SIZES, ids=str)
-def bench_distributional_gae(race, size, provider):
-    rewards, values, mask = make_batch(size)
-    keep = mask.float().unsqueeze(-1)
-    exact = reference.distributional_gae(
-        rewards.double(), values.double(), mask, gamma=GAMMA, lam=LAM
-    )
-    calls = {
-        "dfpo": lambda: distributional_gae(rewards, values, mask, gamma=GAMMA, lam=LAM),
-        "loop": lambda: gae_loop(rewards.unsqueeze(-1), values, keep, GAMMA, LAM),
-        # The floor: reading the values once and writing two outputs.
-        "clone": lambda: (values.clone(), values.clone()),
-    }
-    expected = calls["clone"]() if provider == "clone" else exact
-    race("distributional_gae", "B{} T{} Q{}".format(*size), provider, calls[provider], expected)
+def bytes_moved(rewards, values, mask, outputs):
+    """Each input read once and each output, of the size of values, written once."""
+    inputs = sum(x.numel() * x.element_size() for x in (rewards, values, mask))
+    return inputs + outputs * values.numel() * values.element_size()
 
 
-@pytest.mark.parametrize("provider", ["dfpo", "reference", "clone"])
-@pytest.mark.parametrize("size", SCAN_SIZES[:1], ids=str)
-def bench_lambda_mixture_targets(race, size, provider):
+# The references loop over tokens in float64, so they check a few rows.
+FEW = 4
+
+
+def few_rows(result):
+    """Those of a tensor, or of advantages and targets."""
+    if isinstance(result, torch.Tensor):
+        return result[:FEW]
+    return tuple(x[:FEW] for x in result)
+
+
+def exact(op, rewards, values, mask, **settings):
+    return op(rewards[:FEW].double(), values[:FEW].double(), mask[:FEW], **settings)
+
+
+def name_of(size):
+    return "B{} T{} Q{}".format(*size)
+
+
+@pytest.mark.parametrize("size", SCANS, ids=str)
+def bench_distributional_gae(race, size):
     rewards, values, mask = make_batch(size)
-    settings = {"gamma": GAMMA, "lam": LAM, "seed": 7}
-    calls = {
-        "dfpo": lambda: lambda_mixture_targets(rewards, values, mask, **settings),
-        "reference": lambda: reference.lambda_mixture_targets(rewards, values, mask, **settings),
-        "clone": lambda: values.clone(),
-    }
-    exact = reference.lambda_mixture_targets(rewards.double(), values.double(), mask, **settings)
+    moved = bytes_moved(rewards, values, mask, 2)
+    block = half_of(moved)
     race(
-        "lambda_mixture_targets", "B{} T{} Q{}".format(*size), provider, calls[provider],
-        values if provider == "clone" else exact,
+        "distributional_gae", name_of(size),
+        {
+            "dfpo": lambda: distributional_gae(rewards, values, mask, **SETTINGS),
+            "verl": lambda: gae_carry(rewards, values, mask, GAMMA, LAM),
+        },
+        exact(reference.distributional_gae, rewards, values, mask, **SETTINGS),
+        part=few_rows,
+        floors={"clone": block.clone},
+        moved=moved,
+    )  # fmt: skip
+
+
+def bench_zero_mode(race):
+    rewards, values, mask = make_batch(SCANS[1])
+    settings = SETTINGS | {"mask_mode": "zero"}
+    race(
+        "distributional_gae zero", name_of(SCANS[1]),
+        {
+            "dfpo": lambda: distributional_gae(rewards, values, mask, **settings),
+            "OpenRLHF": lambda: gae_zero(rewards, values, mask, GAMMA, LAM),
+        },
+        exact(reference.distributional_gae, rewards, values, mask, **settings),
+        part=few_rows,
+        moved=bytes_moved(rewards, values, mask, 2),
+    )  # fmt: skip
+
+
+def bench_none_mode(race):
+    rewards, values, mask = make_batch((64, 1024, 1))
+    settings = SETTINGS | {"mask_mode": "none"}
+    race(
+        "distributional_gae none", name_of((64, 1024, 1)),
+        {
+            "dfpo": lambda: distributional_gae(rewards, values, mask, **settings),
+            "torchrl": lambda: gae_convolution(rewards, values, GAMMA, LAM),
+        },
+        exact(reference.distributional_gae, rewards, values, mask, **settings),
+        part=few_rows,
+        moved=bytes_moved(rewards, values, mask, 2),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("size", SCANS[:2], ids=str)
+def bench_lambda_mixture_targets(race, size):
+    rewards, values, mask = make_batch(size)
+    settings = SETTINGS | {"seed": 7}
+    moved = bytes_moved(rewards, values, mask, 1)
+    block = half_of(moved)
+    calls = {"dfpo": lambda: lambda_mixture_targets(rewards, values, mask, **settings)}
+    if size == SCANS[0]:  # at the other size the reference takes a quarter of a minute
+        calls["reference"] = lambda: reference.lambda_mixture_targets(
+            rewards, values, mask, **settings
+        )
+    race(
+        "lambda_mixture_targets", name_of(size),
+        calls,
+        exact(reference.lambda_mixture_targets, rewards, values, mask, **settings),
+        part=few_rows,
+        floors={"clone": block.clone},
+        moved=moved,
     )  # fmt: skip

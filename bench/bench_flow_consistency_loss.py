@@ -1,38 +1,50 @@
-"""flow_consistency_loss against eager PyTorch."""
+"""flow_consistency_loss beside its parts, which it may not exceed by much, and eager PyTorch."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from cases import FLOW_SIZES, euler, make_field, ridge_velocity
+from cases import FLOW, euler, make_field, make_particles, ridge_velocity
 
-from dfpo_kernels import flow_consistency_loss, reference
+from dfpo_kernels import flow_consistency_loss, flow_velocity, integrate_flow, reference
+
+ROWS, QUANTILES, WIDTH, STEPS = FLOW
 
 
-def eager(field, base, steps):
+def eager(field, base):
     with torch.no_grad():
-        displacement = euler(field, base, steps) - base
+        displacement = euler(field, base, STEPS) - base
     return (ridge_velocity(field, base, 0.0) - displacement).square().mean(-1)
 
 
-@pytest.mark.parametrize("provider", ["dfpo", "eager"])
-@pytest.mark.parametrize("size", FLOW_SIZES, ids=str)
-def bench_flow_consistency_loss(race, size, provider):
-    rows, quantiles, width, steps = size
-    field = make_field(rows, width, requires_grad=True)
-    base = torch.randn(rows, quantiles, generator=torch.Generator().manual_seed(1))
+def parts(field, base):
+    """One integral and one velocity, the least that the loss needs."""
+    with torch.no_grad():
+        integrate_flow(field, base, steps=STEPS)
+    return flow_velocity(field, base, 0.0)
 
-    def run(function, field):
-        loss = function(field)
-        return loss.detach(), *torch.autograd.grad(loss.sum(), field.bias)
 
-    calls = {
-        "dfpo": lambda f: flow_consistency_loss(f, base, steps=steps),
-        "eager": lambda f: eager(f, base, steps),
-    }
-    exact = type(field)(*(x.detach().double().requires_grad_() for x in field))
-    expected = run(lambda f: reference.flow_consistency_loss(f, base.double(), steps=steps), exact)
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+def bench_flow_consistency_loss(race, backward):
+    field, base = make_field(ROWS, WIDTH, backward), make_particles(ROWS, QUANTILES)
+
+    def run(function, field=field, base=base):
+        loss = function(field, base)
+        if not backward:
+            return loss
+        return loss.detach(), *torch.autograd.grad(loss.sum(), field)
+
+    exact = type(field)(*(x.detach().double().requires_grad_(backward) for x in field))
     race(
-        "flow_consistency_loss forward+backward", "R{} Q{} W{} K{}".format(*size), provider,
-        lambda: run(calls[provider], field), expected, rounds=3,
+        "flow_consistency_loss" + (" + backward" if backward else ""),
+        "R{} Q{} W{} K{}".format(*FLOW),
+        {
+            "dfpo": lambda: run(lambda f, z: flow_consistency_loss(f, z, steps=STEPS)),
+            "eager": lambda: run(eager),
+        },
+        run(
+            lambda f, z: reference.flow_consistency_loss(f, z, steps=STEPS), exact, base.double()
+        ),
+        floors={"integral and velocity": lambda: run(parts)},
+        evaluations=ROWS * QUANTILES * WIDTH * (STEPS + 1),
     )  # fmt: skip

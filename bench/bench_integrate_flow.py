@@ -1,62 +1,99 @@
-"""integrate_flow and flow_velocity against eager PyTorch, torch.compile and torchdiffeq."""
+"""integrate_flow and flow_velocity beside eager PyTorch, torch.compile and torchdiffeq."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torchdiffeq
-from cases import FLOW_SIZES, euler, make_field, ridge_velocity
+from cases import FLOW, euler, make_field, make_particles, ridge_velocity
 
-from dfpo_kernels import flow_velocity, integrate_flow, reference
+from dfpo_kernels import _cpu, flow_velocity, integrate_flow, reference
 
-COMPILED = torch.compile(euler, dynamic=False)
+SIZE = "R{} Q{} W{} K{}".format(*FLOW)
+ROWS, QUANTILES, WIDTH, STEPS = FLOW
+EVALUATIONS = ROWS * QUANTILES * WIDTH * STEPS
 
 
-def with_gradient(function, field, base):
-    """Value and the gradient of every input."""
+def as_double(field):
+    return type(field)(*(x.detach().double() for x in field))
 
-    def run():
-        value = function()
+
+def odeint(field, base, method):
+    grid = torch.linspace(0, 1, STEPS + 1)
+    return torchdiffeq.odeint(
+        lambda s, z: ridge_velocity(field, z, s), base, grid, method=method
+    )[-1]  # fmt: skip
+
+
+def bench_forward(race):
+    field, base = make_field(ROWS, WIDTH, False), make_particles(ROWS, QUANTILES)
+    compiled = torch.compile(euler, dynamic=False)
+    race(
+        "integrate_flow", SIZE,
+        {
+            "dfpo": lambda: integrate_flow(field, base, steps=STEPS),
+            "eager": lambda: euler(field, base, STEPS),
+            "compile": lambda: compiled(field, base, STEPS),
+            "torchdiffeq": lambda: odeint(field, base, "euler"),
+        },
+        reference.integrate_flow(as_double(field), base.double(), steps=STEPS),
+        floors={"silu": lambda: _cpu.silu_floor(EVALUATIONS)},
+        evaluations=EVALUATIONS,
+    )  # fmt: skip
+
+
+def bench_backward(race):
+    field = make_field(ROWS, WIDTH, True)
+    base = make_particles(ROWS, QUANTILES).requires_grad_()
+    compiled = torch.compile(euler, dynamic=False)
+
+    def with_gradients(function, field=field, base=base):
+        value = function(field, base)
         return value.detach(), *torch.autograd.grad(value.square().sum(), (*field, base))
 
-    return run
+    exact = type(field)(*(x.requires_grad_() for x in as_double(field)))
+    race(
+        "integrate_flow + backward", SIZE,
+        {
+            "dfpo": lambda: with_gradients(lambda f, z: integrate_flow(f, z, steps=STEPS)),
+            "eager": lambda: with_gradients(lambda f, z: euler(f, z, STEPS)),
+            "compile": lambda: with_gradients(lambda f, z: compiled(f, z, STEPS)),
+        },
+        # The kernel in float64 is the reference, which takes the gradient by autograd.
+        with_gradients(
+            lambda f, z: reference.integrate_flow(f, z, steps=STEPS),
+            exact, base.detach().double().requires_grad_(),
+        ),
+        evaluations=EVALUATIONS,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("provider", ["dfpo", "eager", "compile", "torchdiffeq"])
-@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("size", FLOW_SIZES, ids=str)
-def bench_integrate_flow(race, size, backward, provider):
-    rows, quantiles, width, steps = size
-    field = make_field(rows, width, requires_grad=backward)
-    generator = torch.Generator().manual_seed(1)
-    base = torch.randn(rows, quantiles, generator=generator).requires_grad_(backward)
-    grid = torch.linspace(0, 1, steps + 1)
-    calls = {
-        "dfpo": lambda: integrate_flow(field, base, steps=steps),
-        "eager": lambda: euler(field, base, steps),
-        "compile": lambda: COMPILED(field, base, steps),
-        "torchdiffeq": lambda: torchdiffeq.odeint(
-            lambda s, z: ridge_velocity(field, z, s), base, grid, method="euler"
-        )[-1],
-    }
-    run = with_gradient(calls[provider], field, base) if backward else calls[provider]
-    exact = type(field)(*(x.double() for x in field))
-    value = lambda: reference.integrate_flow(exact, base.double(), steps=steps)  # noqa: E731
-    expected = with_gradient(value, field, base)() if backward else value()
-    name = "integrate_flow" + (" forward+backward" if backward else " forward")
-    race(name, "R{} Q{} W{} K{}".format(*size), provider, run, expected, rounds=3)
+@pytest.mark.parametrize(("method", "stages"), [("midpoint", 2), ("rk4", 4)])
+def bench_methods(race, method, stages):
+    field, base = make_field(ROWS, WIDTH, False), make_particles(ROWS, QUANTILES)
+    race(
+        f"integrate_flow {method}", SIZE,
+        {
+            "dfpo": lambda: integrate_flow(field, base, steps=STEPS, method=method),
+            "torchdiffeq": lambda: odeint(field, base, method),
+        },
+        reference.integrate_flow(as_double(field), base.double(), steps=STEPS, method=method),
+        floors={
+            "Euler per evaluation": lambda: integrate_flow(field, base, steps=STEPS * stages)
+        },
+        evaluations=EVALUATIONS * stages,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("provider", ["dfpo", "eager"])
-@pytest.mark.parametrize("size", FLOW_SIZES, ids=str)
-def bench_flow_velocity(race, size, provider):
-    rows, quantiles, width, _ = size
-    field = make_field(rows, width, requires_grad=False)
-    z = torch.randn(rows, quantiles, generator=torch.Generator().manual_seed(1))
-    calls = {
-        "dfpo": lambda: flow_velocity(field, z, 0.5),
-        "eager": lambda: ridge_velocity(field, z, 0.5),
-    }
-    exact = type(field)(*(x.double() for x in field))
-    expected = reference.flow_velocity(exact, z.double(), 0.5)
-    race("flow_velocity", f"R{rows} Q{quantiles} W{width}", provider, calls[provider], expected)
+def bench_flow_velocity(race):
+    field, z = make_field(ROWS, WIDTH, False), make_particles(ROWS, QUANTILES)
+    race(
+        "flow_velocity", f"R{ROWS} Q{QUANTILES} W{WIDTH}",
+        {
+            "dfpo": lambda: flow_velocity(field, z, 0.5),
+            "eager": lambda: ridge_velocity(field, z, 0.5),
+        },
+        reference.flow_velocity(as_double(field), z.double(), 0.5),
+        floors={"silu": lambda: _cpu.silu_floor(EVALUATIONS // STEPS)},
+        evaluations=EVALUATIONS // STEPS,
+    )  # fmt: skip

@@ -299,4 +299,11 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("lambda_mixture_targets", &dfpo::lambda_mixture_targets);
     m.def("lambda_mixture_targets_backward", &dfpo::lambda_mixture_targets_backward);
     m.def("quantile_huber_loss", &dfpo::quantile_huber_loss);
+    // Evaluates silu at least that many times, on registers; returns how often.
+    m.def("silu_floor", [](int64_t evaluations) {
+        const int64_t lanes = dfpo::kernels->lanes(), vectors = (evaluations / lanes + 3) / 4 * 4;
+        const volatile float kept = dfpo::kernels->silu_floor(vectors);
+        (void)kept;
+        return vectors * lanes;
+    });
 }

@@ -6,3 +6,6 @@
 #else
 #define DFPO_INLINE inline __attribute__((always_inline))
 #endif
+
+// The same for a lambda, after its parameters.
+#define DFPO_INLINE_LAMBDA __attribute__((always_inline))

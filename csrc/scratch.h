@@ -8,19 +8,22 @@
 namespace dfpo {
 namespace DFPO_VARIANT {
 
-// n floats on a cache line boundary, so that no vector load straddles two lines.
-class Floats {
+// n numbers on a cache line boundary, so that no vector load straddles two lines.
+template <typename T>
+class Scratch {
   public:
-    explicit Floats(int64_t n)
-        : data_((float*)::operator new[]((std::size_t)n * sizeof(float), std::align_val_t(64))) {}
-    ~Floats() { ::operator delete[](data_, std::align_val_t(64)); }
-    Floats(const Floats&) = delete;
-    Floats& operator=(const Floats&) = delete;
-    operator float*() const { return data_; }
+    explicit Scratch(int64_t n)
+        : data_((T*)::operator new[]((std::size_t)n * sizeof(T), std::align_val_t(64))) {}
+    ~Scratch() { ::operator delete[](data_, std::align_val_t(64)); }
+    Scratch(const Scratch&) = delete;
+    Scratch& operator=(const Scratch&) = delete;
+    operator T*() const { return data_; }
 
   private:
-    float* data_;
+    T* data_;
 };
+
+using Floats = Scratch<float>;
 
 }  // namespace DFPO_VARIANT
 }  // namespace dfpo

@@ -68,6 +68,39 @@ DFPO_INLINE void store_first(float* p, Vec v, int n) {
 #endif
 }
 
+// p[i], lane by lane.
+DFPO_INLINE Vec gather(const float* p, IVec i) {
+#if defined(__AVX512F__)
+    return (Vec)_mm512_i32gather_ps((__m512i)i, p, 4);
+#elif defined(__AVX2__)
+    return (Vec)_mm256_i32gather_ps(p, (__m256i)i, 4);
+#else
+    Vec v{};
+    for (int lane = 0; lane < kLanes; lane++) v[lane] = p[i[lane]];
+    return v;
+#endif
+}
+
+DFPO_INLINE bool on_vector(const float* p) { return (uintptr_t)p % sizeof(Vec) == 0; }
+
+// Stores past the cache; p lies on a vector's boundary. finish_streams makes the stores visible to
+// other threads.
+DFPO_INLINE void stream(float* p, Vec v) {
+#if defined(__AVX512F__)
+    _mm512_stream_ps(p, (__m512)v);
+#elif defined(__AVX2__)
+    _mm256_stream_ps(p, (__m256)v);
+#else
+    store(p, v);
+#endif
+}
+
+DFPO_INLINE void finish_streams() {
+#if defined(__AVX2__)
+    _mm_sfence();
+#endif
+}
+
 // A NaN in b is returned, as std::clamp-style code in PyTorch does.
 DFPO_INLINE Vec min(Vec a, Vec b) {
 #if defined(__AVX512F__)

@@ -14,7 +14,8 @@ DFPO_INLINE void walk_back(const GaeArgs& a, Lanes& lanes) {
     constexpr int kVecs = Lanes::kVecs;
     const Vec gamma = splat(a.gamma), zero{};
     const Vec decay = gamma * lanes.per_sequence(a.lam);
-    const Vec target_decay = a.target_lam ? gamma * lanes.per_sequence(a.target_lam) : decay;
+    const bool own_trace = a.target_lam != nullptr;
+    const Vec target_decay = own_trace ? gamma * lanes.per_sequence(a.target_lam) : decay;
     const bool explicit_successors = a.next_quantiles.data != nullptr;
     Vec value[kVecs], advantage[kVecs] = {}, trace[kVecs] = {};
     lanes.read_state(a.bootstrap, value);
@@ -26,29 +27,26 @@ DFPO_INLINE void walk_back(const GaeArgs& a, Lanes& lanes) {
         const Tile successors = lanes.read(a.next_quantiles, 1);
         const Tile advantages = lanes.write_to(a.advantages, 2);
         const Tile targets = lanes.write_to(a.targets, 3);
-        for (int j = lanes.kBlock - 1; j >= lanes.first; j--) {
-            const IVec role = lanes.role(j);
-            const IVec skip = (role & kSkip) != 0, blank = (role & kBlank) != 0;
-            const IVec stop = (role & kStop) != 0;
-            const Vec reward = blank ? zero : lanes.reward(j);
-            for (int i = 0; i < kVecs; i++) {
-                const Vec raw = lanes.get(values.at(j), i);
-                const Vec v = blank ? zero : raw;
-                Vec successor = value[i];
-                if (explicit_successors) {
-                    successor = lanes.get(successors.at(j), i);
-                    successor = blank ? zero : successor;
+        for (int j = lanes.kBlock - 1; j >= lanes.first; j--)
+            at_slot(lanes, j, [&](const auto& role) DFPO_INLINE_LAMBDA {
+                const Vec reward = role.blank(zero, lanes.reward(j));
+                for (int i = 0; i < kVecs; i++) {
+                    const Vec v = role.blank(zero, lanes.get(values, j, i));
+                    Vec successor = value[i];
+                    if (explicit_successors)
+                        successor = role.blank(zero, lanes.get(successors, j, i));
+                    const Vec delta = reward + gamma * role.stop(zero, successor) - v;
+                    const Vec stepped = delta + decay * role.stop(zero, advantage[i]);
+                    advantage[i] = role.skip(advantage[i], stepped);
+                    if (own_trace) {
+                        const Vec traced = delta + target_decay * role.stop(zero, trace[i]);
+                        trace[i] = role.skip(trace[i], traced);
+                    }
+                    value[i] = role.skip(value[i], v);
+                    lanes.put(advantages, j, i, advantage[i]);
+                    lanes.put(targets, j, i, v + (own_trace ? trace[i] : advantage[i]));
                 }
-                const Vec delta = reward + gamma * (stop ? zero : successor) - v;
-                const Vec next_advantage = delta + decay * (stop ? zero : advantage[i]);
-                const Vec next_trace = delta + target_decay * (stop ? zero : trace[i]);
-                advantage[i] = skip ? advantage[i] : next_advantage;
-                trace[i] = skip ? trace[i] : next_trace;
-                value[i] = skip ? value[i] : v;
-                lanes.put(advantages.at(j), i, advantage[i]);
-                lanes.put(targets.at(j), i, v + trace[i]);
-            }
-        }
+            });
         lanes.written(a.advantages, advantages);
         lanes.written(a.targets, targets);
     }
@@ -70,34 +68,31 @@ DFPO_INLINE void walk_forth(const GaeGradArgs& a, Lanes& lanes) {
         const Tile grad_targets = lanes.read(a.grad_targets, 1);
         const Tile grad_values = lanes.write_to(a.grad_quantiles, 2);
         const Tile grad_successors = lanes.write_to(a.grad_next_quantiles, 3);
-        for (int j = lanes.first; j < lanes.kBlock; j++) {
-            const IVec role = lanes.role(j);
-            const IVec skip = (role & kSkip) != 0, blank = (role & kBlank) != 0;
-            const IVec stop = (role & kStop) != 0;
-            Vec grad_reward[kVecs];
-            for (int i = 0; i < kVecs; i++) {
-                const Vec target = grad_targets ? lanes.get(grad_targets.at(j), i) : zero;
-                Vec advantage = into_advantage[i];
-                if (grad_advantages) advantage += lanes.get(grad_advantages.at(j), i);
-                const Vec trace = into_trace[i] + target, delta = advantage + trace;
-                const Vec successor = stop ? zero : gamma * delta;
+        for (int j = lanes.first; j < lanes.kBlock; j++)
+            at_slot(lanes, j, [&](const auto& role) DFPO_INLINE_LAMBDA {
+                Vec grad_reward[kVecs];
+                for (int i = 0; i < kVecs; i++) {
+                    const Vec target = grad_targets ? lanes.get(grad_targets, j, i) : zero;
+                    Vec advantage = into_advantage[i];
+                    if (grad_advantages) advantage += lanes.get(grad_advantages, j, i);
+                    const Vec trace = into_trace[i] + target, delta = advantage + trace;
+                    const Vec successor = role.stop(zero, gamma * delta);
 
-                grad_reward[i] = (skip | blank) ? zero : delta;
-                if (grad_values) {
-                    const Vec at_step = blank ? zero : target - delta + into_value[i];
-                    lanes.put(grad_values.at(j), i, skip ? target : at_step);
+                    grad_reward[i] = role.skip(zero, role.blank(zero, delta));
+                    if (grad_values) {
+                        const Vec at_step = role.blank(zero, target - delta + into_value[i]);
+                        lanes.put(grad_values, j, i, role.skip(target, at_step));
+                    }
+                    if (grad_successors)
+                        lanes.put(grad_successors, j, i,
+                                  role.skip(zero, role.blank(zero, successor)));
+
+                    into_advantage[i] = role.skip(advantage, role.stop(zero, decay * advantage));
+                    into_trace[i] = role.skip(trace, role.stop(zero, target_decay * trace));
+                    if (!a.explicit_successors) into_value[i] = role.skip(into_value[i], successor);
                 }
-                if (grad_successors)
-                    lanes.put(grad_successors.at(j), i, (skip | blank) ? zero : successor);
-
-                const Vec decayed = stop ? zero : decay * advantage;
-                const Vec decayed_trace = stop ? zero : target_decay * trace;
-                into_advantage[i] = skip ? advantage : decayed;
-                into_trace[i] = skip ? trace : decayed_trace;
-                if (!a.explicit_successors) into_value[i] = skip ? into_value[i] : successor;
-            }
-            lanes.add_reward_grad(j, grad_reward);
-        }
+                lanes.add_reward_grad(j, grad_reward);
+            });
         lanes.write_reward_grads(a.grad_rewards);
         lanes.written(a.grad_quantiles, grad_values);
         lanes.written(a.grad_next_quantiles, grad_successors);

@@ -123,6 +123,9 @@ struct Kernels {
     void (*distributional_gae_backward)(const GaeGradArgs&, int64_t begin, int64_t end);
     void (*lambda_mixture_targets)(const MixtureArgs&, int64_t begin, int64_t end);
     void (*lambda_mixture_targets_backward)(const MixtureGradArgs&, int64_t begin, int64_t end);
+    // Evaluates that many vectors of units of the field; how many lanes a vector has.
+    float (*silu_floor)(int64_t vectors);
+    int (*lanes)();
 };
 
 // Null where the variant is not part of this build.

@@ -22,8 +22,8 @@ struct VectorWords {
         const __m512i m = _mm512_set1_epi32((int)multiplier);
         const __m512i even = _mm512_mul_epu32((__m512i)x, m);
         const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64((__m512i)x, 32), m);
-        *high = (Word)_mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
-        *low = (Word)_mm512_mask_blend_epi32(0xaaaa, even, _mm512_slli_epi64(odd, 32));
+        *high = (Word)_mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_DDBB);
+        *low = (Word)_mm512_mask_shuffle_epi32(even, 0xaaaa, odd, _MM_PERM_CCAA);
 #elif defined(__AVX2__)
         const __m256i m = _mm256_set1_epi32((int)multiplier);
         const __m256i even = _mm256_mul_epu32((__m256i)x, m);
@@ -41,76 +41,142 @@ struct VectorWords {
     }
 };
 
-DFPO_INLINE Vec uniform24(UVec word) {
-    return __builtin_convertvector((IVec)(word >> 8), Vec) * 0x1p-24f;
-}
+// Which bits are 1: u < lam for u = k / 2^24 with k the upper 24 bits of a word, as a comparison of
+// integers.
+struct Threshold {
+    IVec least;
 
-// Four particles share a draw: particle q is word q % 4 of counter (q / 4, step, row).
-struct Counter {
-    UVec block, row_low, row_high;
-    IVec step;
+    explicit Threshold(Vec lam) {
+        const Vec scaled = min(max(lam, Vec{}), splat(1.0f)) * 0x1p24f;
+        least = __builtin_convertvector(scaled, IVec);
+        least -= __builtin_convertvector(least, Vec) < scaled;  // round up: true is -1
+    }
+
+    DFPO_INLINE IVec follows(UVec word) const { return (IVec)(word >> 8) < least; }
 };
 
+// The bits of a walk over particles, four to a counter: particle q has word q % 4 of counter
+// (q / 4, step, row). A draw makes words for 4 kLanes particles, so for few of them it serves
+// several steps of the walk, which come one after the other.
 template <int kVecs>
-DFPO_INLINE void draw(const ParticleLanes<kVecs>&, uint64_t seed, const Counter& counter,
-                      Vec uniform[kVecs]) {
-    UVec x[4] = {counter.block, (UVec)counter.step, counter.row_low, counter.row_high};
-    philox4x32<VectorWords>(x, seed);
-    Vec words[4];
-    for (int i = 0; i < 4; i++) words[i] = (Vec)x[i];
-    transpose_groups(words);
-    for (int i = 0; i < kVecs; i++) uniform[i] = uniform24((UVec)words[i]);
-}
+class ParticleBits {
+  public:
+    static constexpr int kSteps = 4 / kVecs;
 
-DFPO_INLINE void draw(const SequenceLanes&, uint64_t seed, const Counter& counter, Vec uniform[1]) {
-    UVec x[4] = {counter.block, (UVec)counter.step, counter.row_low, counter.row_high};
-    philox4x32<VectorWords>(x, seed);
-    uniform[0] = uniform24(x[0]);
-}
-
-// Number of the step at token 0 or, from the end, after the last one. Steps count from the first
-// unmasked token, so that padding changes nothing.
-inline int32_t start_step(const Sequences& s, int64_t b, bool from_end) {
-    const int64_t length = sequence_length(s, b), mask = sequence_start(s, s.mask, b);
-    if (s.mask_mode == MaskMode::none) return from_end ? (int32_t)length : 0;
-    int64_t unmasked = 0, first = length;
-    for (int64_t t = length - 1; t >= 0; t--)
-        if (is_set(s.mask, mask + t * s.mask.token_stride)) {
-            unmasked++;
-            first = t;
+    // direction: what a step of the walk adds to the step's number.
+    ParticleBits(int64_t particle, uint64_t row, int32_t step, int32_t direction, uint64_t seed)
+        : seed_(seed), step_(step), direction_(direction) {
+        row_low_ = UVec{} + (uint32_t)row;
+        row_high_ = UVec{} + (uint32_t)(row >> 32);
+        // In this order words come out sorted, once transposed within groups of four lanes.
+        for (int lane = 0; lane < kLanes; lane++) {
+            const int vector = lane % 4;
+            block_[lane] = (uint32_t)(particle / 4 + vector % kVecs * (kLanes / 4) + lane / 4);
+            ahead_[lane] = vector / kVecs * direction;
         }
-    if (s.mask_mode == MaskMode::carry) return from_end ? (int32_t)unmasked : 0;
-    return (int32_t)(from_end ? length - first : -first);
+    }
+
+    // For the next step of the walk, which is not a skipped one.
+    template <typename AnyRoles>
+    DFPO_INLINE void next(const AnyRoles&, const Threshold& threshold, IVec follow[kVecs]) {
+        if (left_ == 0) draw();
+        const float* words = words_ + (kSteps - left_) * kVecs * kLanes;
+        for (int i = 0; i < kVecs; i++)
+            follow[i] = threshold.follows((UVec)load(words + i * kLanes));
+        left_--;
+        step_ += direction_;
+    }
+
+  private:
+    DFPO_INLINE void draw() {
+        UVec x[4] = {block_, (UVec)(ahead_ + step_), row_low_, row_high_};
+        philox4x32<VectorWords>(x, seed_);
+        Vec words[4];
+        for (int i = 0; i < 4; i++) words[i] = (Vec)x[i];
+        transpose_groups(words);
+        for (int i = 0; i < 4; i++) store(words_ + i * kLanes, words[i]);
+        left_ = kSteps;
+    }
+
+    uint64_t seed_;
+    int32_t step_, direction_;
+    int left_ = 0;
+    UVec block_, row_low_, row_high_;
+    IVec ahead_;
+    alignas(64) float words_[4 * kLanes];
+};
+
+// The bits of a walk over one particle of kLanes sequences, of which each counts its own steps:
+// word 0 of counter (0, step, row).
+class SequenceBits {
+  public:
+    SequenceBits(UVec row_low, UVec row_high, IVec step, int32_t direction, uint64_t seed)
+        : seed_(seed), row_low_(row_low), row_high_(row_high), step_(step), direction_(direction) {}
+
+    template <typename AnyRoles>
+    DFPO_INLINE void next(const AnyRoles& role, const Threshold& threshold, IVec follow[1]) {
+        UVec x[4] = {UVec{}, (UVec)step_, row_low_, row_high_};
+        philox4x32<VectorWords>(x, seed_);
+        follow[0] = threshold.follows(x[0]);
+        step_ += (IVec)role.skip(Vec{}, (Vec)splat_int(direction_));
+    }
+
+  private:
+    uint64_t seed_;
+    UVec row_low_, row_high_;
+    IVec step_;
+    int32_t direction_;
+};
+
+// Number of the step at token 0 or, backwards, of the last one. Steps count from the first
+// unmasked token, so that padding changes nothing.
+inline int32_t start_step(const Sequences& s, int64_t b, bool backwards) {
+    const int64_t length = sequence_length(s, b), mask = sequence_start(s, s.mask, b);
+    if (s.mask_mode == MaskMode::none) return backwards ? (int32_t)length - 1 : 0;
+    constexpr int kBlock = 256;
+    int64_t unmasked = 0, first = length;
+    for (int64_t begin = 0; begin < length; begin += kBlock) {
+        const int n = length - begin < kBlock ? (int)(length - begin) : kBlock;
+        uint8_t counts[kBlock] = {};
+        add_roles(s.mask, mask + begin * s.mask.token_stride, n, 0, 1, counts);
+        int found = 0;
+        for (int j = 0; j < n; j++) found += counts[j];
+        if (found && first == length)
+            first = begin + ((const uint8_t*)std::memchr(counts, 1, n) - counts);
+        unmasked += found;
+    }
+    if (s.mask_mode == MaskMode::carry) return backwards ? (int32_t)unmasked - 1 : 0;
+    return (int32_t)(backwards ? length - 1 - first : -first);
 }
 
-template <int kVecs>
-Counter start_counter(const ParticleLanes<kVecs>& lanes, const int64_t* rows, bool from_end) {
-    const uint64_t row = (uint64_t)rows[lanes.b];
-    // The order that makes words come out sorted, once transposed within groups of four lanes.
-    UVec block{};
-    for (uint32_t lane = 0; lane < kLanes; lane++)
-        block[lane] = (uint32_t)lanes.q / 4 + lane % 4 * (kLanes / 4) + lane / 4;
-    return {block, UVec{} + (uint32_t)row, UVec{} + (uint32_t)(row >> 32),
-            splat_int(start_step(lanes.sequences, lanes.b, from_end))};
+template <int kVecs, bool kFull>
+ParticleBits<kVecs> start_bits(const ParticleLanes<kVecs, kFull>& lanes, const int64_t* rows,
+                               uint64_t seed, bool backwards) {
+    return {lanes.q, (uint64_t)rows[lanes.b], start_step(lanes.sequences, lanes.b, backwards),
+            backwards ? -1 : 1, seed};
 }
 
-inline Counter start_counter(const SequenceLanes& lanes, const int64_t* rows, bool from_end) {
-    Counter counter{};
+inline SequenceBits start_bits(const SequenceLanes& lanes, const int64_t* rows, uint64_t seed,
+                               bool backwards) {
+    UVec row_low{}, row_high{};
+    IVec step{};
     for (int lane = 0; lane < lanes.lanes; lane++) {
         const uint64_t row = (uint64_t)rows[lanes.b + lane];
-        counter.row_low[lane] = (uint32_t)row;
-        counter.row_high[lane] = (uint32_t)(row >> 32);
-        counter.step[lane] = start_step(lanes.sequences, lanes.b + lane, from_end);
+        row_low[lane] = (uint32_t)row;
+        row_high[lane] = (uint32_t)(row >> 32);
+        step[lane] = start_step(lanes.sequences, lanes.b + lane, backwards);
     }
-    return counter;
+    return {row_low, row_high, step, backwards ? -1 : 1, seed};
 }
 
 template <typename Lanes>
 DFPO_INLINE void walk_back(const MixtureArgs& a, Lanes& lanes) {
     constexpr int kVecs = Lanes::kVecs;
-    const Vec gamma = splat(a.gamma), zero{}, lam = lanes.per_sequence(a.lam);
-    Counter counter = start_counter(lanes, a.rows, true);
-    Vec value[kVecs], target[kVecs], uniform[kVecs] = {};
+    const Vec gamma = splat(a.gamma), zero{};
+    const Threshold threshold(lanes.per_sequence(a.lam));
+    auto bits = start_bits(lanes, a.rows, a.seed, true);
+    Vec value[kVecs], target[kVecs];
+    IVec follow[kVecs] = {};
     lanes.read_state(a.bootstrap, value);
     for (int i = 0; i < kVecs; i++) target[i] = value[i];
 
@@ -119,23 +185,19 @@ DFPO_INLINE void walk_back(const MixtureArgs& a, Lanes& lanes) {
         lanes.read_rewards(a.rewards);
         const Tile values = lanes.read(a.quantiles, 0);
         const Tile targets = lanes.write_to(a.targets, 1);
-        for (int j = lanes.kBlock - 1; j >= lanes.first; j--) {
-            const IVec role = lanes.role(j);
-            const IVec skip = (role & kSkip) != 0, blank = (role & kBlank) != 0;
-            const IVec stop = (role & kStop) != 0;
-            const Vec reward = blank ? zero : lanes.reward(j);
-            counter.step += ~skip;
-            if (!lanes.all_skip(j)) draw(lanes, a.seed, counter, uniform);
-            for (int i = 0; i < kVecs; i++) {
-                const Vec raw = lanes.get(values.at(j), i);
-                const Vec v = blank ? zero : raw;
-                const Vec successor = uniform[i] < lam ? target[i] : value[i];
-                const Vec stepped = reward + gamma * (stop ? zero : successor);
-                target[i] = skip ? target[i] : stepped;
-                value[i] = skip ? value[i] : v;
-                lanes.put(targets.at(j), i, target[i]);
-            }
-        }
+        for (int j = lanes.kBlock - 1; j >= lanes.first; j--)
+            at_slot(lanes, j, [&](const auto& role) DFPO_INLINE_LAMBDA {
+                const Vec reward = role.blank(zero, lanes.reward(j));
+                if (!lanes.all_skip(j)) bits.next(role, threshold, follow);
+                for (int i = 0; i < kVecs; i++) {
+                    const Vec v = role.blank(zero, lanes.get(values, j, i));
+                    const Vec successor = follow[i] ? target[i] : value[i];
+                    const Vec stepped = reward + gamma * role.stop(zero, successor);
+                    target[i] = role.skip(target[i], stepped);
+                    value[i] = role.skip(value[i], v);
+                    lanes.put(targets, j, i, target[i]);
+                }
+            });
         lanes.written(a.targets, targets);
     }
 }
@@ -145,34 +207,32 @@ DFPO_INLINE void walk_back(const MixtureArgs& a, Lanes& lanes) {
 template <typename Lanes>
 DFPO_INLINE void walk_forth(const MixtureGradArgs& a, Lanes& lanes) {
     constexpr int kVecs = Lanes::kVecs;
-    const Vec gamma = splat(a.gamma), zero{}, lam = lanes.per_sequence(a.lam);
-    Counter counter = start_counter(lanes, a.rows, false);
-    Vec into_target[kVecs] = {}, into_value[kVecs] = {}, uniform[kVecs] = {};
+    const Vec gamma = splat(a.gamma), zero{};
+    const Threshold threshold(lanes.per_sequence(a.lam));
+    auto bits = start_bits(lanes, a.rows, a.seed, false);
+    Vec into_target[kVecs] = {}, into_value[kVecs] = {};
+    IVec follow[kVecs] = {};
 
     for (int64_t block = lanes.blocks() - 1; block >= 0; block--) {
         lanes.seek(block);
         const Tile grad_targets = lanes.read(a.grad_targets, 0);
         const Tile grad_values = lanes.write_to(a.grad_quantiles, 1);
-        for (int j = lanes.first; j < lanes.kBlock; j++) {
-            const IVec role = lanes.role(j);
-            const IVec skip = (role & kSkip) != 0, blank = (role & kBlank) != 0;
-            const IVec stop = (role & kStop) != 0;
-            if (!lanes.all_skip(j)) draw(lanes, a.seed, counter, uniform);
-            counter.step -= ~skip;
-            Vec grad_reward[kVecs];
-            for (int i = 0; i < kVecs; i++) {
-                const Vec target = into_target[i] + lanes.get(grad_targets.at(j), i);
-                const Vec successor = stop ? zero : gamma * target;
-                const IVec follow = uniform[i] < lam;
-                grad_reward[i] = (skip | blank) ? zero : target;
-                if (grad_values)
-                    lanes.put(grad_values.at(j), i, (skip | blank) ? zero : into_value[i]);
-                const Vec followed = follow ? successor : zero, valued = follow ? zero : successor;
-                into_target[i] = skip ? target : followed;
-                into_value[i] = skip ? into_value[i] : valued;
-            }
-            lanes.add_reward_grad(j, grad_reward);
-        }
+        for (int j = lanes.first; j < lanes.kBlock; j++)
+            at_slot(lanes, j, [&](const auto& role) DFPO_INLINE_LAMBDA {
+                if (!lanes.all_skip(j)) bits.next(role, threshold, follow);
+                Vec grad_reward[kVecs];
+                for (int i = 0; i < kVecs; i++) {
+                    const Vec target = into_target[i] + lanes.get(grad_targets, j, i);
+                    const Vec successor = role.stop(zero, gamma * target);
+                    grad_reward[i] = role.skip(zero, role.blank(zero, target));
+                    if (grad_values)
+                        lanes.put(grad_values, j, i,
+                                  role.skip(zero, role.blank(zero, into_value[i])));
+                    into_target[i] = role.skip(target, follow[i] ? successor : zero);
+                    into_value[i] = role.skip(into_value[i], follow[i] ? zero : successor);
+                }
+                lanes.add_reward_grad(j, grad_reward);
+            });
         lanes.write_reward_grads(a.grad_rewards);
         lanes.written(a.grad_quantiles, grad_values);
     }

@@ -1,8 +1,8 @@
 // Tokens of sequences as tiles of float32 lanes, for kernels that walk the token axis.
 //
 // A scan is written once, on vectors, and runs on either of two groups of lanes:
-//   ParticleLanes  one sequence, up to kVecs vectors of its particles; a token's reward and role
-//                  are shared by all lanes.
+//   ParticleLanes  one sequence, kVecs vectors of its particles, or one that is not full; a token's
+//                  reward and role are shared by all lanes.
 //   SequenceLanes  one particle (Q = 1) of kLanes sequences. Tiles of kBlock tokens a sequence are
 //                  transposed in registers: memory is touched in whole runs, so rows that lie a
 //                  power of two apart do not push each other out of the cache.
@@ -21,6 +21,7 @@ namespace DFPO_VARIANT {
 struct Tile {
     float* data;
     int64_t stride;
+    bool past_cache;  // written by `stream`
 
     explicit operator bool() const { return data != nullptr; }
     DFPO_INLINE float* at(int slot) const { return data + slot * stride; }
@@ -48,16 +49,15 @@ inline void write_strided(const Tokens& x, int64_t i, int64_t stride, int n, con
 
 // roles[j] |= p[j] is zero ? if_zero : if_set
 template <typename Element>
-DFPO_INLINE void add_roles(const Element* p, int shift, int n, int32_t if_zero, int32_t if_set,
-                           int32_t* roles) {
-    for (int j = 0; j < n; j++) roles[j] |= (Element)(p[j] << shift) ? if_set : if_zero;
+DFPO_INLINE void add_roles(const Element* p, int shift, int n, int if_zero, int if_set,
+                           uint8_t* roles) {
+    for (int j = 0; j < n; j++) roles[j] |= (uint8_t)((Element)(p[j] << shift) ? if_set : if_zero);
 }
 
-inline void add_roles(const Flags& x, int64_t i, int n, int32_t if_zero, int32_t if_set,
-                      int32_t* roles) {
+inline void add_roles(const Flags& x, int64_t i, int n, int if_zero, int if_set, uint8_t* roles) {
     if (x.token_stride != 1) {
         for (int j = 0; j < n; j++)
-            roles[j] |= is_set(x, i + j * x.token_stride) ? if_set : if_zero;
+            roles[j] |= (uint8_t)(is_set(x, i + j * x.token_stride) ? if_set : if_zero);
         return;
     }
     switch (x.log2_size) {
@@ -73,8 +73,8 @@ inline void add_roles(const Flags& x, int64_t i, int n, int32_t if_zero, int32_t
 }
 
 // Roles (scan_args.h) of tokens [begin, begin + n) of sequence b.
-inline void read_roles(const Sequences& s, int64_t b, int64_t begin, int n, int32_t* roles) {
-    for (int j = 0; j < n; j++) roles[j] = 0;
+inline void read_roles(const Sequences& s, int64_t b, int64_t begin, int n, uint8_t* roles) {
+    std::memset(roles, 0, n);
     if (s.mask_mode != MaskMode::none)
         add_roles(s.mask, sequence_start(s, s.mask, b) + begin * s.mask.token_stride, n,
                   masked_role(s.mask_mode), 0, roles);
@@ -83,26 +83,59 @@ inline void read_roles(const Sequences& s, int64_t b, int64_t begin, int n, int3
                   roles);
 }
 
-template <int kVectors>
+// The roles of one slot, lane by lane: skip(a, b) is a where the token is skipped and b elsewhere.
+struct Roles {
+    IVec bits;
+
+    DFPO_INLINE Vec skip(Vec a, Vec b) const { return (bits & kSkip) != 0 ? a : b; }
+    DFPO_INLINE Vec blank(Vec a, Vec b) const { return (bits & kBlank) != 0 ? a : b; }
+    DFPO_INLINE Vec stop(Vec a, Vec b) const { return (bits & kStop) != 0 ? a : b; }
+};
+
+// No lane has any.
+struct NoRoles {
+    DFPO_INLINE Vec skip(Vec, Vec b) const { return b; }
+    DFPO_INLINE Vec blank(Vec, Vec b) const { return b; }
+    DFPO_INLINE Vec stop(Vec, Vec b) const { return b; }
+};
+
+// step(roles of slot j), without a role where that is known beforehand: most tokens have none.
+template <typename Lanes, typename Step>
+DFPO_INLINE void at_slot(const Lanes& lanes, int j, const Step& step) {
+    if (lanes.plain(j))
+        step(NoRoles{});
+    else
+        step(lanes.roles_at(j));
+}
+
+// Whether an output is so large that it will not be in the cache when it is read: writing past the
+// cache then spares reading what is overwritten.
+inline bool writes_past_cache(const Sequences& s) {
+    constexpr int64_t kLargeOutput = 2 << 20;  // elements
+    const int64_t tokens = s.offsets ? s.offsets[s.count] : s.count * s.length;
+    return tokens * s.num_quantiles >= kLargeOutput;
+}
+
+template <int kVectors, bool kFull>
 struct ParticleLanes {
-    static constexpr int kVecs = kVectors, kWidth = kVecs * kLanes, kBlock = 16, kTiles = 4;
+    static constexpr int kVecs = kVectors, kWidth = kVecs * kLanes, kBlock = 32, kTiles = 4;
 
     const Sequences& sequences;
+    const bool large;
     int64_t b, q;  // this sequence, from this particle on
-    int width;     // particles in use, at most kWidth
+    int width;     // particles in use: kWidth if kFull, else fewer than kLanes
     int64_t length, origin;
     int first;
-    int32_t roles[kBlock];
+    uint8_t roles[kBlock];
     float rewards[kBlock], reward_sums[kBlock];
     float scratch[kTiles][kBlock * kWidth];
 
-    explicit ParticleLanes(const Sequences& s) : sequences(s) {}
+    explicit ParticleLanes(const Sequences& s) : sequences(s), large(writes_past_cache(s)) {}
 
     void start(int64_t sequence, int64_t particle) {
         b = sequence;
         q = particle;
-        const int64_t left = sequences.num_quantiles - particle;
-        width = left < kWidth ? (int)left : kWidth;
+        width = kFull ? kWidth : (int)(sequences.num_quantiles - particle);
         length = sequence_length(sequences, b);
     }
 
@@ -114,26 +147,26 @@ struct ParticleLanes {
         read_roles(sequences, b, origin + first, kBlock - first, roles + first);
     }
 
-    DFPO_INLINE IVec role(int j) const { return splat_int(roles[j]); }
+    DFPO_INLINE bool plain(int j) const { return roles[j] == 0; }
     DFPO_INLINE bool all_skip(int j) const { return roles[j] & kSkip; }
+    DFPO_INLINE Roles roles_at(int j) const { return {splat_int(roles[j])}; }
 
     int64_t index(const Tokens& x, int j) const {
         return sequence_start(sequences, x, b) + (origin + j) * x.token_stride;
     }
 
-    // Vector i of a slot; lanes past the last particle are 0 and their memory is not touched.
-    DFPO_INLINE Vec get(const float* slot, int i) const {
-        const int left = width - i * kLanes;
-        if (left >= kLanes) return load(slot + i * kLanes);
-        return left > 0 ? load_first(slot + i * kLanes, left) : Vec{};
+    // Vector i of slot j; lanes past the last particle are 0 and their memory is not touched.
+    DFPO_INLINE Vec get(const Tile& tile, int j, int i) const {
+        return kFull ? load(tile.at(j) + i * kLanes) : load_first(tile.at(j), width);
     }
 
-    DFPO_INLINE void put(float* slot, int i, Vec v) const {
-        const int left = width - i * kLanes;
-        if (left >= kLanes)
-            store(slot + i * kLanes, v);
-        else if (left > 0)
-            store_first(slot + i * kLanes, v, left);
+    DFPO_INLINE void put(const Tile& tile, int j, int i, Vec v) const {
+        if (!kFull)
+            store_first(tile.at(j), v, width);
+        else if (tile.past_cache)
+            stream(tile.at(j) + i * kLanes, v);
+        else
+            store(tile.at(j) + i * kLanes, v);
     }
 
     Tile read(const Tokens& x, int slot) {
@@ -148,8 +181,9 @@ struct ParticleLanes {
     // Where to compute an output tile; `written` brings it home.
     Tile write_to(const Tokens& x, int slot) {
         if (!x.data) return {};
-        if (x.dtype == Dtype::f32) return {(float*)x.data + index(x, 0) + q, x.token_stride};
-        return {scratch[slot], kWidth};
+        if (x.dtype != Dtype::f32) return {scratch[slot], kWidth, false};
+        float* data = (float*)x.data + index(x, 0) + q;
+        return {data, x.token_stride, large && x.token_stride % kLanes == 0 && on_vector(data)};
     }
 
     void written(const Tokens& x, const Tile& tile) const {
@@ -196,18 +230,19 @@ struct ParticleLanes {
 };
 
 struct SequenceLanes {
-    // 1 kB of a row at a time: long enough for the prefetcher, and six tiles stay in the L2 cache.
+    // A run of a row long enough for the prefetcher; six tiles stay in the L2 cache.
     static constexpr int kVecs = 1, kBlock = 256, kTiles = 6;
 
     const Sequences& sequences;
+    const bool large;
     int64_t b;
     int lanes;  // sequences in use, [b, b + lanes)
     int64_t length[kLanes], longest, origin[kLanes];
     int first_of[kLanes], first;
-    Tile role_tile, reward_tile;
-    float scratch[kTiles][kBlock * kLanes];
+    alignas(64) int32_t roles[kBlock / 4 * kLanes];  // those of four slots in each element
+    alignas(64) float scratch[kTiles][kBlock * kLanes];
 
-    explicit SequenceLanes(const Sequences& s) : sequences(s) {}
+    explicit SequenceLanes(const Sequences& s) : sequences(s), large(writes_past_cache(s)) {}
 
     void start(int64_t sequence, int64_t end) {
         b = sequence;
@@ -230,25 +265,30 @@ struct SequenceLanes {
             if (first_of[lane] < first) first = first_of[lane];
         }
         // Before a sequence begins there is nothing to do: skip.
-        int32_t roles[kLanes][kBlock];
+        uint8_t by_lane[kLanes][kBlock];
         const float* rows[kLanes];
         for (int lane = 0; lane < kLanes; lane++) {
             const int begin = first_of[lane];
-            for (int j = 0; j < begin; j++) roles[lane][j] = kSkip;
+            std::memset(by_lane[lane], kSkip, begin);
             if (begin < kBlock)
                 read_roles(sequences, b + lane, origin[lane] + begin, kBlock - begin,
-                           roles[lane] + begin);
-            rows[lane] = (const float*)roles[lane];
+                           by_lane[lane] + begin);
+            rows[lane] = (const float*)by_lane[lane];
         }
-        role_tile = {scratch[4], kLanes};
-        transpose_in(rows, role_tile);
+        transpose_in(rows, (float*)roles, first / 4, kBlock / 4);
     }
 
-    DFPO_INLINE IVec role(int j) const { return (IVec)load(role_tile.at(j)); }
-    DFPO_INLINE Vec get(const float* slot, int) const { return load(slot); }
-    DFPO_INLINE void put(float* slot, int, Vec v) const { store(slot, v); }
     // Lanes differ, so finding out costs more than it would spare.
-    DFPO_INLINE bool all_skip(int) const { return false; }
+    static constexpr bool plain(int) { return false; }
+    static constexpr bool all_skip(int) { return false; }
+    DFPO_INLINE Roles roles_at(int j) const {
+        return {(IVec)load((const float*)roles + j / 4 * kLanes) >> j % 4 * 8};
+    }
+
+    DFPO_INLINE Vec get(const Tile& tile, int j, int) const { return load(tile.data + j * kLanes); }
+    DFPO_INLINE void put(const Tile& tile, int j, int, Vec v) const {
+        store(tile.data + j * kLanes, v);
+    }
 
     int64_t index(const Tokens& x, int lane, int j) const {
         return sequence_start(sequences, x, b + lane) + (origin[lane] + j) * x.token_stride;
@@ -274,28 +314,35 @@ struct SequenceLanes {
                              staging[lane] + begin);
             rows[lane] = staging[lane];
         }
-        const Tile tile{scratch[slot], kLanes};
-        transpose_in(rows, tile);
-        return tile;
+        transpose_in(rows, scratch[slot], first, kBlock);
+        return {scratch[slot], kLanes, false};
     }
 
     Tile write_to(const Tokens& x, int slot) {
-        return x.data ? Tile{scratch[slot], kLanes} : Tile{};
+        return x.data ? Tile{scratch[slot], kLanes, false} : Tile{};
     }
 
     void written(const Tokens& x, const Tile& tile) const {
         if (!x.data) return;
         float staging[kLanes][kBlock];
         float* rows[kLanes];
-        for (int lane = 0; lane < kLanes; lane++)
+        bool past_cache = large;
+        for (int lane = 0; lane < kLanes; lane++) {
             rows[lane] = direct(x, lane) ? (float*)x.data + index(x, lane, 0) : staging[lane];
-        for (int j = 0; j < kBlock; j += kLanes) {
+            past_cache &= direct(x, lane) && on_vector(rows[lane]);
+        }
+        for (int j = first / kLanes * kLanes; j < kBlock; j += kLanes) {
             Vec v[kLanes];
 #pragma GCC unroll 16
-            for (int i = 0; i < kLanes; i++) v[i] = load(tile.at(j + i));
+            for (int i = 0; i < kLanes; i++) v[i] = load(tile.data + (j + i) * kLanes);
             transpose(v);
+            if (past_cache) {
 #pragma GCC unroll 16
-            for (int lane = 0; lane < kLanes; lane++) store(rows[lane] + j, v[lane]);
+                for (int lane = 0; lane < kLanes; lane++) stream(rows[lane] + j, v[lane]);
+            } else {
+#pragma GCC unroll 16
+                for (int lane = 0; lane < kLanes; lane++) store(rows[lane] + j, v[lane]);
+            }
         }
         for (int lane = 0; lane < lanes; lane++) {
             const int begin = first_of[lane];
@@ -305,15 +352,17 @@ struct SequenceLanes {
         }
     }
 
-    void read_rewards(const Tokens& x) { reward_tile = read(x, 5); }
+    void read_rewards(const Tokens& x) { read(x, 5); }
 
-    DFPO_INLINE Vec reward(int j) const { return load(reward_tile.at(j)); }
+    DFPO_INLINE Vec reward(int j) const { return load(scratch[5] + j * kLanes); }
 
     DFPO_INLINE void add_reward_grad(int j, const Vec grad[1]) {
         store(scratch[5] + j * kLanes, grad[0]);
     }
 
-    void write_reward_grads(const Tokens& x) const { written(x, {(float*)scratch[5], kLanes}); }
+    void write_reward_grads(const Tokens& x) const {
+        written(x, {(float*)scratch[5], kLanes, false});
+    }
 
     void read_state(const Rows& x, Vec state[1]) const {
         state[0] = Vec{};
@@ -327,25 +376,29 @@ struct SequenceLanes {
 
     Vec per_sequence(const float* x) const { return load_first(x + b, lanes); }
 
-    // rows[lane][slot] -> tile[slot][lane]
-    static DFPO_INLINE void transpose_in(const float* const rows[kLanes], const Tile& tile) {
-        for (int j = 0; j < kBlock; j += kLanes) {
+    // rows[lane][slot] -> tile[slot][lane] from slot begin on, or a little before
+    static DFPO_INLINE void transpose_in(const float* const rows[kLanes], float* tile, int begin,
+                                         int end) {
+        for (int j = begin / kLanes * kLanes; j < end; j += kLanes) {
             Vec v[kLanes];
 #pragma GCC unroll 16
             for (int lane = 0; lane < kLanes; lane++) v[lane] = load(rows[lane] + j);
             transpose(v);
 #pragma GCC unroll 16
-            for (int i = 0; i < kLanes; i++) store(tile.at(j + i), v[i]);
+            for (int i = 0; i < kLanes; i++) store(tile + (j + i) * kLanes, v[i]);
         }
     }
 };
 
-template <int kVecs, typename Scan>
-void for_particles(const Sequences& s, int64_t begin, int64_t end, const Scan& scan) {
-    ParticleLanes<kVecs> lanes(s);
-    for (int64_t b = begin; b < end; b++)
-        for (int64_t q = 0; q < s.num_quantiles; q += lanes.kWidth) {
-            lanes.start(b, q);
+// Groups of kVecs whole vectors of particles, from q on; then q is the first particle left.
+template <int kVecs, bool kFull, typename Scan>
+void for_particles(const Sequences& s, int64_t begin, int64_t end, int64_t* q, const Scan& scan) {
+    constexpr int64_t kLeast = kFull ? kVecs * kLanes : 1;
+    if (s.num_quantiles - *q < kLeast) return;
+    ParticleLanes<kVecs, kFull> lanes(s);
+    for (; s.num_quantiles - *q >= kLeast; *q += kVecs * kLanes)
+        for (int64_t b = begin; b < end; b++) {
+            lanes.start(b, *q);
             scan(lanes);
         }
 }
@@ -359,13 +412,14 @@ void for_lanes(const Sequences& s, int64_t begin, int64_t end, const Scan& scan)
             lanes.start(b, end);
             scan(lanes);
         }
-    } else if (s.num_quantiles <= kLanes) {
-        for_particles<1>(s, begin, end, scan);
-    } else if (s.num_quantiles <= 2 * kLanes) {
-        for_particles<2>(s, begin, end, scan);
     } else {
-        for_particles<4>(s, begin, end, scan);
+        int64_t q = 0;
+        for_particles<4, true>(s, begin, end, &q, scan);
+        for_particles<2, true>(s, begin, end, &q, scan);
+        for_particles<1, true>(s, begin, end, &q, scan);
+        for_particles<1, false>(s, begin, end, &q, scan);
     }
+    finish_streams();
 }
 
 }  // namespace DFPO_VARIANT

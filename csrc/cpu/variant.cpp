@@ -19,6 +19,8 @@ void distributional_gae(const GaeArgs&, int64_t, int64_t);
 void distributional_gae_backward(const GaeGradArgs&, int64_t, int64_t);
 void lambda_mixture_targets(const MixtureArgs&, int64_t, int64_t);
 void lambda_mixture_targets_backward(const MixtureGradArgs&, int64_t, int64_t);
+float silu_floor(int64_t);
+int lanes();
 }  // namespace DFPO_VARIANT
 
 const Kernels* DFPO_CONCAT(DFPO_VARIANT, _kernels)() {
@@ -34,6 +36,8 @@ const Kernels* DFPO_CONCAT(DFPO_VARIANT, _kernels)() {
         DFPO_VARIANT::distributional_gae_backward,
         DFPO_VARIANT::lambda_mixture_targets,
         DFPO_VARIANT::lambda_mixture_targets_backward,
+        DFPO_VARIANT::silu_floor,
+        DFPO_VARIANT::lanes,
     };
     return &table;
 }

@@ -5,7 +5,7 @@ import torch
 from kernels.scans import double, make_scan, pack, pack_rows
 from tolerances import SCAN
 
-from dfpo_kernels import distributional_gae
+from dfpo_kernels import distributional_gae, lambda_mixture_targets
 from dfpo_kernels.distributional_gae import reference
 
 MODES = ["carry", "zero", "none"]
@@ -364,3 +364,22 @@ def test_invariances(num_quantiles):
         }
         outputs = distributional_gae(**padded, gamma=1.0, lam=0.9)[1]
         assert torch.equal(outputs[:, side[0] : side[0] + 40], targets)
+
+
+# Of 2 M elements and more: such outputs are written past the cache. Rows that start on a cache
+# line and rows that do not, quantiles that fill vectors and some that do not.
+@pytest.mark.parametrize("shape", [(33, 2048, 32), (70, 1000, 40), (520, 4096, 1), (520, 4099, 1)])
+def test_a_large_batch_is_its_parts(shape, variant):
+    inputs = make_scan(*shape)
+    ids = torch.arange(shape[0])
+    settings = {"gamma": 0.97, "lam": 0.9}
+
+    def run(part):
+        some = {name: x[part] for name, x in inputs.items()}
+        mixture = lambda_mixture_targets(**some, **settings, seed=5, rows=ids[part])
+        return *distributional_gae(**some, **settings), mixture
+
+    middle = shape[0] // 2
+    whole, first, second = run(slice(None)), run(slice(middle)), run(slice(middle, None))
+    for all_rows, *parts in zip(whole, first, second, strict=True):
+        assert torch.equal(all_rows, torch.cat(parts))

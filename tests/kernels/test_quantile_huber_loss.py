@@ -17,9 +17,9 @@ def both(lead, num_quantiles, num_targets, dtype=torch.float32, target_dtype=Non
     return quantiles, torch.randn(*lead, num_targets).to(target_dtype or dtype)
 
 
-def loss_and_gradients(op, quantiles, targets, weights=None, **parameters):
+def loss_and_gradients(op, quantiles, targets, weights=None, target_grad=True, **parameters):
     quantiles = quantiles.detach().clone().requires_grad_()
-    targets = targets.detach().clone().requires_grad_()
+    targets = targets.detach().clone().requires_grad_(target_grad)
     loss = op(quantiles, targets, **parameters)
     weights = torch.rand(loss.shape) if weights is None else weights
     (loss * weights.to(loss.dtype)).sum().backward()
@@ -37,6 +37,9 @@ def assert_is_reference(quantiles, targets, **parameters):
     assert loss.dtype == torch.float32
     assert_near(loss, expected, "loss")
     for grad, other, like in zip(grads, expected_grads, (quantiles, targets), strict=True):
+        if other is None:
+            assert grad is None
+            continue
         assert grad.dtype == like.dtype
         assert_near(grad, other, "gradient")
 
@@ -79,6 +82,37 @@ def test_value_and_every_gradient(shape, kappa, reduction):
 def test_every_cpu_variant(kappa, variant):
     for rows, *sizes in SHAPES:
         assert_is_reference(*both((rows,), *sizes), kappa=kappa)
+
+
+# Long rows are sorted, from 512 targets on, and from 1024 where targets have a gradient.
+LONG_SHAPES = [(3, 70, 600), (2, 513, 512), (2, 1025, 1040)]
+
+
+@pytest.mark.parametrize("kappa", KAPPAS)
+@pytest.mark.parametrize("kind", ["random", "ties", "sorted", "wide"])
+def test_long_rows(kappa, kind, variant):
+    for rows, *sizes in LONG_SHAPES:
+        quantiles, targets = both((rows,), *sizes)
+        if kind == "ties":
+            # Many differences of exactly 0 and +-kappa.
+            quantiles, targets = ((x * 2).round() * (kappa or 1.0) for x in (quantiles, targets))
+        elif kind == "sorted":
+            quantiles, targets = (x.sort(-1).values for x in (quantiles, targets))
+        elif kind == "wide":
+            # So wide against kappa that differences of running sums would lose it.
+            quantiles, targets = quantiles * 1e7, targets * 1e7
+        assert_is_reference(quantiles, targets, kappa=kappa)
+        assert_is_reference(quantiles, targets, kappa=kappa, target_grad=False)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_long_rows_that_are_not_finite(number):
+    quantiles, targets = both((3,), 20, 600)
+    targets[1, 5] = number
+    loss, expected = (
+        f(quantiles, targets) for f in (quantile_huber_loss, reference.quantile_huber_loss)
+    )
+    torch.testing.assert_close(loss, expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("kappa", [1e-38, 1e-20, 1e4, 1e30])
@@ -160,7 +194,11 @@ def test_what_is_not_finite_stays_in_its_row(kappa, place, number):
     )
     assert loss[[0, 2]].isfinite().all()
     assert loss[1].isnan() if number != number else loss[1] == float("inf")
-    for grad in (quantile_grad, target_grad):
+    # Without a gradient of the targets the slopes are found in another way.
+    _, alone, _, _ = loss_and_gradients(
+        quantile_huber_loss, quantiles, targets, kappa=kappa, target_grad=False
+    )
+    for grad in (quantile_grad, target_grad, alone):
         assert grad[[0, 2]].isfinite().all()
         # A slope is bounded, so only a NaN reaches the gradient.
         assert grad[1].isnan().any() == (number != number)

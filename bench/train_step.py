@@ -1,0 +1,111 @@
+"""Processor seconds of each stage of a training step on the shipped policy, printed as JSON.
+
+One rollout is collected and every arm learns from it in turn, so that what differs is the arm. The
+environment of the process decides which kernels run, see DFPO_KERNELS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+
+import torch
+from accelerate import Accelerator
+from transformers.utils import logging
+
+from dfpo.config import build_config
+from dfpo.critic import build_critic
+from dfpo.data import training_rows
+from dfpo.noise import Noise
+from dfpo.policy import SHIPPED_POLICY, load_policy
+from dfpo.rewards import Reward
+from dfpo.rollout import collect
+from dfpo.targets import compute_targets
+from dfpo.tasks import reward
+from dfpo.update import update
+
+ARMS = {
+    "ppo": {"algorithm": "ppo"},
+    "dfpo Q32": {"algorithm": "dfpo", "critic.num_quantiles": 32},
+    "dfpo Q64": {"algorithm": "dfpo", "critic.num_quantiles": 64},
+}
+SHARED = {"critic.warmup_epochs": 1, "critic.return_low": 0, "critic.return_high": 1}
+VERIFIER = Reward(("verifier",), (reward,), (1.0,))
+STAGES = ("rollout", "estimate", "targets", "critic update", "policy update")
+
+
+class Arm:
+    """What one algorithm needs to take the step again and again."""
+
+    def __init__(self, settings: dict) -> None:
+        # One pass in the warm-up too, where the critic alone is updated.
+        self.config = build_config({**settings, **SHARED})
+        self.policy, self.tokenizer = load_policy(SHIPPED_POLICY)
+        self.critic = build_critic(self.policy, self.config)
+        self.optimizers = [
+            torch.optim.AdamW(model.parameters(), lr=0.0) for model in (self.policy, self.critic)
+        ]
+        self.accelerator = Accelerator(cpu=True)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def collect(self):
+        rows = training_rows(0, 0, self.config.rollout.prompts)
+        return collect(
+            self.policy, self.policy, self.tokenizer, rows, VERIFIER, Noise(), self.config, 0
+        )
+
+    def learn(self, rollout, seconds: dict[str, list[float]]) -> None:
+        """Every stage but the rollout; appends to ``seconds``."""
+        marks = [time.process_time()]
+        estimate = self.critic.estimate(rollout.samples, self.generator)
+        marks.append(time.process_time())
+        targets = compute_targets(rollout, estimate, self.config, 0)
+        marks.append(time.process_time())
+        for train_policy in (False, True):
+            update(
+                self.accelerator, self.policy, self.critic, *self.optimizers, rollout, targets,
+                self.config, self.generator, train_policy=train_policy,
+            )  # fmt: skip
+            marks.append(time.process_time())
+        spans = [end - start for start, end in zip(marks, marks[1:], strict=False)]
+        # The second update did the critic's part again.
+        spans[3] -= spans[2]
+        for stage, span in zip(STAGES[1:], spans, strict=True):
+            seconds[stage].append(span)
+
+
+def measure(names: list[str], rounds: int) -> dict[str, dict[str, float]]:
+    """Arm -> stage -> median seconds; the rollout is the same for all."""
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    arms = {name: Arm(ARMS[name]) for name in names}
+    first = arms[names[0]]
+    started = time.process_time()
+    rollout = first.collect()
+    rollout_seconds = [time.process_time() - started]
+    seconds = {name: defaultdict(list) for name in names}
+    for arm in arms.values():
+        arm.learn(rollout, defaultdict(list))
+    for _ in range(rounds):
+        started = time.process_time()
+        first.collect()
+        rollout_seconds.append(time.process_time() - started)
+        for name, arm in arms.items():
+            arm.learn(rollout, seconds[name])
+    shared = statistics.median(rollout_seconds)
+    return {
+        name: {"rollout": shared} | {k: statistics.median(v) for k, v in stages.items()}
+        for name, stages in seconds.items()
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("arms", nargs="*", default=list(ARMS))
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    print(json.dumps(measure(options.arms, options.rounds)))
