@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+
 import pytest
 import torch
 import torchdiffeq
@@ -97,3 +100,21 @@ def bench_flow_velocity(race):
         floors={"silu": lambda: _cpu.silu_floor(EVALUATIONS // STEPS)},
         evaluations=EVALUATIONS // STEPS,
     )  # fmt: skip
+
+
+def bench_threads(benchmark, threads):
+    """In wall time, since threads save waiting and not work; one and two take turns."""
+    field, base = make_field(ROWS, WIDTH, False), make_particles(ROWS, QUANTILES)
+    seconds = {1: [], 2: []}
+    before = torch.get_num_threads()
+    try:
+        for _ in range(15):
+            for count, found in seconds.items():
+                torch.set_num_threads(count)
+                started = time.perf_counter()
+                integrate_flow(field, base, steps=STEPS)
+                found.append(time.perf_counter() - started)
+        benchmark.pedantic(integrate_flow, (field, base), {"steps": STEPS}, rounds=3)
+    finally:
+        torch.set_num_threads(before)
+    threads.update({count: statistics.median(found) * 1e3 for count, found in seconds.items()})

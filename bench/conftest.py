@@ -49,6 +49,8 @@ class Case:
 CASES: list[Case] = []
 # Arm -> stage -> seconds, see bench_train_step.py.
 STEPS: dict[str, dict[str, float]] = {}
+# Number of threads -> median wall milliseconds of integrate_flow, see bench_threads.
+THREADS: dict[int, float] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -122,6 +124,12 @@ def steps() -> dict[str, dict[str, float]]:
 
 
 @pytest.fixture
+def threads() -> dict[int, float]:
+    """Where bench_threads leaves its times."""
+    return THREADS
+
+
+@pytest.fixture
 def race(benchmark: Any) -> Callable:
     """race(op, size, calls, expected): checks and times ``calls``, of which "dfpo" is ours.
 
@@ -186,6 +194,9 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             if ratio < 1
         ]
         write("We lose: " + ("; ".join(losing) if losing else "in no cell."))
+    if THREADS:
+        gain = THREADS[1] / THREADS[2]
+        write(f"integrate_flow on two threads: {gain:.2f}x faster than on one, in wall time")
     if config.getoption("--save") and CASES:
         save(write)
 
@@ -225,6 +236,7 @@ def save(write: Callable[[str], None]) -> None:
     path = Path(__file__).parent / "results" / f"{slug}.json"
     path.parent.mkdir(exist_ok=True)
     result = {"machine": machine(), "cases": [asdict(case) for case in CASES], "steps": STEPS}
+    result["integrate_flow wall ms by threads"] = THREADS
     path.write_text(json.dumps(result, indent=1) + "\n")
     picture = Path(__file__).parents[1] / "docs" / "bench.png"
     draw(result, picture)
