@@ -5,10 +5,12 @@ import os
 import resource
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from dfpo import checkpoint
 from dfpo.cli import main
@@ -61,6 +63,8 @@ def in_child(words, watch=None, limit=None):
             # Its own record of what it says.
             log = Path(os.environ["CHILD_LOG"]).open("w", buffering=1)  # noqa: SIM115
             sys.stdout = sys.stderr = log
+            # tqdm's own lock is shared with forks: killed with it, the child would stop us too.
+            tqdm.set_lock(threading.RLock())
             if limit:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
             status = main(words)
