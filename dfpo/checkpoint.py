@@ -54,8 +54,6 @@ def save(setup: Setup, progress: Progress) -> None:
         for path in partial.rglob("*"):
             if path.is_file():
                 _sync(path)
-        # A resumed run that starts where it stood writes the same step again.
-        shutil.rmtree(whole, ignore_errors=True)
         os.replace(partial, whole)
     # torch and safetensors report a full disk as errors of their own.
     except (OSError, RuntimeError, SafetensorError) as error:

@@ -93,10 +93,7 @@ def domain_of(row: Row) -> str:
 
 def _from_files(config: Config) -> Source:
     rows = read_rows("data", Path(config.data))
-    held_out: Held = {}
-    if not config.eval.prompts:
-        pass
-    elif config.eval_data is not None:
+    if config.eval_data is not None:
         held_out = _by_domain(read_rows("eval_data", Path(config.eval_data)), config)
     else:
         # Nothing is held out: the same measure on prompts that training sees, and called so.
@@ -122,6 +119,8 @@ def _by_domain(rows: list[Row], config: Config) -> Held:
     """At most ``eval.prompts`` rows per domain and split, drawn by ``eval.seed``; rows whose
     column ``split`` is "ood" are out of domain, all others in domain."""
     held: Held = {}
+    if not config.eval.prompts:
+        return held
     for split in SPLITS:
         for row in rows:
             if (row.get("split") == "ood") == (split == "ood"):
