@@ -33,6 +33,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         "arXiv 2602.05890 with the forms of 2512.03847 and 2510.07650",
         {
             "critic.channels": 1,
+            "critic.location": False,
             "critic.readout": "one_step",
             "critic.coupling": "shared_noise",
             "critic.weight_mode": "vf",

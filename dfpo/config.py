@@ -180,6 +180,11 @@ class CriticConfig:
         "euler", "solver of the readout", choices=("euler", "midpoint", "heun", "rk4")
     )
     channels: int = option(2, "2: velocity and one-step map; 1: velocity alone", low=1, high=2)
+    location: bool = option(
+        True,
+        "the law's mean is a linear value that learns as PPO's does, and the flow leaves the trunk "
+        "alone; false: all terms train the trunk, and the mean is the flow's",
+    )
     readout: str = option(
         "flow",
         "values from the integrated flow, or from one Euler step",

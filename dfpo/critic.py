@@ -26,6 +26,10 @@ from dfpo_kernels.nn import ValueFlowHead, build_conditioner
 
 
 class Critic(Protocol):
+    def parts(self) -> list[list[nn.Parameter]]:
+        """Parameters in parts that share no gradient: each is clipped by its own norm."""
+        ...
+
     def estimate(self, samples: Samples, generator: torch.Generator) -> Estimate | None: ...
 
     def loss(
@@ -82,6 +86,9 @@ class _TrunkCritic(nn.Module):
     def __init__(self, trunk: PreTrainedModel) -> None:
         super().__init__()
         self.trunk = trunk
+
+    def parts(self) -> list[list[nn.Parameter]]:
+        return [list(self.parameters())]
 
     def hidden(self, samples: Samples) -> Tensor:
         length = samples.mask.shape[1]
@@ -206,6 +213,9 @@ class ValueFlowCritic(_TrunkCritic):
         self.head = head
         self.coefs = config.coef
 
+    def parts(self) -> list[list[nn.Parameter]]:
+        return self.head.apart(self.parameters())
+
     @torch.no_grad()
     def estimate(self, samples: Samples, generator: torch.Generator) -> Estimate:
         velocity, one_step = self.head.fields(self.hidden(samples))
@@ -237,6 +247,7 @@ class ValueFlowCritic(_TrunkCritic):
             coefs=self.coefs,
             base=targets.base,
             spread=targets.spread,
+            target_mean=targets.mean,
             path=targets.path,
             generator=generator,
             most_tokens=most_tokens,

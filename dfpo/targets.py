@@ -36,6 +36,7 @@ class Targets:
     advantages: Tensor  # [B, T], what the policy's loss takes; 0 off the answer
     raw_advantages: Tensor  # [B, T], before bounds and whitening
     quantiles: Tensor | None  # [B, T, Q], what the critic regresses to
+    mean: Tensor | None  # [B, T], the expected return at target.target_lam
     spread: Tensor | None  # [B, T], standard deviation of the estimate
     base: Tensor | None  # [B, T, Q]
     path: PathTargets | None  # [B, T]
@@ -55,7 +56,7 @@ def compute_targets(
     """Advantages, bounded and whitened as the configuration asks, and critic targets."""
     mask = rollout.samples.mask
     if estimate is None:
-        raw, targets = group_advantages(rollout, config), (None,) * 4
+        raw, targets = group_advantages(rollout, config), (None,) * 5
     else:
         rewards, last = token_rewards(rollout, config, estimate)
         raw, targets = value_targets(rollout, estimate, rewards, last, config, step)
@@ -154,17 +155,18 @@ def value_targets(
         raw = distributional_gae(
             rewards, values, mask, lam=settings.lam, **shared | {"bootstrap": final}
         )[0].squeeze(-1)
+    mean = targets.mean(-1)
     if settings.kind == "lambda_mixture":
         targets = lambda_mixture_targets(
             rewards, estimate.quantiles, mask,
             lam=settings.target_lam, seed=config.seed, rows=rollout.sample_ids, **shared,
         )  # fmt: skip
     elif settings.kind == "expected":
-        targets = targets.mean(-1, keepdim=True).expand_as(targets)
+        targets = mean.unsqueeze(-1).expand_as(targets)
     path = None
     if estimate.field is not None:
         path = path_targets(estimate.field, rewards, mask, rollout.sample_ids, config, step)
-    return raw, (targets, estimate.quantiles.std(-1, correction=0), estimate.base, path)
+    return raw, (targets, mean, estimate.quantiles.std(-1, correction=0), estimate.base, path)
 
 
 def whiten(advantages: Tensor, mask: Tensor) -> Tensor:  # [B, T]

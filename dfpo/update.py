@@ -6,7 +6,7 @@ from collections import defaultdict
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dfpo.config import Config
@@ -35,6 +35,7 @@ def update(
     sums: dict[str, list[Tensor]] = defaultdict(list)
     count = rollout.samples.mask.shape[0]
     longest = sorted(rollout.lengths, reverse=True)
+    parameters = [p for group in policy_optimizer.param_groups for p in group["params"]]
     epochs = config.policy.epochs if train_policy else config.critic.warmup_epochs
     for _ in range(epochs):
         order = torch.randperm(count, generator=generator, device=generator.device)
@@ -46,13 +47,13 @@ def update(
             if critic_optimizer is not None:
                 most = sum(longest[: len(rows)])
                 loss, terms = critic.loss(samples, batch, generator, most)
-                norm = _step(accelerator, critic_optimizer, loss, config)
+                norm = _step(accelerator, critic_optimizer, loss, critic.parts(), config)
                 found |= {"loss/critic": loss, "grad_norm/critic": norm}
                 found |= {f"critic/{name}": term for name, term in terms.items()}
             if train_policy:
                 old, ref = rollout.old_logprobs[rows], rollout.ref_logprobs[rows]
                 loss, metrics = policy_loss(policy, critic, samples, batch, old, ref, config)
-                norm = _step(accelerator, policy_optimizer, loss, config)
+                norm = _step(accelerator, policy_optimizer, loss, [parameters], config)
                 found |= {"loss/policy": loss, "grad_norm/policy": norm}
                 found |= {f"policy/{name}": value for name, value in metrics.items()}
             for name, value in found.items():
@@ -94,13 +95,19 @@ def policy_loss(
 
 
 def _step(
-    accelerator: Accelerator, optimizer: torch.optim.Optimizer, loss: Tensor, config: Config
+    accelerator: Accelerator,
+    optimizer: torch.optim.Optimizer,
+    loss: Tensor,
+    parts: list[list[nn.Parameter]],
+    config: Config,
 ) -> Tensor:
-    """One clipped optimiser step, left out where the gradient is not finite. Returns its norm."""
+    """One clipped optimiser step, left out where the gradient is not finite. Returns its norm,
+    over all parts, each of which is clipped by its own."""
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = accelerator.clip_grad_norm_(parameters, config.policy.max_grad_norm)
+    clip = config.policy.max_grad_norm
+    norms = [accelerator.clip_grad_norm_(part, clip) for part in parts]
+    norm = torch.stack(norms).norm()
     # The fused optimiser reads the flag on the device, where asking for it here would wait.
     fused = getattr(optimizer, "optimizer", optimizer)
     fused.grad_scale, fused.found_inf = None, (~torch.isfinite(norm)).float()

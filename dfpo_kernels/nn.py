@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 
 import torch
@@ -14,6 +14,7 @@ from dfpo_kernels import value_flow_losses as losses
 from dfpo_kernels.counted_tokens import counted_tokens
 from dfpo_kernels.field import FlowField
 from dfpo_kernels.integrate_flow import flow_velocity, integrate_flow
+from dfpo_kernels.location import move_to_mean
 from dfpo_kernels.quantile_huber_loss import quantile_huber_loss
 
 __all__ = ["PathTargets", "ValueFlowCoefs", "ValueFlowHead", "base_grid"]
@@ -103,13 +104,20 @@ class ValueFlowHead(nn.Module):
     """Conditional value flow: a conditioner run once per token, and two ridge fields.
 
         c = silu(Linear(silu(Linear(LayerNorm(h)))))
-        bias = W_a c + a_0,   gain = w + W_g c,   offset = W_b c          (per channel)
+        bias = W_a c + a_0,   gain = w + W_g c (per channel),   offset = W_b h + b_0
         velocity(z, s) = offset + sum_w gain_w silu(bias_w + z_weight_w z + time_weight_w s)
 
     Channel V is the velocity that carries base noise N(0, 1) at flow time 0 to the return at
     flow time 1. Channel G is the displacement of one Euler step from flow time 0, so that
-    eps + G(eps) is a quantile without a solver. They share everything but gain and offset. With
+    eps + G(eps) is a quantile without a solver. They share everything but the gain. With
     ``channels=1`` G is V at flow time 0.
+
+    The offset is the location of the law: a linear value that learns the mean return by ``mean``
+    alone, as PPO's critic does, and the only path of a gradient into ``hidden``. The flow shapes
+    the law around it, and every readout is moved so that its mean is the location
+    (``move_to_mean``). Taught together on shared features, the terms of the flow drown the mean
+    under noisy rewards. With ``location=False`` the offsets (per channel, of c) are part of the
+    flow, all terms reach ``hidden``, and the mean is whatever the quantiles' is.
 
     Inside, returns are z = (G - return_mean) / return_scale; all that goes in and out is in units
     of return. The field starts at zero: before training the quantiles are those of
@@ -124,6 +132,7 @@ class ValueFlowHead(nn.Module):
         return_mean, return_scale: affine map to flow units, for example 0.5, 0.5 for {0, 1}.
         return_range: known bounds (low, high) of the return; quantiles and targets are clipped.
         channels: 2 (V and G) or 1.
+        location: whether the mean is learned apart from the flow.
         readout: "flow" integrates V; "one_step" is base + G(base).
         coupling: how targets meet base noise in training: "quantile" sorts both (the optimal
             one-dimensional transport), "shared_noise" keeps the index and the given base.
@@ -153,6 +162,7 @@ class ValueFlowHead(nn.Module):
         return_scale: float = 1.0,
         return_range: tuple[float, float] | None = None,
         channels: int = 2,
+        location: bool = True,
         readout: str = "flow",
         coupling: str = "quantile",
         weight_mode: str = "none",
@@ -178,6 +188,7 @@ class ValueFlowHead(nn.Module):
         if return_range is not None and not return_range[0] < return_range[1]:
             raise ValueError(f"return_range: is {return_range}, must be (low, high), low < high")
         self.num_quantiles, self.width, self.channels = num_quantiles, width, channels
+        self.location = location
         self.steps, self.method, self.readout = steps, method, readout
         self.return_mean, self.return_scale = return_mean, return_scale
         self.return_range = return_range
@@ -190,7 +201,7 @@ class ValueFlowHead(nn.Module):
         self.conditioner = build_conditioner(hidden_size, size)
         self.bias = nn.Linear(size, width)
         self.gain = nn.Linear(size, channels * width)
-        self.offset = nn.Linear(size, channels)
+        self.offset = nn.Linear(hidden_size, 1) if location else nn.Linear(size, channels)
         self.z_weight = nn.Parameter(torch.empty(width))
         self.time_weight = nn.Parameter(torch.empty(width))
         self.register_buffer("base", base_grid(num_quantiles), persistent=False)
@@ -205,15 +216,18 @@ class ValueFlowHead(nn.Module):
         # Not exactly zero: zero would leave the trunk without a gradient at the first step.
         nn.init.normal_(self.gain.weight, std=1e-2 / math.sqrt(self.gain.in_features))
         nn.init.zeros_(self.gain.bias)
-        nn.init.zeros_(self.offset.weight)
+        nn.init.normal_(
+            self.offset.weight, std=1e-2 / math.sqrt(self.offset.in_features) * self.location
+        )
         nn.init.zeros_(self.offset.bias)
 
     def fields(self, hidden: Tensor) -> tuple[FlowField, FlowField]:
         """Fields V and G of each token; hidden [..., D] -> bias, gain [..., W], offset [...]."""
-        condition = self.conditioner(hidden)
+        condition = self.conditioner(hidden.detach() if self.location else hidden)
         bias = self.bias(condition)
         gains = self.gain(condition).split(self.width, dim=-1)
-        offsets = self.offset(condition).unbind(-1)
+        offset = self.offset(hidden if self.location else condition)
+        offsets = offset.expand(*offset.shape[:-1], self.channels).unbind(-1)
         velocity, one_step = (
             FlowField(bias, gains[c], offsets[c], self.z_weight, self.time_weight)
             for c in (0, self.channels - 1)
@@ -230,14 +244,26 @@ class ValueFlowHead(nn.Module):
             z = integrate_flow(velocity, base, steps=self.steps, method=self.method)
         else:
             z = base + flow_velocity(one_step, self._expand(base, one_step), 0.0)
-        value = self._clip(z * self.return_scale + self.return_mean)
+        value = self._returns(z, velocity)
         return value.sort(-1).values if self.coupling == "quantile" else value
 
     def one_step(self, hidden: Tensor) -> Tensor:
         """Quantiles by one evaluation of G, for inference: [..., D] -> [..., Q]."""
         _, field = self.fields(hidden)
         z = self.base + flow_velocity(field, self._expand(self.base, field), 0.0)
-        return self._clip(z * self.return_scale + self.return_mean).sort(-1).values
+        return self._returns(z, field).sort(-1).values
+
+    def apart(self, parameters: Iterable[nn.Parameter]) -> list[list[nn.Parameter]]:
+        """``parameters``, a critic's with this head, in parts that share no gradient: what the
+        location reaches, and the flow around it; one part without a location. A trainer that clips
+        gradients by norm should clip each by its own, or the flow's scales the mean's down."""
+        own = (self.conditioner, self.bias, self.gain)
+        law = [*(p for module in own for p in module.parameters()), self.z_weight, self.time_weight]
+        ids = set(map(id, law)) if self.location else set()
+        parts = [], []
+        for parameter in parameters:
+            parts[id(parameter) in ids].append(parameter)
+        return [part for part in parts if part]
 
     def loss(
         self,
@@ -248,6 +274,7 @@ class ValueFlowHead(nn.Module):
         coefs: ValueFlowCoefs | None = None,
         base: Tensor | None = None,  # [..., Q]
         spread: Tensor | None = None,  # [...]
+        target_mean: Tensor | None = None,  # [...]
         path: PathTargets | None = None,
         generator: torch.Generator | None = None,
         most_tokens: int | None = None,
@@ -265,6 +292,9 @@ class ValueFlowHead(nn.Module):
             coefs: weights of the terms; default ``ValueFlowCoefs()``.
             base: base noise the targets were made with, needed by coupling "shared_noise".
             spread: standard deviation of the estimate per token, needed by ``weight_mode``.
+            target_mean: expected return of each token, [...], for the term ``mean``; default the
+                mean of ``target_quantiles``. That of GAE is better where targets are drawn: a
+                mixture's horizons, one draw a quantile, add a fifth to the variance of the mean.
             path: flows of later states, needed by ``coefs.path``.
             generator: source of flow times and base noise.
             most_tokens: the number of unmasked tokens, where the host knows it; a larger number
@@ -291,14 +321,21 @@ class ValueFlowHead(nn.Module):
         if not len(hidden):
             return hidden.sum(), {}
         velocity, one_step = self.fields(hidden)
-        y = self._clip(at(target_quantiles).detach().float()) - self.return_mean
-        y = y / self.return_scale
+        y = self._flow_units(at(target_quantiles))
+        expected = y if target_mean is None else self._flow_units(at(target_mean)).unsqueeze(-1)
         eps = self._training_base(y, at(base) if base is not None else None, generator)
         if self.coupling == "quantile":
             y = y.sort(-1).values
         weight = self._uncertainty_weight(at(spread) if spread is not None else None, mean)
 
         terms: dict[str, Tensor] = {}
+        if self.location:
+            if not coefs.mean:
+                raise ValueError("mean: is 0, must be above 0: the location learns by it alone")
+            terms["mean"] = losses.token_mean_loss(velocity.offset.unsqueeze(-1), expected)
+            velocity, one_step = (
+                f._replace(offset=f.offset.detach()) for f in (velocity, one_step)
+            )
         if coefs.anchor or coefs.path:
             # One flow time per token, shared by its quantiles and by both matching terms.
             time = torch.rand(y.shape[0], generator=generator, device=y.device)
@@ -320,17 +357,17 @@ class ValueFlowHead(nn.Module):
             x, target = self.path_point(eps, late, path)
             error = (flow_velocity(velocity, x, late) - target).square().mean(-1)
             terms["path"] = weight * torch.where(path.mask != 0, error, 0.0)
-        terms |= self._endpoint_terms(velocity, one_step, y, eps, coefs)
+        terms |= self._endpoint_terms(velocity, one_step, y, expected, eps, coefs)
         means = {name: mean(term) for name, term in terms.items()}
         loss = sum(getattr(coefs, name) * term for name, term in means.items())
         return loss, {name: term.detach() for name, term in means.items()}
 
     def _endpoint_terms(
-        self, velocity: FlowField, one_step: FlowField, y: Tensor, eps: Tensor,
-        coefs: ValueFlowCoefs,
+        self, velocity: FlowField, one_step: FlowField, y: Tensor, expected: Tensor,
+        eps: Tensor, coefs: ValueFlowCoefs,
     ) -> dict[str, Tensor]:  # fmt: skip
         """Terms on the one-step quantiles q = base + G(base), in flow units; y [R, Q] is in
-        ascending order under quantile coupling."""
+        ascending order under quantile coupling, and its mean is that of expected [R, *]."""
         base = self._expand(self.base, one_step) if self.coupling == "quantile" else eps
         q = base + flow_velocity(one_step, base, 0.0)
         terms: dict[str, Tensor] = {}
@@ -342,8 +379,8 @@ class ValueFlowHead(nn.Module):
             terms["consistency"] = (q - z).square().mean(-1)
         if coefs.quantile:
             terms["quantile"] = quantile_huber_loss(q, y, kappa=self.kappa / self.return_scale)
-        if coefs.mean:
-            terms["mean"] = losses.token_mean_loss(q, y)
+        if coefs.mean and not self.location:
+            terms["mean"] = losses.token_mean_loss(q, expected)
         if coefs.mean_shift:
             terms["mean_shift"] = losses.mean_shift_loss(q, y)
         if coefs.risk or coefs.tail_shape:
@@ -408,14 +445,26 @@ class ValueFlowHead(nn.Module):
     def _expand(self, base: Tensor, field: FlowField) -> Tensor:
         return base.expand(*field.offset.shape, base.shape[-1])
 
+    def _returns(self, z: Tensor, field: FlowField) -> Tensor:
+        """Returns of flow endpoints z [..., Q], within their range and about their location."""
+        if self.location:
+            z = move_to_mean(z, field.offset, self._flow_range())
+        return self._clip(z * self.return_scale + self.return_mean)
+
+    def _flow_units(self, target: Tensor) -> Tensor:
+        return (self._clip(target.detach().float()) - self.return_mean) / self.return_scale
+
     def _clip(self, value: Tensor) -> Tensor:
         return value if self.return_range is None else value.clamp(*self.return_range)
 
     def _clip_flow(self, z: Tensor) -> Tensor:
+        return z if self.return_range is None else z.clamp(*self._flow_range())
+
+    def _flow_range(self) -> tuple[float, float] | None:
         if self.return_range is None:
-            return z
+            return None
         low, high = ((b - self.return_mean) / self.return_scale for b in self.return_range)
-        return z.clamp(low, high)
+        return low, high
 
     def extra_repr(self) -> str:
         return (

@@ -108,7 +108,7 @@ def fit(
     accelerator: Accelerator,
 ) -> float:
     """Passes over the answers, ``size`` rows a step; returns the mean loss."""
-    losses = []
+    losses, parts = [], critic.head.apart(critic.parameters())
     for _ in range(config.epochs):
         order = torch.randperm(len(targets), generator=draws, device=targets.device)
         for rows in order.split(size):
@@ -123,7 +123,8 @@ def fit(
             for parameter in critic.parameters():
                 grad = parameter.grad if parameter.grad is not None else parameter.new_zeros(())
                 parameter.grad = accelerator.reduce(grad.expand_as(parameter), "mean")
-            nn.utils.clip_grad_norm_(critic.parameters(), config.max_grad_norm)
+            for parameters in parts:
+                nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             optimizer.step()
             losses.append(loss.item())
     return sum(losses) / len(losses)

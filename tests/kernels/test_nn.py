@@ -9,13 +9,15 @@ import torch
 
 from dfpo_kernels import FlowField, integrate_flow
 from dfpo_kernels import value_flow_losses as losses
+from dfpo_kernels.location import move_to_mean
 from dfpo_kernels.nn import PathTargets, ValueFlowCoefs, ValueFlowHead, base_grid
 
 D, Q = 8, 16
 HALF = {"return_mean": 0.5, "return_scale": 0.5, "return_range": (0.0, 1.0)}
 # The literal preset of the summaries: one field, one Euler step, shared noise, tail means.
 LITERAL = {
-    "channels": 1, "readout": "one_step", "coupling": "shared_noise", "risk_form": "tail_mean",
+    "channels": 1, "location": False, "readout": "one_step", "coupling": "shared_noise",
+    "risk_form": "tail_mean",
 }  # fmt: skip
 LITERAL_COEFS = ValueFlowCoefs(consistency=0.1, quantile=0.0, mean=0.0, mean_shift=0.05)
 
@@ -273,6 +275,81 @@ def test_laws_of_a_chain_are_recovered():
         found = readout(states).detach().numpy()
         for quantiles, law in zip(found, (0.05 + 0.9 * second, second), strict=True):
             assert scipy.stats.wasserstein_distance(quantiles, law) < 0.05
+
+
+def test_a_law_moves_to_its_mean_by_hand():
+    q = torch.tensor([0.0, 1.0, 2.0, 3.0])
+    assert move_to_mean(q, torch.tensor(1.0)).tolist() == [-0.5, 0.5, 1.5, 2.5]
+    # Within [0, 1], of (-1, 0, 1, 2): as it is (0, 0, 1, 1); a fifth more than 1 on it is
+    # (.2, 1, 1, 1), mean .8; half on it (0, .5, 1, 1), mean .625.
+    q, bounds = q - 1, (0.0, 1.0)
+    for mean, law in (
+        (0.5, [0, 0, 1, 1]), (0.8, [0.2, 1, 1, 1]), (0.625, [0, 0.5, 1, 1]),
+        (-3.0, [0, 0, 0, 0]), (1.0, [1, 1, 1, 1]), (7.0, [1, 1, 1, 1]),
+    ):  # fmt: skip
+        moved = move_to_mean(q, torch.tensor(mean), bounds)
+        torch.testing.assert_close(moved, torch.tensor(law, dtype=torch.float32), atol=1e-6, rtol=0)
+
+
+def test_moved_laws_have_their_mean_and_order_and_gradients():
+    bounds, q = (-1.0, 1.0), 3 * torch.randn(50, 7)
+    mean = torch.linspace(-1, 1, 50)
+    moved = move_to_mean(q, mean, bounds)
+    torch.testing.assert_close(moved.mean(-1), mean, atol=1e-6, rtol=0)
+    assert moved.min() >= -1 and moved.max() <= 1
+    ordered = move_to_mean(q.sort(-1).values, mean, bounds)
+    torch.testing.assert_close(ordered, moved.sort(-1).values, atol=1e-5, rtol=0)
+    inputs = q[5:9].double().requires_grad_(), mean[5:9].double().requires_grad_()
+    for known in (None, bounds):
+        assert torch.autograd.gradcheck(lambda *x, known=known: move_to_mean(*x, known), inputs)
+
+
+def test_the_location_learns_the_mean_and_nothing_else_reaches_the_trunk():
+    """The gradient into the hidden states is that of (W h + b - mean y)^2, by hand."""
+    head = ValueFlowHead(D, Q, **HALF)
+    hidden, targets = torch.randn(5, D, requires_grad=True), torch.rand(5, Q)
+    loss, terms = head.loss(hidden, targets, torch.ones(5))
+    loss.backward()
+    error = hidden @ head.offset.weight[0] + head.offset.bias - (2 * targets - 1).mean(-1)
+    assert terms["mean"].item() == pytest.approx(error.square().mean().item(), rel=1e-5)
+    by_hand = 2 * error.unsqueeze(-1) * head.offset.weight / 5
+    torch.testing.assert_close(hidden.grad, by_hand, atol=1e-7, rtol=1e-4)
+    first, law = head.apart(head.parameters())
+    assert {id(p) for p in first} == {id(p) for p in head.offset.parameters()}
+    assert all(p.grad.abs().sum() > 0 for p in law)
+    joint = ValueFlowHead(D, Q, location=False)
+    assert [len(part) for part in joint.apart(joint.parameters())] == [
+        len(list(joint.parameters()))
+    ]
+
+
+def test_the_location_prefers_a_given_mean():
+    head = ValueFlowHead(D, Q, **HALF)
+    inputs = torch.randn(3, D), torch.rand(3, Q), torch.ones(3)
+    _, terms = head.loss(*inputs, target_mean=torch.tensor([0.5, 2.0, -7.0]))
+    location = head.offset(inputs[0]).squeeze(-1)
+    # In flow units .5, 1 and 0 of the range [0, 1] are 0, 1 and -1.
+    error = location - torch.tensor([0.0, 1.0, -1.0])
+    assert terms["mean"].item() == pytest.approx(error.square().mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+def test_every_readout_has_the_location_as_its_mean(bounds):
+    head = ValueFlowHead(D, Q, return_mean=0.5, return_scale=0.5, return_range=bounds)
+    torch.nn.init.normal_(head.gain.weight, std=0.3)
+    torch.nn.init.normal_(head.offset.weight, std=0.2)
+    hidden = torch.randn(40, D)
+    mean = 0.5 + 0.5 * head.offset(hidden).squeeze(-1)
+    mean = mean if bounds is None else mean.clamp(*bounds)
+    for quantiles in (head(hidden), head.one_step(hidden)):
+        torch.testing.assert_close(quantiles.mean(-1), mean, atol=1e-5, rtol=1e-5)
+
+
+def test_a_location_needs_its_term():
+    with pytest.raises(ValueError, match="mean"):
+        ValueFlowHead(D, Q).loss(
+            torch.randn(2, D), torch.rand(2, Q), torch.ones(2), coefs=ValueFlowCoefs(mean=0.0)
+        )
 
 
 @pytest.mark.parametrize(

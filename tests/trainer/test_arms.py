@@ -80,7 +80,7 @@ def test_what_does_not_go_together(settings, said):
 
 def targets_for(mask, quantiles):
     zeros = torch.zeros(mask.shape)
-    return Targets(zeros, zeros, quantiles, zeros, None, None)
+    return Targets(zeros, zeros, quantiles, None, zeros, None, None)
 
 
 class Known(QuantileCritic):

@@ -36,7 +36,7 @@ def generator():
 def targets_for(samples, values):
     quantiles = values.expand(*samples.mask.shape, values.shape[-1])
     zeros = torch.zeros(samples.mask.shape)
-    return Targets(zeros, zeros, quantiles, zeros, None, None)
+    return Targets(zeros, zeros, quantiles, None, zeros, None, None)
 
 
 @pytest.mark.parametrize("algorithm", ["dfpo", "ppo"])

@@ -1,5 +1,6 @@
 """One update: the direction it moves the policy, and what leaves it alone."""
 
+import copy
 import dataclasses
 import json
 
@@ -75,7 +76,9 @@ def test_the_policy_moves_towards_what_was_better(parts):
 
 def test_the_critic_moves_towards_its_targets(parts):
     policy, critic, rollout, targets = parts
-    high = dataclasses.replace(targets, quantiles=torch.ones_like(targets.quantiles))
+    high = dataclasses.replace(
+        targets, quantiles=torch.ones_like(targets.quantiles), mean=torch.ones_like(targets.mean)
+    )
     mask, draws = rollout.samples.mask, torch.Generator()
     before = critic.estimate(rollout.samples, draws).quantiles[mask].mean()
     step(policy, critic, rollout, high)
@@ -104,3 +107,23 @@ def test_a_gradient_that_is_not_finite_is_skipped_and_logged(parts, tmp_path):
     record = json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=refuse)
     assert record["loss/policy"] is None
     assert record["loss/critic"] == metrics["loss/critic"]
+
+
+def test_parts_of_a_critic_are_clipped_apart(parts):
+    """A flow whose gradient is huge leaves the mean's step as it was; clipped together, the mean's
+    gradient would be scaled to nothing."""
+    policy, critic, rollout, targets = parts
+    means = []
+    for scale in (1.0, 1e6):
+        trained = copy.deepcopy(critic)
+        coefs = dataclasses.replace(critic.coefs, anchor=scale)
+        trained.coefs = coefs
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, fused=True)
+        update(
+            Accelerator(cpu=True), policy, trained, optimizer, optimizer, rollout, targets, CONFIG,
+            torch.Generator().manual_seed(0), train_policy=False,
+        )  # fmt: skip
+        means.append(trained.head.offset.weight)
+    assert torch.equal(*means) and not torch.equal(means[0], critic.head.offset.weight)
+    law, rest = critic.parts()[1], critic.parts()[0]
+    assert len(law) + len(rest) == len(list(critic.parameters()))
