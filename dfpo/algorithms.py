@@ -20,6 +20,8 @@ class Algorithm:
 
 
 CRITIC_FREE = {"critic.kind": "none", "critic.warmup_steps": 0}
+# Dual clip is a bound that their sources do not have.
+PLAIN_CLIP = {"policy.dual_clip": 0.0}
 GAE_TARGETS = {"target.kind": "gae"}
 
 ALGORITHMS: dict[str, Algorithm] = {
@@ -65,7 +67,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ppo-clipped": Algorithm(
         "ppo with bounded advantages: what a bound adds",
         "control of dfpo",
-        {"critic.kind": "scalar", "target.advantage_clip": 1.0, **GAE_TARGETS},
+        # Advantages of rewards within their range seldom leave half of it: tighter than 1, or this
+        # would be ppo wherever no reward lies outside.
+        {"critic.kind": "scalar", "target.advantage_clip": 0.5, **GAE_TARGETS},
     ),
     "ppo-winsorised": Algorithm(
         "ppo with each reward cut to a window around the value predicted for it",
@@ -75,12 +79,23 @@ ALGORITHMS: dict[str, Algorithm] = {
     "grpo": Algorithm(
         "no critic: rewards standardised within the answers to one prompt, a mean per answer",
         "arXiv 2402.03300",
-        {"target.advantage": "group", "policy.average": "answer", **CRITIC_FREE},
+        {
+            "target.advantage": "group",
+            "policy.average": "answer",
+            **PLAIN_CLIP,
+            **CRITIC_FREE,
+        },
     ),
     "dr-grpo": Algorithm(
-        "grpo without the two divisions that bias it, by spread and by length",
+        "grpo without the two divisions that bias it, by spread and by length, and without KL",
         "arXiv 2503.20783",
-        {"target.advantage": "group_mean", "policy.average": "constant", **CRITIC_FREE},
+        {
+            "target.advantage": "group_mean",
+            "policy.average": "constant",
+            "policy.kl_coef": 0.0,
+            **PLAIN_CLIP,
+            **CRITIC_FREE,
+        },
     ),
     "reinforce++": Algorithm(
         "no critic: reward to go with a KL penalty per token, whitened over the whole batch",
@@ -89,6 +104,7 @@ ALGORITHMS: dict[str, Algorithm] = {
             "target.advantage": "return",
             "target.kl_penalty": 0.01,
             "policy.kl_coef": 0.0,
+            **PLAIN_CLIP,
             **CRITIC_FREE,
         },
     ),

@@ -67,15 +67,23 @@ def clipped_loss(
     return token_average(loss, mask, average, longest), metrics
 
 
-def kl_loss(logprobs: Tensor, ref_logprobs: Tensor, mask: Tensor) -> Tensor:  # [B, T] each
-    """Mean over answer tokens of the k3 estimate of KL(policy || reference).
+def kl_loss(
+    logprobs: Tensor,  # [B, T]
+    ref_logprobs: Tensor,  # [B, T]
+    mask: Tensor,  # [B, T] bool
+    *,
+    average: str = "token",
+    longest: int = 1,
+) -> Tensor:
+    """The k3 estimate of KL(policy || reference), averaged as the clipped objective is: GRPO has
+    it within each answer's mean.
 
         k3 = exp(d) - d - 1,  d = logp_ref - logp
 
-    Source: Schulman 2020, "Approximating KL divergence".
+    Source: Schulman 2020, "Approximating KL divergence"; arXiv 2402.03300, Eq. 3 and 4.
     """
     d = torch.where(mask, ref_logprobs - logprobs, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return masked_mean((d.exp() - d - 1).clamp_max(KL_LIMIT), mask)
+    return token_average((d.exp() - d - 1).clamp_max(KL_LIMIT), mask, average, longest)
 
 
 def trajectory_balance_loss(

@@ -85,12 +85,12 @@ def policy_loss(
             beta=settings.beta, clip=settings.clip, clip_high=settings.clip_high,
         )  # fmt: skip
     logprobs, _ = token_logprobs(policy, samples, config.rollout.temperature, entropy=False)
+    averaged = {"average": settings.average, "longest": config.rollout.max_new_tokens}
     loss, metrics = clipped_loss(
         logprobs, old_logprobs, targets.advantages, mask,
-        clip=settings.clip, clip_high=settings.clip_high, dual_clip=settings.dual_clip,
-        average=settings.average, longest=config.rollout.max_new_tokens,
+        clip=settings.clip, clip_high=settings.clip_high, dual_clip=settings.dual_clip, **averaged,
     )  # fmt: skip
-    kl = kl_loss(logprobs, ref_logprobs, mask)
+    kl = kl_loss(logprobs, ref_logprobs, mask, **averaged)
     return loss + settings.kl_coef * kl, {**metrics, "kl": kl.detach()}
 
 

@@ -75,6 +75,16 @@ def test_averages_by_hand():
     assert found == pytest.approx([3.5, 5.0, 0.7])
 
 
+def test_the_kl_term_is_averaged_as_the_objective():
+    # Answers of 1 and 4 tokens, d = log 2 on the short one alone: k3 = 2 - log 2 - 1.
+    ref = torch.tensor([[math.log(2), 0.0, 0.0, 0.0], [0.0] * 4])
+    mask = torch.tensor([[True, False, False, False], [True] * 4])
+    k3 = 1 - math.log(2)
+    for average, share in (("token", 1 / 5), ("answer", 1 / 2), ("constant", 1 / 20)):
+        found = kl_loss(torch.zeros(2, 4), ref, mask, average=average, longest=10)
+        assert found.item() == pytest.approx(share * k3)
+
+
 def test_an_answer_without_tokens_counts_nothing():
     values, mask = torch.tensor([[1.0], [float("nan")]]), torch.tensor([[True], [False]])
     found = [token_average(values, mask, how, 10).item() for how in ("token", "answer", "constant")]
