@@ -39,7 +39,8 @@ def train(folder, name, *flags):
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_trains(tmp_path, algorithm):
     metrics = train(tmp_path, "run", "--algorithm", algorithm)
-    assert all(m["grad_norm/policy"] > 0 for m in metrics)
+    # Any: without KL, groups of equal rewards alone give no gradient.
+    assert any(m["grad_norm/policy"] > 0 for m in metrics)
     has_values = build_config({"algorithm": algorithm}).target.advantage == "gae"
     assert ("value/mean" in metrics[0]) == ("loss/critic" in metrics[0]) == has_values
 

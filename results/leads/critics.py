@@ -1,0 +1,213 @@
+"""Why value-flow critics learned slowly under flipped rewards, and what makes them learn.
+
+    python results/leads/critics.py
+
+The policy stands still, so every critic sees the same 120 rollouts of 64 answers, one update each,
+and is probed on the same states with 64 plays each. Development seeds. Trains what is not yet in
+critics.jsonl beside it, one process a seed, and prints means over seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dfpo.config import build_config
+from dfpo.critic_scores import crps, wasserstein
+from dfpo.noise import parse_noise
+from dfpo.policy import Samples
+from dfpo.prepare import Setup, set_up
+from dfpo.probe import probe
+from dfpo.rollout import Rollout, collect
+from dfpo.statistics import student_interval
+from dfpo.targets import Estimate, Targets, compute_targets
+from dfpo.update import _step
+from dfpo_kernels import FlowField
+from dfpo_kernels.nn import ValueFlowHead
+
+HERE = Path(__file__).parent
+RECORDS, TRUTH = HERE / "critics.jsonl", HERE / "truth.pickle"
+SEEDS = (100, 101, 102, 103)  # of no comparison
+UPDATES, SCORED = 120, (80, 100, 120)  # the mean of three looks: one is as noisy as a seed
+SETTINGS = {
+    "steps": UPDATES, "eval.prompts": 10, "eval.seed": 77, "eval.examples": 0, "threads": 1,
+}  # fmt: skip
+
+
+class ReachesTrunk(ValueFlowHead):
+    """The flow's gradient reaches the trunk, times ``share``."""
+
+    share = 1.0
+
+    def fields(self, hidden: torch.Tensor) -> tuple[FlowField, FlowField]:
+        passed = hidden.detach() + self.share * (hidden - hidden.detach())
+        condition = self.conditioner(passed)
+        bias, offset = self.bias(condition), self.offset(hidden).squeeze(-1)
+        gains = self.gain(condition).split(self.width, -1)
+        shared = (self.z_weight, self.time_weight)
+        velocity, one_step = (FlowField(bias, gain, offset, *shared) for gain in gains)
+        return velocity, one_step
+
+
+class ClippedReadout(ValueFlowHead):
+    """The flow's law about the location, clipped, whatever that does to its mean."""
+
+    def _returns(self, z: torch.Tensor, field: FlowField) -> torch.Tensor:
+        return self._clip(z * self.return_scale + self.return_mean)
+
+
+def head_of(kind: type[ValueFlowHead], **attributes: Any) -> Callable[[Setup], None]:
+    def change(setup: Setup) -> None:
+        setup.critic.head.__class__ = kind
+        for name, value in attributes.items():
+            setattr(setup.critic.head, name, value)
+
+    return change
+
+
+def one_part(setup: Setup) -> None:
+    """Gradients of mean and flow are clipped by one norm."""
+    setup.critic.parts = lambda: [list(setup.critic.parameters())]
+
+
+def drawn_mean(targets: Targets) -> Targets:
+    """The location learns the mean of the drawn horizons."""
+    return dataclasses.replace(targets, mean=None)
+
+
+def nothing(value: Any) -> Any:
+    return value
+
+
+TENTH = {"coef.anchor": 0.1, "coef.consistency": 0.05, "coef.quantile": 0.1, "coef.risk": 0.01}
+JOINT = {"critic.location": False}
+# name -> (settings, change of the critic, change of its targets)
+CRITICS: dict[str, tuple[dict[str, Any], Callable, Callable]] = {
+    "ppo": ({"algorithm": "ppo"}, nothing, nothing),
+    "ppo-ridge": ({"algorithm": "ppo-ridge"}, nothing, nothing),
+    "dvpo": ({"algorithm": "dvpo"}, nothing, nothing),
+    "dfpo": ({}, nothing, nothing),
+    "dfpo-paper": ({"algorithm": "dfpo-paper"}, nothing, nothing),
+    "joint": (JOINT, nothing, nothing),
+    "joint, flow terms / 10": ({**JOINT, **TENTH}, nothing, nothing),
+    "joint, returns unclipped": ({**JOINT, "critic.clip_returns": False}, nothing, nothing),
+    "joint, shared noise": ({**JOINT, "critic.coupling": "shared_noise"}, nothing, nothing),
+    "joint, weight inverse": ({**JOINT, "critic.weight_mode": "inverse"}, nothing, nothing),
+    "dfpo, flow reaches trunk": ({}, head_of(ReachesTrunk), nothing),
+    "dfpo, a tenth reaches trunk": ({}, head_of(ReachesTrunk, share=0.1), nothing),
+    "dfpo, readout clipped": ({}, head_of(ClippedReadout), nothing),
+    "dfpo, clipped in one part": ({}, one_part, nothing),
+    "dfpo, drawn mean": ({}, nothing, drawn_mean),
+}
+NOISES = {
+    "flip=0.3": list(CRITICS),
+    "none": ["ppo", "ppo-ridge", "dfpo", "joint", "dfpo, flow reaches trunk"],
+}
+
+
+def train_seed(seed: int, done: set[tuple[str, str, int]]) -> list[dict[str, Any]]:
+    found = []
+    for noise, names in NOISES.items():
+        todo = [name for name in names if (name, noise, seed) not in done]
+        rolled = rollouts(noise, seed) if todo else []
+        for name in todo:
+            found.append(train_one(name, noise, seed, rolled))
+            print(found[-1], file=sys.stderr, flush=True)
+    return found
+
+
+def rollouts(noise: str, seed: int) -> list[Rollout]:
+    setup = set_up(build_config({**SETTINGS, "noise": noise, "seed": seed}), HERE)
+    return [
+        collect(
+            setup.policy, setup.first_policy, setup.tokenizer, setup.source.training(step, 16),
+            setup.reward, setup.noise, setup.config, step,
+        )
+        for step in range(UPDATES)
+    ]  # fmt: skip
+
+
+def train_one(name: str, noise: str, seed: int, rolled: list[Rollout]) -> dict[str, Any]:
+    settings, change, change_targets = CRITICS[name]
+    setup = set_up(build_config({**SETTINGS, **settings, "noise": noise, "seed": seed}), HERE)
+    change(setup)
+    looks = []
+    for step, rollout in enumerate(rolled):
+        estimate = setup.critic.estimate(rollout.samples, setup.generator)
+        targets = change_targets(compute_targets(rollout, estimate, setup.config, step))
+        loss, _ = setup.critic.loss(rollout.samples, targets, setup.generator, sum(rollout.lengths))
+        _step(setup.accelerator, setup.critic_optimizer, loss, setup.critic.parts(), setup.config)
+        if step + 1 in SCORED:
+            looks.append(score(setup, noise))
+    means = {key: fmean(look[key] for look in looks) for key in looks[0]}
+    return {"critic": name, "noise": noise, "seed": seed, **means}
+
+
+def score(setup: Setup, noise: str) -> dict[str, float]:
+    """Of the mean and the law that were taught, which flips make of the clean ones."""
+    samples, clean = pickle.loads(TRUTH.read_bytes())
+    flip = parse_noise(noise).false_positives
+    value = flip + (1 - 2 * flip) * clean.mean(1)
+    generator = torch.Generator().manual_seed(0)
+    law = setup.critic.estimate(samples, generator).quantiles[samples.mask].numpy()
+    levels = (np.arange(64) + 0.5) / 64
+    taught = (levels > 1 - value[:, None]).astype(float)  # quantiles of Bernoulli(value)
+    one_law = np.broadcast_to(levels > 1 - value.mean(), taught.shape).astype(float)
+    predicted = law.mean(1)
+    return {
+        "explained_variance": float(1 - (value - predicted).var() / value.var()),
+        "bias": float((predicted - value).mean()),
+        "w1": float(wasserstein(law, taught).mean()),
+        "crps_skill": float(1 - crps(law, taught).mean() / crps(one_law, taught).mean()),
+    }
+
+
+def make_truth() -> None:
+    """Answers of the standing policy, and clean returns [N, 64] of plays from their N states."""
+    setup, kept = set_up(build_config(SETTINGS), HERE), []
+
+    class Keeps(nn.Module):
+        def estimate(self, samples: Samples, generator: torch.Generator) -> Estimate:
+            kept.append(samples)
+            return setup.critic.estimate(samples, generator)
+
+    found = probe(dataclasses.replace(setup, critic=Keeps()), answers=10, plays=64)
+    TRUTH.write_bytes(pickle.dumps((kept[0], found.clean)))
+
+
+def records() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in RECORDS.open()] if RECORDS.exists() else []
+
+
+def main() -> None:
+    if not TRUTH.exists():
+        make_truth()
+    done = {(r["critic"], r["noise"], r["seed"]) for r in records()}
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        for found in [pool.apply_async(train_seed, (seed, done)) for seed in SEEDS]:
+            with RECORDS.open("a") as file:
+                file.writelines(json.dumps(record) + "\n" for record in found.get())
+    for noise, names in NOISES.items():
+        for name in names:
+            of = [r for r in records() if (r["critic"], r["noise"]) == (name, noise)]
+            row = [f"{noise:9} {name:28}"]
+            for key in ("explained_variance", "w1", "crps_skill"):
+                values = [r[key] for r in of]
+                low, high = student_interval(values)
+                row.append(f"{key} {fmean(values):.3f} [{low:.3f}, {high:.3f}]")
+            print("  ".join(row), f"{len(of)} seeds")
+
+
+if __name__ == "__main__":
+    main()
