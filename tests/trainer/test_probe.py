@@ -1,5 +1,6 @@
 """What a critic knows: its scores against scipy and hand numbers, its probe against the policy."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 
 from dfpo import checkpoint
 from dfpo.cli import main
-from dfpo.config import build_config, stored_settings
+from dfpo.config import ConfigError, build_config, stored_settings
 from dfpo.critic_scores import SCORES, crps, cvar, scores, wasserstein
+from dfpo.noise import parse_noise
 from dfpo.prepare import set_up
 from dfpo.probe import Probe, probe
 
@@ -45,8 +47,9 @@ def known_probe(quantiles, advantages, flip=False):
     """Two answers of three tokens. The first is right whatever follows; the second's first token
     is a coin, and what follows it is wrong."""
     true = np.array([1, 1, 1, 0.5, 0, 0])
-    clean = np.stack([np.arange(64) < 64 * p for p in true]).astype(float)
-    after = np.stack([np.arange(64) < 64 * p for p in (1, 1, 1, 0, 0, 0)]).astype(float)
+    # Right and wrong plays take turns, so that both halves are alike.
+    clean = np.stack([np.arange(64) % 2 < 2 * p for p in true]).astype(float)
+    after = np.stack([np.arange(64) % 2 < 2 * p for p in (1, 1, 1, 0, 0, 0)]).astype(float)
     return Probe(
         np.asarray(quantiles, float), clean, 1 - clean if flip else clean, after,
         np.asarray(advantages, float), np.array([0, 0, 0, 1, 1, 1]), ("math", "math"),
@@ -61,7 +64,7 @@ def test_a_perfect_critic_by_hand():
         for key, value in scores(known_probe(law, [[0, 0, 0, -0.5, 0, 0]]), 1.0).items()
     }
     assert found["explained_variance"] == pytest.approx(1)
-    for key in ("bias", "noisy_bias", "w1", "cvar_error"):
+    for key in ("bias", "noisy_bias", "w1", "w1_floor", "cvar_error", "cvar_floor"):
         assert found[key] == pytest.approx(0, abs=1e-12)
     # CRPS 0 but at the coin: E|X-Y| 1/2 - E|X-X'|/2 1/4 = 1/4; of one law with 3.5 of 6 ones
     # (37 of its 64 quantiles, p = .578125): p (1 - p) for a sure 1 is (1-p)^2, for a sure 0 p^2.
@@ -69,7 +72,8 @@ def test_a_perfect_critic_by_hand():
     pooled = (3 * (1 - p) ** 2 + 2 * p**2 + (0.5 - p * (1 - p))) / 6
     assert found["crps_skill"] == pytest.approx(1 - (0.25 / 6) / pooled, rel=1e-2)
     # The one token that decides has all the advantage, of the true sign.
-    assert found["sign_agreement"] == 1 and found["turn_share"] == 1
+    assert found["sign_agreement"] == found["sign_ceiling"] == found["decided"] == 1
+    assert found["turn_share"] == 1
     assert found["turn_chance"] == pytest.approx(1 / 6)
 
 
@@ -81,9 +85,42 @@ def test_a_wrong_critic_by_hand():
     assert found["bias"] == pytest.approx(0.5 - 3.5 / 6)
     assert found["noisy_bias"] == pytest.approx(0.5 - 2.5 / 6)
     assert found["w1"] == pytest.approx(0.5)
+    assert found["cvar_error"] == pytest.approx(0.5)  # a point in the middle of tails at 0 and 1
     assert found["sign_agreement"] == pytest.approx(0.5)  # wrong in one of two draws of the noise
     # Mean sizes .05 each but .1 on the deciding token.
     assert found["turn_share"] == pytest.approx(0.1 / 0.35)
+
+
+def many_states(quantiles, clean, after, advantages):
+    """20 answers of equally many states each."""
+    answer = np.repeat(np.arange(20), len(clean) // 20)
+    words = (("a",) * (len(clean) // 20),) * 20
+    return Probe(
+        quantiles, clean, clean, after, advantages, answer, ("math",) * 20, words, np.zeros(20)
+    )
+
+
+def test_true_advantages_score_the_ceiling_though_few_tokens_turn():
+    """One token in 40 falls from 1/2 to 0. Decided by all plays at two errors, 5 % false alarms
+    would outnumber them and true advantages agree on little more than half."""
+    rng = np.random.default_rng(1)
+    turns = np.arange(4000) % 40 == 0
+    clean = (rng.random((4000, 64)) < 0.5).astype(float)
+    after = (rng.random((4000, 64)) < np.where(turns, 0, 0.5)[:, None]).astype(float)
+    true = np.where(turns, -0.5, 0.0)[None]
+    found = scores(many_states(np.full((4000, 1), 0.5), clean, after, true), 1.0)
+    assert found["sign_agreement"][0] > 0.9
+    # Chance tokens, some ten of 110, agree by 1/2 with a spread of sqrt(10)/2: 1.6 / 110 = .014
+    assert found["sign_agreement"][0] == pytest.approx(found["sign_ceiling"][0], abs=0.045)
+    assert 100 <= found["decided"][0] <= 125
+
+
+def test_a_perfect_law_scores_the_floor_of_cvar():
+    clean = np.random.default_rng(2).normal(size=(2000, 64))
+    law = np.tile(scipy.stats.norm.ppf((np.arange(200) + 0.5) / 200), (2000, 1))
+    found = scores(many_states(law, clean, clean, np.zeros((1, 2000))), 1.0)
+    assert found["cvar_error"][0] == pytest.approx(found["cvar_floor"][0], rel=0.1)
+    assert found["cvar_floor"][0] > 0.1
 
 
 def test_what_nothing_decides_is_left_out_of_json():
@@ -137,6 +174,27 @@ def test_noise_corrupts_the_plays_at_its_rate(probed):
     _, found = probed
     rate = (found.noisy != found.clean).mean()
     assert rate == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / found.clean.size) ** 0.5)
+
+
+@pytest.mark.parametrize("noise", ["missing=1", "missing=0.5", "vote=2"])
+def test_the_answers_do_not_depend_on_the_noise(probed, noise):
+    setup, found = probed
+    other = probe(dataclasses.replace(setup, noise=parse_noise(noise)), 2, 8)
+    assert other.words == found.words
+    np.testing.assert_array_equal(other.clean, found.clean)
+    if noise == "missing=1":
+        assert np.isnan(other.noisy).all()
+
+
+def test_answers_that_nothing_scores_are_named(probed):
+    setup, _ = probed
+
+    def unscored(*words):
+        scored = setup.reward(*words)
+        return scored.without(torch.ones(len(scored.values), dtype=torch.bool))
+
+    with pytest.raises(ConfigError, match="reward: scores none of 6 answers"):
+        probe(dataclasses.replace(setup, reward=unscored), 2, 8)
 
 
 def test_the_same_probe_again_is_the_same(probed):
