@@ -8,10 +8,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from dfpo.config import Config
-from dfpo.plots import BLUE, DOMAIN_COLOURS, GREY, ORANGE, STYLE, randomised_pit
+from dfpo.plots import BLUE, DOMAIN_COLOURS, GREEN, GREY, ORANGE, STYLE, randomised_pit
 from dfpo.probe import Probe
 
-COMPARED = ("explained_variance", "bias", "w1", "crps_skill", "sign_agreement", "turn_share")
+# Score -> what a perfect critic, or for turn_share chance, would have.
+COMPARED = {
+    "explained_variance": None, "bias": None, "w1": "w1_floor", "crps_skill": None,
+    "sign_agreement": "sign_ceiling", "turn_share": "turn_chance",
+}  # fmt: skip
+Scores = dict[str, tuple[float | None, float | None, float | None]]
 MOST_TOKENS = 60  # of an answer that is drawn
 
 
@@ -85,27 +90,29 @@ def plot_answers(probe: Probe, config: Config) -> plt.Figure:
     return figure
 
 
-def plot_comparison(path: Path, found: dict[str, dict[str, tuple[float, float, float]]]) -> None:
-    """Scores of several critics with their intervals, a panel each."""
+def plot_comparison(path: Path, critics: dict[str, Scores], means: dict[str, Scores]) -> None:
+    """Scores of several critics and means of groups of them with their intervals, a panel each."""
+    found = [*critics.values(), *means.values()]
+    colours = [BLUE] * len(critics) + [GREEN] * len(means)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
             1, len(COMPARED), figsize=(2.2 * len(COMPARED), 0.7 + 0.35 * len(found)),
             sharey=True, constrained_layout=True,
         )  # fmt: skip
-        for ax, key in zip(axes, COMPARED, strict=True):
-            for y, scored in enumerate(found.values()):
+        for ax, (key, reference) in zip(axes, COMPARED.items(), strict=True):
+            for y, (scored, colour) in enumerate(zip(found, colours, strict=True)):
                 if None in scored[key]:
                     continue
                 value, low, high = scored[key]
-                ax.plot([low, high], [y, y], color=BLUE, linewidth=1.5)
-                ax.plot([value], [y], "o", color=BLUE, markersize=4)
+                ax.plot([low, high], [y, y], color=colour, linewidth=1.5)
+                ax.plot([value], [y], "o", color=colour, markersize=4)
             ax.axvline(0, color=GREY, linewidth=0.6)
             ax.set(title=key.replace("_", " "))
-            reference = {"w1": "w1_floor", "turn_share": "turn_chance"}.get(key)
-            if reference:
-                level = np.mean([scored[reference][0] for scored in found.values()])
-                ax.axvline(level, color=ORANGE, linewidth=0.8, linestyle="--")
-        axes[0].set_yticks(range(len(found)), list(found))
+            levels = [scored[reference][0] for scored in critics.values()] if reference else []
+            levels = [level for level in levels if level is not None]
+            if levels:
+                ax.axvline(np.mean(levels), color=ORANGE, linewidth=0.8, linestyle="--")
+        axes[0].set_yticks(range(len(found)), [*critics, *(f"{name}: mean" for name in means)])
         axes[0].invert_yaxis()
         figure.savefig(path)
         plt.close(figure)

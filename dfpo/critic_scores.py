@@ -6,7 +6,10 @@ import numpy as np
 
 from dfpo.probe import Probe
 
-TAIL = 0.25  # of the CVaR that is scored
+TAIL = 0.25  # of either CVaR that is scored
+# Errors of a change of value from which on its token is decided: few tokens turn, so at two the
+# false alarms outnumber them.
+DECIDED = 3
 TURN = 0.3  # change of the true value, in ranges of the reward, from which on a token decides
 RESAMPLES = 1000
 # key -> what it is, in the order of the report
@@ -17,8 +20,12 @@ SCORES = {
     "w1": "Wasserstein-1 distance from the predicted law to that of the noisy return",
     "w1_floor": "what a perfect law would score, since plays are finite",
     "crps_skill": "1 - CRPS / CRPS of one law for all states; noisy return",
-    "cvar_error": f"predicted less true mean of the lowest {TAIL:.0%} of noisy returns",
-    "sign_agreement": "advantages of the true sign, on tokens whose true advantage is not 0",
+    "cvar_error": f"size of the error in the mean of the lowest {TAIL:.0%} and of the highest "
+    f"{TAIL:.0%} of noisy returns",
+    "cvar_floor": "what a perfect law would score, since plays are finite",
+    "sign_agreement": "advantages of the true sign, on decided tokens",
+    "sign_ceiling": "what the true advantages would score, since plays are finite",
+    "decided": "number of tokens whose true advantage is not 0, by one half of the plays",
     "turn_share": "share of the size of all advantages that lies on deciding tokens",
     "turn_chance": "share of tokens that decide",
 }
@@ -52,21 +59,26 @@ def state_terms(probe: Probe, reward_range: float) -> dict[str, np.ndarray]:
     predicted, plays = probe.quantiles.mean(1), probe.clean.shape[1]
     noisy = np.where(np.isfinite(probe.noisy), probe.noisy, probe.clean)
     half = plays // 2
-    change = probe.after.mean(1) - probe.clean.mean(1)
-    error = np.sqrt((probe.after.var(1) + probe.clean.var(1)) / plays)
-    agree = (np.sign(probe.advantages) == np.sign(change)).mean(0)
+    first, second = slice(half), slice(half, 2 * half)
+    change, error = _change(probe, slice(None))
+    # One half of the plays decides, the other gives the sign: a token that chance chose would
+    # bring its sign along.
+    found, found_error = _change(probe, first)
+    sign = np.sign(_change(probe, second)[0])
     return {
         "predicted": predicted,
         "true": probe.clean.mean(1),
         "noisy": noisy.mean(1),
         "w1": wasserstein(probe.quantiles, noisy),
         # Two halves differ by twice the error that all plays leave in one.
-        "w1_floor": wasserstein(noisy[:, :half], noisy[:, half : 2 * half]) / 2,
+        "w1_floor": wasserstein(noisy[:, first], noisy[:, second]) / 2,
         "crps": crps(probe.quantiles, noisy),
         "crps_pooled": crps(np.broadcast_to(_grid(noisy), (len(noisy), 64)), noisy),
-        "cvar": cvar(probe.quantiles, TAIL) - cvar(noisy, TAIL),
-        "decided": np.abs(change) > 2 * np.maximum(error, 1e-12),
-        "agree": agree,
+        "cvar": _tail_error(probe.quantiles, noisy),
+        "cvar_floor": _tail_error(noisy[:, first], noisy[:, second]) / 2,
+        "decided": np.abs(found) > DECIDED * np.maximum(found_error, 1e-12),
+        "agree": (1 + np.sign(probe.advantages) * sign).mean(0) / 2,
+        "halves_agree": (1 + np.sign(found) * sign) / 2,
         "size": np.abs(probe.advantages).mean(0),
         "turn": (np.abs(change) >= TURN * reward_range) & (np.abs(change) > 2 * error),
     }
@@ -84,7 +96,10 @@ def summarise(terms: dict[str, np.ndarray]) -> dict[str, float]:
         "w1_floor": float(terms["w1_floor"].mean()),
         "crps_skill": 1 - _ratio(terms["crps"].mean(), terms["crps_pooled"].mean()),
         "cvar_error": float(terms["cvar"].mean()),
+        "cvar_floor": float(terms["cvar_floor"].mean()),
         "sign_agreement": _ratio(terms["agree"][decided].sum(), decided.sum()),
+        "sign_ceiling": _ratio(terms["halves_agree"][decided].sum(), decided.sum()),
+        "decided": float(decided.sum()),
         "turn_share": _ratio(size[turn].sum(), size.sum()),
         "turn_chance": float(turn.mean()),
     }
@@ -114,6 +129,19 @@ def cvar(values: np.ndarray, tail: float) -> np.ndarray:  # [N, M] -> [N]
     count = values.shape[1]
     weight = np.clip(tail * count - np.arange(count), 0, 1)
     return (np.sort(values, 1) * weight).sum(1) / (tail * count)
+
+
+def _tail_error(first: np.ndarray, second: np.ndarray) -> np.ndarray:  # [N, Q], [N, M] -> [N]
+    """Size of the difference of CVaR, mean over both tails."""
+    tails = (np.abs(cvar(s * first, TAIL) - cvar(s * second, TAIL)) for s in (1, -1))
+    return sum(tails) / 2
+
+
+def _change(probe: Probe, plays: slice) -> tuple[np.ndarray, np.ndarray]:  # [N], [N]
+    """Of the true value at each token, by some of the plays, and its standard error."""
+    before, after = probe.clean[:, plays], probe.after[:, plays]
+    error = np.sqrt((before.var(1) + after.var(1)) / before.shape[1])
+    return after.mean(1) - before.mean(1), error
 
 
 def _distribution(values: np.ndarray, points: np.ndarray) -> np.ndarray:

@@ -130,7 +130,7 @@ def corrupt(
     positive = rewards > (low + high) / 2
     rate = torch.where(positive, noise.false_negatives, noise.false_positives)
     if noise.length < 1:
-        rate = _length_bias(noise.length, positive, answers)
+        rate = _length_bias(noise.length, positive, rewards.isfinite(), answers)
     noisy = torch.where(draws[:, 0] < rate, low + high - rewards, rewards)
     size = OUTLIER_SIZE * (high - low) * torch.where(draws[:, 2] < 0.5, -1.0, 1.0)
     noisy = torch.where(draws[:, 1] < noise.outliers, noisy + size, noisy)
@@ -139,8 +139,13 @@ def corrupt(
     return torch.where(draws[:, 4] < noise.missing, torch.nan, noisy)
 
 
-def _length_bias(accuracy: float, positive: Tensor, answers: Answers) -> Tensor:  # [B]
-    """Probability of a wrong label: 2 (1 - accuracy) times the share of answers of the same
+def _length_bias(
+    accuracy: float,
+    positive: Tensor,  # [B] bool
+    scored: Tensor,  # [B] bool
+    answers: Answers,
+) -> Tensor:  # [B]
+    """Probability of a wrong label: 2 (1 - accuracy) times the share of scored answers of the same
     domain and label that are shorter, or, where the label is positive, longer.
 
     Those shares have mean 1/2 in each group, ties halved, so the accuracy holds in each.
@@ -149,7 +154,7 @@ def _length_bias(accuracy: float, positive: Tensor, answers: Answers) -> Tensor:
     for name in dict.fromkeys(answers.domains):
         member = torch.tensor([domain == name for domain in answers.domains], device=rate.device)
         for label in (False, True):
-            group = member & (positive == label)
+            group = member & scored & (positive == label)
             lengths = answers.lengths[group]
             ordered = lengths.sort().values
             below = torch.searchsorted(ordered, lengths)

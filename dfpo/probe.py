@@ -14,6 +14,7 @@ from tqdm import tqdm
 from dfpo.config import Config, ConfigError
 from dfpo.data import Row, domain_of
 from dfpo.draws import Stream, uniforms
+from dfpo.noise import Noise
 from dfpo.policy import continue_from, decode
 from dfpo.prepare import Setup
 from dfpo.rollout import Rollout, collect, last_tokens, noisy_rewards
@@ -43,7 +44,7 @@ class Probe:
 def probe(setup: Setup, answers: int, plays: int) -> Probe:
     """Samples ``answers`` answers per domain to held-out prompts, and plays on from each of their
     states ``plays`` times with the same policy. The run must have a critic. The draws depend on
-    ``eval.seed`` alone."""
+    ``eval.seed`` alone, and the answers not on the noise."""
     config = dataclasses.replace(
         setup.config,
         seed=setup.config.eval.seed,
@@ -57,10 +58,12 @@ def probe(setup: Setup, answers: int, plays: int) -> Probe:
     if not rows:
         raise ConfigError("eval.prompts: is 0, must be at least 1 to probe a critic")
     step = UNREACHED
+    # Without noise, which would leave out answers whose label it takes away.
     rollout = collect(
-        setup.policy, setup.first_policy, setup.tokenizer, rows, setup.reward, setup.noise,
-        config, step,
-    )  # fmt: skip
+        setup.policy, setup.first_policy, setup.tokenizer, rows, setup.reward, Noise(), config, step
+    )
+    if not rollout.rows:
+        raise ConfigError(f"reward: scores none of {len(rows)} answers, must score one to probe")
     generator = torch.Generator(setup.policy.device).manual_seed(config.seed)
     estimate = setup.critic.estimate(rollout.samples, generator)
     mask = rollout.samples.mask

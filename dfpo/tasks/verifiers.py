@@ -21,8 +21,11 @@ from typing import Any
 SECONDS = 5.0  # for one answer
 STARTING = 60.0  # until the process has imported its libraries
 SCIENTIFIC = re.compile(r"(-?[\d.]+)[eE]([+-]?\d+)")
-LETTER = re.compile(r"(?:\\text|\\mathrm|\\mathbf)?\{?\s*\(?([A-J])\)?[.):]?(?:\s|\}|$)")
-SPOKEN = re.compile(r"[Aa]nswer(?:\s+is)?\s*:?\s*\**\(?([A-J])\b")
+MARKUP = re.compile(r"\\(?:text|math)[a-z]*|[{}$*]")
+# A letter stands alone or is set off: "A gas" and "I think" are words; "A, B" and "(A) or (B)" two.
+SET_OFF = r"(?!\)?\s*(?:,\s*(?:and|or)?|and|or)\s*\(?[A-J]\b)(?:[ \t]*$|\)|[.:,](?=\s|$))"
+LETTER = re.compile(r"\(?([A-Ja-j])" + SET_OFF)
+SPOKEN = re.compile(r"[Aa]nswer(?:\s+is)?\s*:?\s*\(?([A-J])" + SET_OFF, re.MULTILINE)
 
 
 def boxed(text: str) -> str | None:
@@ -43,9 +46,9 @@ def letter(text: str) -> str | None:
     """The letter of a choice: in the box, else the last that is called the answer."""
     found = boxed(text)
     if found is not None:
-        match = LETTER.match(found)
-        return match[1] if match else None
-    spoken = SPOKEN.findall(text.rpartition("</think>")[2])
+        match = LETTER.match(MARKUP.sub("", found).strip())
+        return match[1].upper() if match else None
+    spoken = SPOKEN.findall(MARKUP.sub("", text.rpartition("</think>")[2]))
     return spoken[-1] if spoken else None
 
 

@@ -151,6 +151,17 @@ def test_length_bias_has_the_accuracy_that_is_set():
             assert wrong[short].float().mean() == pytest.approx(rate, abs=0.05)
 
 
+def test_answers_without_a_reward_do_not_count_in_the_shares_of_length():
+    """The longest answers are cut off and unscored: the accuracy of the others must not move."""
+    lengths = torch.where(IDS % 4 < 2, 10 + IDS % 37, 100)
+    rewards = torch.where(lengths == 100, torch.nan, REWARDS)
+    wrong = apply("length=0.72", rewards, answers(lengths=lengths)) != REWARDS
+    for label in (0.0, 1.0):
+        # 5000 in a group: 5 sqrt(.2016 / 5000) = .032
+        group = rewards == label
+        assert wrong[group].float().mean() == pytest.approx(0.28, abs=0.032)
+
+
 def test_equal_lengths_err_alike():
     wrong = apply("length=0.72") != REWARDS
     for label in (0.0, 1.0):

@@ -1,6 +1,8 @@
 """What a critic knows: its scores against scipy and hand numbers, its probe against the policy."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,8 +11,10 @@ import torch
 
 from dfpo import checkpoint
 from dfpo.cli import main
-from dfpo.config import build_config, stored_settings
+from dfpo.config import ConfigError, build_config, stored_settings
+from dfpo.critic_command import labels, summarise_groups
 from dfpo.critic_scores import SCORES, crps, cvar, scores, wasserstein
+from dfpo.noise import parse_noise
 from dfpo.prepare import set_up
 from dfpo.probe import Probe, probe
 
@@ -45,8 +49,9 @@ def known_probe(quantiles, advantages, flip=False):
     """Two answers of three tokens. The first is right whatever follows; the second's first token
     is a coin, and what follows it is wrong."""
     true = np.array([1, 1, 1, 0.5, 0, 0])
-    clean = np.stack([np.arange(64) < 64 * p for p in true]).astype(float)
-    after = np.stack([np.arange(64) < 64 * p for p in (1, 1, 1, 0, 0, 0)]).astype(float)
+    # Right and wrong plays take turns, so that both halves are alike.
+    clean = np.stack([np.arange(64) % 2 < 2 * p for p in true]).astype(float)
+    after = np.stack([np.arange(64) % 2 < 2 * p for p in (1, 1, 1, 0, 0, 0)]).astype(float)
     return Probe(
         np.asarray(quantiles, float), clean, 1 - clean if flip else clean, after,
         np.asarray(advantages, float), np.array([0, 0, 0, 1, 1, 1]), ("math", "math"),
@@ -61,7 +66,7 @@ def test_a_perfect_critic_by_hand():
         for key, value in scores(known_probe(law, [[0, 0, 0, -0.5, 0, 0]]), 1.0).items()
     }
     assert found["explained_variance"] == pytest.approx(1)
-    for key in ("bias", "noisy_bias", "w1", "cvar_error"):
+    for key in ("bias", "noisy_bias", "w1", "w1_floor", "cvar_error", "cvar_floor"):
         assert found[key] == pytest.approx(0, abs=1e-12)
     # CRPS 0 but at the coin: E|X-Y| 1/2 - E|X-X'|/2 1/4 = 1/4; of one law with 3.5 of 6 ones
     # (37 of its 64 quantiles, p = .578125): p (1 - p) for a sure 1 is (1-p)^2, for a sure 0 p^2.
@@ -69,7 +74,8 @@ def test_a_perfect_critic_by_hand():
     pooled = (3 * (1 - p) ** 2 + 2 * p**2 + (0.5 - p * (1 - p))) / 6
     assert found["crps_skill"] == pytest.approx(1 - (0.25 / 6) / pooled, rel=1e-2)
     # The one token that decides has all the advantage, of the true sign.
-    assert found["sign_agreement"] == 1 and found["turn_share"] == 1
+    assert found["sign_agreement"] == found["sign_ceiling"] == found["decided"] == 1
+    assert found["turn_share"] == 1
     assert found["turn_chance"] == pytest.approx(1 / 6)
 
 
@@ -81,9 +87,42 @@ def test_a_wrong_critic_by_hand():
     assert found["bias"] == pytest.approx(0.5 - 3.5 / 6)
     assert found["noisy_bias"] == pytest.approx(0.5 - 2.5 / 6)
     assert found["w1"] == pytest.approx(0.5)
+    assert found["cvar_error"] == pytest.approx(0.5)  # a point in the middle of tails at 0 and 1
     assert found["sign_agreement"] == pytest.approx(0.5)  # wrong in one of two draws of the noise
     # Mean sizes .05 each but .1 on the deciding token.
     assert found["turn_share"] == pytest.approx(0.1 / 0.35)
+
+
+def many_states(quantiles, clean, after, advantages):
+    """20 answers of equally many states each."""
+    answer = np.repeat(np.arange(20), len(clean) // 20)
+    words = (("a",) * (len(clean) // 20),) * 20
+    return Probe(
+        quantiles, clean, clean, after, advantages, answer, ("math",) * 20, words, np.zeros(20)
+    )
+
+
+def test_true_advantages_score_the_ceiling_though_few_tokens_turn():
+    """One token in 40 falls from 1/2 to 0. Decided by all plays at two errors, 5 % false alarms
+    would outnumber them and true advantages agree on little more than half."""
+    rng = np.random.default_rng(1)
+    turns = np.arange(4000) % 40 == 0
+    clean = (rng.random((4000, 64)) < 0.5).astype(float)
+    after = (rng.random((4000, 64)) < np.where(turns, 0, 0.5)[:, None]).astype(float)
+    true = np.where(turns, -0.5, 0.0)[None]
+    found = scores(many_states(np.full((4000, 1), 0.5), clean, after, true), 1.0)
+    assert found["sign_agreement"][0] > 0.9
+    # Chance tokens, some ten of 110, agree by 1/2 with a spread of sqrt(10)/2: 1.6 / 110 = .014
+    assert found["sign_agreement"][0] == pytest.approx(found["sign_ceiling"][0], abs=0.045)
+    assert 100 <= found["decided"][0] <= 125
+
+
+def test_a_perfect_law_scores_the_floor_of_cvar():
+    clean = np.random.default_rng(2).normal(size=(2000, 64))
+    law = np.tile(scipy.stats.norm.ppf((np.arange(200) + 0.5) / 200), (2000, 1))
+    found = scores(many_states(law, clean, clean, np.zeros((1, 2000))), 1.0)
+    assert found["cvar_error"][0] == pytest.approx(found["cvar_floor"][0], rel=0.1)
+    assert found["cvar_floor"][0] > 0.1
 
 
 def test_what_nothing_decides_is_left_out_of_json():
@@ -139,6 +178,27 @@ def test_noise_corrupts_the_plays_at_its_rate(probed):
     assert rate == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / found.clean.size) ** 0.5)
 
 
+@pytest.mark.parametrize("noise", ["missing=1", "missing=0.5", "vote=2"])
+def test_the_answers_do_not_depend_on_the_noise(probed, noise):
+    setup, found = probed
+    other = probe(dataclasses.replace(setup, noise=parse_noise(noise)), 2, 8)
+    assert other.words == found.words
+    np.testing.assert_array_equal(other.clean, found.clean)
+    if noise == "missing=1":
+        assert np.isnan(other.noisy).all()
+
+
+def test_answers_that_nothing_scores_are_named(probed):
+    setup, _ = probed
+
+    def unscored(*words):
+        scored = setup.reward(*words)
+        return scored.without(torch.ones(len(scored.values), dtype=torch.bool))
+
+    with pytest.raises(ConfigError, match="reward: scores none of 6 answers"):
+        probe(dataclasses.replace(setup, reward=unscored), 2, 8)
+
+
 def test_the_same_probe_again_is_the_same(probed):
     setup, found = probed
     again = probe(setup, 2, 8)
@@ -149,7 +209,9 @@ def test_the_same_probe_again_is_the_same(probed):
 def test_the_command(run, tmp_path, capsys):
     words = ["critic", str(run), "--answers", "1", "--plays", "2"]
     assert main([*words, "--plot", str(tmp_path / "all.png"), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out)[str(run)]
+    printed = json.loads(capsys.readouterr().out)
+    report = printed[str(run)]
+    assert printed["groups"] == {}
     assert report == json.loads((run / "critic.json").read_text())
     assert set(report["scores"]) == set(SCORES) and report["answers"] == 3
     for file in (
@@ -157,6 +219,65 @@ def test_the_command(run, tmp_path, capsys):
         *(run / "plots" / f"critic_{n}.png" for n in ("values", "answers")),
     ):
         assert file.stat().st_size > 10_000
+
+
+def test_runs_of_one_name_and_algorithm_stand_beside_each_other_and_their_mean(
+    run, tmp_path, capsys
+):
+    runs = [tmp_path / name / "seed0" for name in "ab"]
+    for copy in runs:
+        shutil.copytree(run, copy)
+    words = ["critic", *map(str, runs), str(runs[0]), "--answers", "1", "--plays", "2"]
+    assert main([*words, "--plot", str(tmp_path / "all.png")]) == 0
+    table = capsys.readouterr().out.splitlines()
+    columns = table[0].partition("]")[2]
+    assert " ".join(columns.split()) == "a/seed0 b/seed0 dfpo, flip=0.25: mean of 2"
+    assert table[2].count("[") == 3, "the run that was given twice is one"
+    assert (tmp_path / "all.png").stat().st_size > 10_000
+
+
+def test_labels_are_the_shortest_ends_that_differ():
+    assert labels(["runs/a", "runs/b"]) == ["a", "b"]
+    runs = [f"cells/suite/none/{arm}/seed{seed}" for arm in ("ppo", "dfpo") for seed in (0, 1)]
+    assert labels(runs) == ["ppo/seed0", "ppo/seed1", "dfpo/seed0", "dfpo/seed1"]
+
+
+def test_means_of_runs_by_hand():
+    def report(noise, value):
+        return {"algorithm": "ppo", "noise": noise, "scores": dict.fromkeys(SCORES, value)}
+
+    none = (None, None, None)
+    found = {
+        "a": report("none", (1.0, 0.0, 2.0)), "b": report("none", (3.0, 2.0, 4.0)),
+        "c": report("flip=0.3", (1.0, 0.0, 2.0)), "d": report("missing=1", none),
+        "e": report("missing=1", none),
+    }  # fmt: skip
+    means = summarise_groups(found)
+    assert {name: group["runs"] for name, group in means.items()} == {
+        "ppo, none": ["a", "b"], "ppo, missing=1": ["d", "e"],
+    }  # fmt: skip
+    # t_1(.975) = 12.706, s = sqrt(2): 12.706 sqrt(2) / sqrt(2)
+    for score in means["ppo, none"]["scores"].values():
+        assert score == pytest.approx((2.0, 2 - 12.706, 2 + 12.706), abs=1e-3)
+    assert means["ppo, missing=1"]["scores"]["bias"] == none
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--plot", "none/here.png"], "plot: is none/here.png, but none is no directory"),
+        (["--plot", "all.doc"], "plot: is all.doc, must end in one of"),
+        (["--plot", "all"], "plot: is all, must end in one of"),
+        (["--plays", "1"], "plays: is 1, must be at least 2"),
+    ],
+)
+def test_wrong_words_are_named_before_the_first_probe(
+    run, tmp_path, monkeypatch, capsys, words, said
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dfpo.critic_command.probe", None)
+    assert main(["critic", str(run), *words]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("algorithm, said", [("grpo", "has a critic"), (None, "holds no config")])
