@@ -29,6 +29,12 @@ ALGORITHMS: dict[str, Algorithm] = {
         "value-flow critic, corrected so that the value distribution keeps its spread",
         "arXiv 2602.05890; corrections are this project's",
     ),
+    "dfpo-rank": Algorithm(
+        "dfpo whose advantage is the chance to be above the predicted law less that to be below: "
+        "bounded whatever the rewards, without a bound to choose",
+        "this project's; McGraw and Wong 1992 as a measure of effect",
+        {"target.advantage": "rank"},
+    ),
     "dfpo-paper": Algorithm(
         "value-flow critic as literally summarised: one field, one-step readout, quantile-wise "
         "GAE targets, shared noise, tail means",

@@ -106,9 +106,10 @@ class TargetConfig:
     gamma: float = option(1.0, "discount per token", low=0.0, high=1.0)
     advantage: str = option(
         "gae",
-        "from rewards and values by GAE; the reward less its prompt's mean, over its prompt's "
-        "standard deviation or not; or the reward to go",
-        choices=("gae", "group", "group_mean", "return"),
+        "from rewards and values by GAE; by the chance that the return is above a return of the "
+        "predicted law, less that it is below; the reward less its prompt's mean, over its "
+        "prompt's standard deviation or not; or the reward to go",
+        choices=("gae", "rank", "group", "group_mean", "return"),
     )
     lam: float = option(0.95, "GAE trace of the advantage", low=0.0, high=1.0)
     target_lam: float = option(0.95, "trace of the critic's targets", low=0.0, high=1.0)
@@ -360,10 +361,15 @@ def _check_together(config: Config) -> None:
             f"risk: is {config.risk}, must be neutral with a critic of kind {kind}, which predicts "
             "no law"
         )
-    if (config.target.advantage == "gae") == (kind in ("none", "partition")):
+    if predicts(config) == (kind in ("none", "partition")):
         raise ConfigError(
-            f"target.advantage: is {config.target.advantage} with a critic of kind {kind}; gae "
-            "needs a critic, and the others need none"
+            f"target.advantage: is {config.target.advantage} with a critic of kind {kind}; gae and "
+            "rank need a critic, and the others need none"
+        )
+    if config.target.advantage == "rank" and (config.risk != "neutral" or kind == "scalar"):
+        raise ConfigError(
+            f"target.advantage: is rank with risk {config.risk} and a critic of kind {kind}; it "
+            "takes the whole law, so risk must be neutral and the critic must predict a law"
         )
     if (config.policy.loss == "trajectory_balance") != (kind == "partition"):
         raise ConfigError(
@@ -375,7 +381,7 @@ def _check_together(config: Config) -> None:
             f"rollout.samples: is 1, must be at least 2 for target.advantage = "
             f"{config.target.advantage}, which compares the answers to one prompt"
         )
-    if config.target.winsorise and config.target.advantage != "gae":
+    if config.target.winsorise and not predicts(config):
         raise ConfigError(
             f"target.winsorise: is {config.target.winsorise}, must be 0 without a critic, whose "
             "values it takes"
@@ -409,6 +415,11 @@ def _check_together(config: Config) -> None:
             f"policy.minibatches: is {config.policy.minibatches}, must be at most the "
             f"{answers} answers of a step"
         )
+
+
+def predicts(config: Config) -> bool:
+    """Whether advantages are made from the values of a critic."""
+    return config.target.advantage in ("gae", "rank")
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 from tabulate import tabulate
 
 from dfpo import checkpoint
-from dfpo.config import ConfigError, build_config, stored_settings
+from dfpo.config import ConfigError, build_config, predicts, stored_settings
 from dfpo.critic_plots import plot_comparison, plot_probe
 from dfpo.critic_scores import SCORES, scores
 from dfpo.log import write_json
@@ -31,7 +31,7 @@ def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) ->
     runs = list({run.resolve(): run for run in runs}.values())
     configs = [build_config(stored_settings("run", run)) for run in runs]
     for run, config in zip(runs, configs, strict=True):
-        if config.target.advantage != "gae":
+        if not predicts(config):
             raise ConfigError(f"run: {run} is of {config.algorithm}, must be one that has a critic")
         if checkpoint.newest(run) is None:
             raise ConfigError(f"run: {run} holds no checkpoint yet")

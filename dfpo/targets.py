@@ -64,7 +64,7 @@ def compute_targets(
     if config.target.advantage_clip:
         bound = config.target.advantage_clip * reward_range(config)
         advantages = advantages.clamp(-bound, bound)
-    if config.target.advantage in ("gae", "return"):
+    if config.target.advantage in ("gae", "rank", "return"):
         advantages = whiten(advantages, mask)
     return Targets(torch.where(mask, advantages, 0.0), raw, *targets)
 
@@ -130,7 +130,7 @@ def value_targets(
     step: int,
 ) -> tuple[Tensor, tuple]:  # [B, T], the other fields of Targets
     """Advantages at ``target.lam`` by quantile-wise GAE, whose mean over quantiles is the GAE of
-    the mean value, or by GAE of the risk measure that ``risk`` names; critic targets at
+    the mean value, by GAE of the risk measure that ``risk`` names, or by rank; critic targets at
     ``target.target_lam``, by default as a mixture of n-step return laws, which unlike the
     quantile-wise average keeps their spread."""
     settings, mask = config.target, rollout.samples.mask
@@ -155,18 +155,42 @@ def value_targets(
         raw = distributional_gae(
             rewards, values, mask, lam=settings.lam, **shared | {"bootstrap": final}
         )[0].squeeze(-1)
+
+    def mixture(lam: float) -> Tensor:
+        return lambda_mixture_targets(
+            rewards, estimate.quantiles, mask,
+            lam=lam, seed=config.seed, rows=rollout.sample_ids, **shared,
+        )  # fmt: skip
+
+    if settings.advantage == "rank":
+        raw = rank_advantage(estimate.quantiles, mixture(settings.lam))
     mean = targets.mean(-1)
     if settings.kind == "lambda_mixture":
-        targets = lambda_mixture_targets(
-            rewards, estimate.quantiles, mask,
-            lam=settings.target_lam, seed=config.seed, rows=rollout.sample_ids, **shared,
-        )  # fmt: skip
+        targets = mixture(settings.target_lam)
     elif settings.kind == "expected":
         targets = mean.unsqueeze(-1).expand_as(targets)
     path = None
     if estimate.field is not None:
         path = path_targets(estimate.field, rewards, mask, rollout.sample_ids, config, step)
     return raw, (targets, mean, estimate.quantiles.std(-1, correction=0), estimate.base, path)
+
+
+def rank_advantage(
+    values: Tensor,  # [B, T, Q], of the predicted law Z
+    returns: Tensor,  # [B, T, P], of the law G of the return that followed
+) -> Tensor:  # [B, T]
+    """P(Z < G) - P(Z > G), in [-1, 1]: by how sure the return was better than predicted, and not
+    by how much, so that no reward, however large, counts for more than certainty.
+
+    Z and G are drawn apart. Where both rewards and laws are 0 or 1 it is the difference of means.
+
+    Source: this project's use of the law; as a measure of effect, the probability of superiority,
+    McGraw and Wong 1992, "A common language effect size statistic".
+    """
+    law, returns = values.sort(-1).values, returns.contiguous()
+    below = torch.searchsorted(law, returns)
+    at_most = torch.searchsorted(law, returns, right=True)
+    return ((below + at_most).float() / law.shape[-1] - 1).mean(-1)
 
 
 def whiten(advantages: Tensor, mask: Tensor) -> Tensor:  # [B, T]

@@ -8,7 +8,7 @@ from small_rollouts import make_rollout
 
 from dfpo.algorithms import ALGORITHMS, Algorithm
 from dfpo.cli import main
-from dfpo.config import ConfigError, build_config
+from dfpo.config import ConfigError, build_config, predicts
 from dfpo.critic import LogPartition, NoCritic, QuantileCritic, ScalarCritic, build_critic
 from dfpo.policy import SHIPPED_POLICY, Samples, load_policy, token_logprobs
 from dfpo.prepare import build_optimizers, complete
@@ -41,7 +41,7 @@ def test_every_algorithm_trains(tmp_path, algorithm):
     metrics = train(tmp_path, "run", "--algorithm", algorithm)
     # Any: without KL, groups of equal rewards alone give no gradient.
     assert any(m["grad_norm/policy"] > 0 for m in metrics)
-    has_values = build_config({"algorithm": algorithm}).target.advantage == "gae"
+    has_values = predicts(build_config({"algorithm": algorithm}))
     assert ("value/mean" in metrics[0]) == ("loss/critic" in metrics[0]) == has_values
 
 
@@ -65,7 +65,9 @@ def test_one_row_adds_an_algorithm(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "settings, said",
     [
-        ({"critic.kind": "none"}, "gae needs a critic"),
+        ({"critic.kind": "none"}, "gae and rank need a critic"),
+        ({"algorithm": "ppo", "target.advantage": "rank"}, "the critic must predict a law"),
+        ({"target.advantage": "rank", "risk": "wang"}, "risk must be neutral"),
         ({"algorithm": "grpo", "critic.kind": "scalar"}, "the others need none"),
         ({"algorithm": "flowrl", "policy.loss": "clip"}, "partition trains by it alone"),
         ({"algorithm": "grpo", "policy.loss": "trajectory_balance"}, "needs partition"),

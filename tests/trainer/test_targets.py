@@ -8,7 +8,14 @@ from small_rollouts import LENGTHS, T, make_estimate, make_rollout
 
 from dfpo.config import build_config
 from dfpo.policy import Samples
-from dfpo.targets import Estimate, compute_targets, path_targets, token_rewards, whiten
+from dfpo.targets import (
+    Estimate,
+    compute_targets,
+    path_targets,
+    rank_advantage,
+    token_rewards,
+    whiten,
+)
 from dfpo_kernels import FlowField, distributional_gae, lambda_mixture_targets
 
 
@@ -221,3 +228,26 @@ def test_expected_targets_are_the_mean_of_the_quantile_wise_average():
     mask = make_rollout().samples.mask
     assert (found == found[..., :1]).all()
     torch.testing.assert_close(found[mask][:, 0], whole[mask].mean(-1))
+
+
+def test_rank_advantages_by_hand():
+    # Z is 0, 0, 1, 4. Of G = 1 it is below with chance 1/2, above with 1/4; of 0: 0 and 1/2;
+    # of 10 and 1000 always below; of the law 0 and 10, half each: (-1/2 + 1) / 2.
+    law = torch.tensor([4.0, 0.0, 1.0, 0.0]).expand(1, 5, 4)
+    returns = torch.tensor([[1.0, 1], [0, 0], [10, 10], [1000, 1000], [0, 10]]).unsqueeze(0)
+    assert rank_advantage(law, returns)[0].tolist() == [0.25, -0.5, 1.0, 1.0, 0.25]
+
+
+def test_rank_advantages_are_gae_where_all_returns_are_0_or_1_and_bounded_elsewhere():
+    quantiles = torch.zeros(4, T, 4)
+    quantiles[..., 3] = 1
+    estimate = Estimate(quantiles, torch.zeros(4, 4), None, None)
+    settings = {"target.lam": 1.0, "critic.num_quantiles": 4, "target.advantage": "rank"}
+    mask = make_rollout().samples.mask
+    binary = make_rollout((1.0, 0.0, 1.0, 0.0))
+    rank = targets_of(settings, binary, estimate)
+    mean = targets_of({**settings, "target.advantage": "gae"}, binary, estimate)
+    torch.testing.assert_close(rank.raw_advantages[mask], mean.raw_advantages[mask])
+    wild = targets_of(settings, make_rollout((10.0, -10.0, 1.0, 0.0)), estimate).raw_advantages
+    # Above everything 1, below everything -1; 1 is above 3 of 4, 0 is below 1 of 4.
+    assert wild[:, 0].tolist() == [1.0, -1.0, 0.75, -0.25]
