@@ -100,7 +100,8 @@ def plot_levels(results: list[Result]) -> plt.Figure:
                     places, means, errors, color=colour[arm], marker=MARKERS[i % len(MARKERS)],
                     markersize=4, linewidth=1.2, capsize=2,
                 )  # fmt: skip
-            start = np.mean([r["before"][group] for r in results if r["domain"] == domain])
+            starts = [r["before"][group] for r in results if r["domain"] == domain]
+            start = np.mean(np.array(starts, dtype=float))  # None is NaN: no line
             ax.axhline(start, color=GREY, linewidth=0.8, linestyle=":")
             ax.set_xticks(range(len(noises)), noises, rotation=20 if len(noises) > 3 else 0)
             ax.set_title(f"{GROUPS[group]}, {domain}")

@@ -17,11 +17,12 @@ from dfpo.statistics import Difference, compare, wilson_interval
 Result = dict[str, Any]
 GROUPS = {"id": "ID AVG", "ood": "OOD AVG", "all": "ALL AVG"}
 MISSING = "–"
+NOT_FINITE = "not finite"
 EXPLAINED = """\
 Mean ± standard deviation over seeds, of the last policy of each run, not the best; {metric} at
 temperature 1 on held-out prompts with clean rewards. ID, OOD and ALL AVG are plain means over
-benchmarks. Collapsed: ALL AVG below half of where the run started, or not finite, with Wilson's
-95 % interval. KL: nats per answer from the first policy, last tenth of training."""
+benchmarks. Collapsed: ALL AVG below half of where the run started, or no longer finite, with
+Wilson's 95 % interval. KL: nats per answer from the first policy, last tenth of training."""
 SPENT = """\
 What each run was given and secondary numbers. Area: clean reward of training answers, mean over all
 steps. Length: tokens per answer, last tenth of training. Arms are on one budget where answers and
@@ -30,7 +31,8 @@ PAIRED = """\
 Arm minus {baseline}, seed by seed (same prompts, draws and noise), in points of 100. Intervals are
 95 %, over seeds: Student's t, then the percentile bootstrap, which is too narrow below about 20
 seeds. Bold where both leave zero; {count} differences are shown, of which {chance:.1f} would be
-bold by chance if no arm differed. Above: seeds on which the arm was ahead."""
+bold by chance if no arm differed. Not finite where one side of a pair is. Above: seeds on which
+the arm was ahead."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,10 @@ def groups(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:
 
 
 def per_seed(runs: list[Result], group: str) -> dict[int, float]:
-    """Final average of each seed; empty where there is no such benchmark."""
-    return {r["seed"]: r["after"][group] for r in runs if r["after"].get(group) is not None}
+    """Final average of each seed, NaN where it is not finite; empty where there is no such
+    benchmark."""
+    found = {r["seed"]: r["after"][group] for r in runs if group in r["after"]}
+    return {seed: math.nan if value is None else value for seed, value in found.items()}
 
 
 def levels(results: list[Result], markup: Markup) -> Table:
@@ -146,7 +150,8 @@ def budgets(results: list[Result], markup: Markup) -> Table:
 def differences(results: list[Result], baseline: str, markup: Markup) -> Table:
     rows, count = [], 0
     for (domain, noise, arm), group, found in paired(results, baseline):
-        text = f"{_points(found.mean, markup)}"
+        broken = found.seeds and not math.isfinite(found.mean)
+        text = NOT_FINITE if broken else _points(found.mean, markup)
         sure = all(low > 0 or high < 0 for low, high in (found.student, found.bootstrap))
         rows.append([
             *map(markup.escape, (domain, noise, arm)), GROUPS[group],
@@ -197,7 +202,7 @@ def benchmarks(results: list[Result], markup: Markup) -> Table:
 def spread(values: list[float | None], markup: Markup, digits: int) -> str:
     """mean ± standard deviation of values, the latter where there are two."""
     if not values or any(v is None or not math.isfinite(v) for v in values):
-        return markup.missing if not values else "not finite"
+        return markup.missing if not values else NOT_FINITE
     mean = _number(float(np.mean(values)), digits, markup)
     if len(values) < 2:
         return mean

@@ -1,6 +1,7 @@
 """A grid of four small runs: its results, how it stops and goes on, its tables and plots."""
 
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -19,6 +20,7 @@ from dfpo import board, compare_plots, pool, report
 from dfpo.cli import main
 from dfpo.config import ConfigError
 from dfpo.grid import Cell, grid, load_recipe
+from dfpo.log import write_json
 
 STEPS = 4
 RECIPE = {
@@ -350,6 +352,24 @@ def test_one_seed_and_missing_averages_have_no_interval():
     assert levels.rows[0][4:7] == ["0.800", "–", "0.800"]
     assert [row[3] for row in differences.rows[:2]] == ["ID AVG", "ALL AVG"]
     assert differences.rows[0][4:] == ["+2.0", "–", "–", "1/1"]
+
+
+def test_a_broken_seed_takes_the_bold_away(tmp_path):
+    """Without noise, new is ahead by 2, 3 and 4 points; its last seed ended at nothing finite."""
+    found = made_up()
+    broken = next(r for r in found if (r["noise"], r["arm"], r["seed"]) == ("none", "new", 2))
+    broken["after"] |= {"id": math.nan, "all": math.nan}
+    write_json(tmp_path / "x.json", broken)
+    assert "NaN" not in (tmp_path / "x.json").read_text()
+    broken |= json.loads((tmp_path / "x.json").read_text())
+    levels, differences, *_ = report.tables(found, "ppo", report.MARKDOWN)
+    assert levels.rows[1][4] == "not finite"
+    assert differences.rows[0][3:] == ["ID AVG", "not finite", "–", "–", "2/3"]
+    assert differences.rows[1][4] == "**-10.0**", "OOD AVG is finite"
+    compare_plots.plot_levels(found)
+    compare_plots.plot_differences(found, "ppo")
+    assert board.scores(broken)[0] == "id not finite"
+    assert board.mean([0.5, None]) == "not finite" and board.mean([]) == ""
 
 
 def test_plots_are_written(whole):
