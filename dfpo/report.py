@@ -93,10 +93,12 @@ def latex(found: list[Table], command: str) -> str:
 
 
 def tables(results: list[Result], baseline: str, markup: Markup) -> list[Table]:
+    """Those that have something to say; a grid may evaluate nothing."""
     found = [levels(results, markup)]
-    if len({r["arm"] for r in results}) > 1:
+    if paired(results, baseline):
         found.append(differences(results, baseline, markup))
-    return [*found, budgets(results, markup), benchmarks(results, markup)]
+    found.append(budgets(results, markup))
+    return [*found, benchmarks(results, markup)] if any(r["benchmarks"] for r in results) else found
 
 
 def groups(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:

@@ -372,6 +372,29 @@ def test_a_broken_seed_takes_the_bold_away(tmp_path):
     assert board.mean([0.5, None]) == "not finite" and board.mean([]) == ""
 
 
+def test_a_grid_without_evaluation_has_the_other_tables(tmp_path):
+    path = write(tmp_path, seeds=[3])
+    assert main(["compare", path, "--eval.prompts", "0", "--steps", "1", "--jobs", "2"]) == 0
+    text = (tmp_path / "out/table.md").read_text()
+    assert re.findall("^## (.*)", text, re.M) == ["Levels", "Training"]
+    assert [path.name for path in (tmp_path / "out/plots").iterdir()] == ["learning_curves.png"]
+
+
+def test_a_domain_may_have_no_out_of_domain_benchmark(tmp_path):
+    found = made_up()
+    for r in made_up():
+        r["domain"] = "narrow"
+        r["before"], r["after"] = (
+            {k: t[k] for k in ("id", "all")} for t in (r["before"], r["after"])
+        )
+        del r["benchmarks"]["a_b/ood"]
+        found.append(r)
+    report.write_report(tmp_path, found, "ppo", "dfpo compare")
+    assert (tmp_path / "plots/levels.png").is_file()
+    shown = [ax.axison for ax in compare_plots.plot_levels(found).axes]
+    assert shown == [True, True, True, True, False, True]
+
+
 def test_plots_are_written(whole):
     names = {path.name for path in (whole / "out/plots").iterdir()}
     assert names == {"learning_curves.png", "levels.png", "differences.png"}
