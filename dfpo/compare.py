@@ -33,9 +33,9 @@ def compare(
 ) -> None:
     """Runs the cells that are not done yet and writes results, tables and plots. Raises
     ConfigError before any work, RunError where cells failed, Stopped on Ctrl-C."""
-    recipe = load_recipe(path) if path else parse_recipe(QUICK, Path())
+    recipe = load_recipe(path, flags) if path else parse_recipe(QUICK, Path(), flags)
     recipe = narrow(recipe, output, seeds)
-    cells = grid(recipe, read_tuned(recipe), flags)
+    cells = grid(recipe, read_tuned(recipe))
     command = command_line("compare", path, output, seeds, flags)
     failed = run(recipe.output, cells, jobs, command)
     results = collect(cells)

@@ -32,11 +32,11 @@ BUDGET = (
 def tune(path: Path, output: Path | None, jobs: int | None, flags: Settings) -> None:
     """Runs all trials that are not done yet and writes the file that the recipe calls ``tuned``.
     Raises as ``dfpo.compare.compare`` does."""
-    recipe = narrow(load_recipe(path), output, None)
+    recipe = narrow(load_recipe(path, flags), output, None)
     if recipe.tune is None or recipe.tuned is None:
         missing = "tune" if recipe.tune is None else "tuned"
         raise ConfigError(f"{path}: {missing}: is not given, see docs/compare.md")
-    cells = trials(recipe, flags)
+    cells = trials(recipe)
     check_budget(cells)
     command = command_line("tune", path, output, None, flags)
     failed = run(recipe.output / "tune", cells, jobs, command)
@@ -53,7 +53,7 @@ def tune(path: Path, output: Path | None, jobs: int | None, flags: Settings) -> 
     print(f"all trials in {recipe.tuned}")
 
 
-def trials(recipe: Recipe, flags: Settings) -> list[Cell]:
+def trials(recipe: Recipe) -> list[Cell]:
     """A cell for every trial of every arm, seeds outermost."""
     search = recipe.tune
     folder = recipe.output / "tune" / "cells"
@@ -61,7 +61,7 @@ def trials(recipe: Recipe, flags: Settings) -> list[Cell]:
     return [
         make_cell(
             recipe, domain, noise, f"{arm}-trial{number}", own_settings(recipe, arm) | trial, seed,
-            {**flags, "eval.prompts": 0}, folder, validation,
+            folder, validation,
         )
         for seed in search.seeds
         for domain in search.domains

@@ -19,7 +19,7 @@ import yaml
 from dfpo import board, compare_plots, pool, report
 from dfpo.cli import main
 from dfpo.config import ConfigError
-from dfpo.grid import Cell, grid, load_recipe
+from dfpo.grid import Cell, grid, load_recipe, parse_recipe
 from dfpo.log import write_json
 
 STEPS = 4
@@ -237,6 +237,39 @@ def test_a_bad_recipe_is_one_line_before_any_work(tmp_path, capsys, changes, wor
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "flags", "words"),
+    [
+        ({"domains": ["suite"]}, ["--task", "hard"], ["task", "domain suite"]),
+        ({"arms": {"ppo": {}, "averse": {"algorithm": "dfpo", "risk": "cvar-lower"}}},
+         ["--risk", "neutral"], ["risk", "arm averse"]),
+        ({"noises": {"late": {"noise": "flip=0.1", "policy.clip": 0.1}}},
+         ["--policy.clip", "0.2"], ["policy.clip", "noise late"]),
+    ],
+)  # fmt: skip
+def test_a_flag_that_an_axis_sets_is_refused(tmp_path, capsys, changes, flags, words):
+    assert main(["compare", write(tmp_path, **changes), *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "as a flag" in said
+    assert said.startswith(f"dfpo compare: error: {words[0]}: ") and words[1] in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("base", "flags", "name"),
+    [
+        ({}, {}, "suite"),
+        ({"task": "hard"}, {}, "hard"),
+        ({"task": "hard"}, {"task": "suite"}, "suite"),
+        ({}, {"data": "here/mine.jsonl", "reward": "score.py:reward"}, "mine"),
+    ],
+)
+def test_the_only_domain_is_called_by_what_runs(base, flags, name):
+    tree = {"output": "out", "arms": ["ppo"], "seeds": 1, "base": base}
+    (cell,) = grid(parse_recipe(tree, report.Path(), flags), {})
+    assert cell.domain == name
+
+
 @pytest.mark.parametrize("words", [[], ["a.yaml", "--quick"], ["absent.yaml"]])
 def test_wrong_commands(tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
@@ -246,18 +279,17 @@ def test_wrong_commands(tmp_path, monkeypatch, capsys, words):
 
 def test_the_shipped_recipes_are_right():
     from dfpo.compare import QUICK, read_tuned
-    from dfpo.grid import parse_recipe
 
     folder = report.Path(__file__).parents[2] / "recipes"
     found = sorted(folder.glob("compare*.yaml"))
     assert found
     for path in found:
         if not path.stem.endswith("tuned"):
-            recipe = load_recipe(path)
+            recipe = load_recipe(path, {})
             assert grid(
-                recipe, read_tuned(recipe) if recipe.tuned and recipe.tuned.exists() else {}, {}
+                recipe, read_tuned(recipe) if recipe.tuned and recipe.tuned.exists() else {}
             )
-    assert len(grid(parse_recipe(QUICK, folder), {}, {})) == 12
+    assert len(grid(parse_recipe(QUICK, folder, {}), {})) == 12
 
 
 # Made-up results of two arms under two noises on three seeds: (id, ood) after.
@@ -470,4 +502,4 @@ def test_a_terminal_shows_one_table_drawn_over(tmp_path, monkeypatch, capsys):
 
 def test_names_may_not_collide(tmp_path):
     with pytest.raises(ConfigError, match="twice"):
-        load_recipe(report.Path(write(tmp_path, arms=["ppo", "ppo"])))
+        load_recipe(report.Path(write(tmp_path, arms=["ppo", "ppo"])), {})

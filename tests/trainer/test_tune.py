@@ -91,8 +91,8 @@ def test_trials_never_meet_the_test_prompts(found):
 
 
 def test_the_comparison_takes_what_was_found(found):
-    recipe = load_recipe(found / "grid.yaml")
-    cells = {cell.arm: cell for cell in grid(recipe, tune.read_chosen(recipe), {})}
+    recipe = load_recipe(found / "grid.yaml", {})
+    cells = {cell.arm: cell for cell in grid(recipe, tune.read_chosen(recipe))}
     # Over the arm's own settings.
     assert cells["dfpo"].settings["coef.risk"] == 0.0
     assert cells["ppo"].settings["policy.learning_rate"] == 1e-4
@@ -104,7 +104,7 @@ def test_a_record_of_another_search_is_refused(found, tmp_path):
     path = write(tmp_path, tune=search)
     (tmp_path / "found.yaml").write_text((found / "found.yaml").read_text())
     with pytest.raises(ConfigError, match="another search"):
-        tune.read_chosen(load_recipe(path))
+        tune.read_chosen(load_recipe(path, {}))
 
 
 def made_up(arm, seed, noisy):
@@ -117,7 +117,7 @@ def made_up(arm, seed, noisy):
 
 def test_the_mean_over_seeds_chooses(tmp_path):
     """Trial 1 of ppo has the best single seed, trial 0 the better mean: .5 against .45."""
-    recipe = load_recipe(write(tmp_path))
+    recipe = load_recipe(write(tmp_path), {})
     results = [made_up("ppo-trial0", 1, 0.5), made_up("ppo-trial0", 2, 0.5)]
     results += [made_up("ppo-trial1", 1, 0.8), made_up("ppo-trial1", 2, 0.1)]
     results += [made_up("dfpo-trial0", 1, 0.2), made_up("dfpo-trial1", 1, 0.3)]
@@ -164,8 +164,8 @@ def test_an_unfair_or_wrong_search_is_one_line_before_any_work(tmp_path, capsys,
 
 
 def test_the_shipped_search_gives_arms_one_budget():
-    recipe = load_recipe(Path(__file__).parents[2] / "recipes/compare.yaml")
-    cells = tune.trials(recipe, {})
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes/compare.yaml", {})
+    cells = tune.trials(recipe)
     tune.check_budget(cells)
     counts = {arm: sum(c.arm.startswith(f"{arm}-trial") for c in cells) for arm in recipe.arms}
     assert set(counts.values()) == {8}  # four trials on two seeds
