@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,11 +41,13 @@ def compare(
     failed = run(recipe.output, cells, jobs, command)
     results = collect(cells)
     if results:
-        from dfpo.report import write_report
+        from dfpo.report import mixed_versions, write_report
 
         write_report(recipe.output, results, recipe.baseline, command)
         print((recipe.output / "table.md").read_text())
         print(f"results.jsonl, table.md, table.tex and plots in {recipe.output}")
+        if said := mixed_versions(results):
+            print(f"dfpo compare: {said}", file=sys.stderr)
     if failed:
         raise failed
 

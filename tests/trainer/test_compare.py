@@ -341,7 +341,9 @@ def test_tables_say_what_the_results_are():
     assert differences.rows[1][3:6] == ["OOD AVG", "**-10.0**", "[-10.0, -10.0]"]
     # Under flips ID: 0, .01, .42: not sure.
     assert differences.rows[3][4] == "+14.3" and differences.rows[3][7] == "2/3"
-    assert "6 differences are shown, of which 0.3" in differences.text
+    assert "6 differences have intervals, of which\n0.3" in differences.text
+    assert "budget" not in differences.text
+    assert "on held-out prompts with" in levels.text
     assert training.rows[0][3:] == [
         "1.000 ± 0.000",
         "0.600 ± 0.000",
@@ -350,7 +352,8 @@ def test_tables_say_what_the_results_are():
         "1000",
         "4",
     ]
-    assert benchmarks.rows[0] == ["", "", "first policy", "0.500", "0.400"]
+    assert benchmarks.rows[0] == ["suite", "", "first policy", "0.500", "0.400"]
+    assert benchmarks.text.endswith("Prompts of suite: a_b/id 9, a_b/ood 9.")
     assert benchmarks.headers[3:] == ["a_b/id", "a_b/ood"]
 
 
@@ -384,6 +387,67 @@ def test_one_seed_and_missing_averages_have_no_interval():
     assert levels.rows[0][4:7] == ["0.800", "–", "0.800"]
     assert [row[3] for row in differences.rows[:2]] == ["ID AVG", "ALL AVG"]
     assert differences.rows[0][4:] == ["+2.0", "–", "–", "1/1"]
+    assert "No difference has an interval" in differences.text
+    assert "by chance" not in differences.text
+
+
+def test_only_differences_with_an_interval_can_be_bold_by_chance():
+    """Three without noise have three seeds each, two under flips one alone."""
+    found = [r for r in made_up() if r["noise"] == "none" or r["seed"] == 0]
+    for r in found:
+        if r["noise"] != "none":
+            del r["after"]["ood"]
+    differences = report.tables(found, "ppo", report.MARKDOWN)[1]
+    assert len(differences.rows) == 5
+    assert "3 differences have intervals, of which\n0.2" in differences.text
+
+
+def test_arms_on_another_budget_are_named_above_the_differences():
+    found = made_up()
+    for r in found:
+        if (r["arm"], r["noise"]) == ("new", "flip=0.3"):
+            r["policy_updates"] += 2
+    differences = report.tables(found, "ppo", report.MARKDOWN)[1]
+    assert differences.text.endswith("\n\nNot on the budget of ppo: new (policy updates).")
+
+
+def test_every_domain_has_its_first_policy_and_its_prompts():
+    found = made_up()
+    for r in made_up():
+        r["domain"] = "own"
+        r["benchmarks"] = {"c/train": {"prompts": 7, "before": 0.2, "after": 0.3}}
+        found.append(r)
+    levels, _, _, benchmarks = report.tables(found, "ppo", report.MARKDOWN)
+    assert benchmarks.rows[:2] == [
+        ["suite", "", "first policy", "0.500", "0.400", "–"],
+        ["own", "", "first policy", "–", "–", "0.200"],
+    ]
+    assert benchmarks.text.endswith("Prompts of suite: a_b/id 9, a_b/ood 9; own: c/train 7.")
+    assert "on held-out prompts or, in /train, training prompts (no others" in levels.text
+    alone = report.tables(found[len(found) // 2 :], "ppo", report.MARKDOWN)[0]
+    assert "on training prompts (no others were given) with clean" in alone.text
+    assert "held-out" not in alone.text
+
+
+def test_cells_of_several_versions_are_counted(tmp_path):
+    found = made_up()
+    found[0]["version"] = "0.1.0+xyz"
+    report.write_report(tmp_path, found, "ppo", "dfpo compare")
+    said = "more than one version of the code: 11 of dfpo 0.1.0+abc, 1 of dfpo 0.1.0+xyz."
+    for name in ("table.md", "table.tex"):
+        assert said in (tmp_path / name).read_text().split("## Levels")[0]
+    assert report.mixed_versions(found[1:]) == ""
+
+
+def test_a_finished_grid_of_several_versions_says_so_on_stderr(whole, tmp_path, capsys):
+    shutil.copytree(whole / "out", tmp_path / "out")
+    path = tmp_path / "out/cells" / f"{CELLS[0]}.result.json"
+    write_json(path, json.loads(path.read_text()) | {"version": "0.0.1+old"})
+    assert main(["compare", write(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert (
+        "dfpo compare: The 4 runs are of more than one version of the code: 1 of dfpo 0.0" in said
+    )
 
 
 def test_a_broken_seed_takes_the_bold_away(tmp_path):
