@@ -55,12 +55,16 @@ def ending(work: Work, cell: Cell) -> str:
 
 def scores(result: dict[str, Any]) -> list[str]:
     """The headline of a result."""
-    found = [f"{k} {v:.3f}" for k, v in result["after"].items() if not k.endswith("_greedy")]
+    found = [f"{k} {score(v)}" for k, v in result["after"].items() if not k.endswith("_greedy")]
     if "validation" in result:
-        found.append(f"noisy validation {result['validation']['noisy']:.3f}")
+        found.append(f"noisy validation {score(result['validation']['noisy'])}")
     if result["collapsed"]:
         found.append("collapsed")
     return found
+
+
+def score(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.3f}"
 
 
 def remaining(work: Work) -> str:
@@ -68,6 +72,12 @@ def remaining(work: Work) -> str:
     if left is None:
         return "time left unknown"
     return f"{left / 60:.0f} min left" if left > 90 else f"{left:.0f} s left"
+
+
+def mean(values: list[float | None]) -> str:
+    if not values:
+        return ""
+    return score(None if None in values else fmean(values))
 
 
 def table(work: Work, height: int = 1000) -> str:
@@ -80,10 +90,7 @@ def table(work: Work, height: int = 1000) -> str:
     for key in dict.fromkeys((c.domain, c.noise, c.arm) for c in work.cells):
         cells = [c for c in work.cells if (c.domain, c.noise, c.arm) == key]
         known = [results[c]["after"] for c in cells if c in results]
-        means = [
-            f"{fmean(a[group] for a in known):.3f}" if known and group in known[0] else ""
-            for group in ("id", "ood")
-        ]
+        means = [mean([a[group] for a in known if group in a]) for group in ("id", "ood")]
         busy = [
             f"seed {c.seed}: {steps_done(c)}/{c.steps}" for c in work.running.values() if c in cells
         ]

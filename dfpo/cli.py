@@ -62,7 +62,7 @@ examples:
   dfpo tune recipes/compare.yaml               before it: settings of each arm, on one budget
 
 The same command again goes on where it stopped and tries failed cells once more. Settings given as
-flags hold for every cell.
+flags hold for every cell; one that an arm, a noise or a domain sets is refused.
 """
 
 # What may change when a run goes on: how long and how it is watched, never what it computes.

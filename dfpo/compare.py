@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,18 +34,20 @@ def compare(
 ) -> None:
     """Runs the cells that are not done yet and writes results, tables and plots. Raises
     ConfigError before any work, RunError where cells failed, Stopped on Ctrl-C."""
-    recipe = load_recipe(path) if path else parse_recipe(QUICK, Path())
+    recipe = load_recipe(path, flags) if path else parse_recipe(QUICK, Path(), flags)
     recipe = narrow(recipe, output, seeds)
-    cells = grid(recipe, read_tuned(recipe), flags)
+    cells = grid(recipe, read_tuned(recipe))
     command = command_line("compare", path, output, seeds, flags)
     failed = run(recipe.output, cells, jobs, command)
     results = collect(cells)
     if results:
-        from dfpo.report import write_report
+        from dfpo.report import mixed_versions, write_report
 
         write_report(recipe.output, results, recipe.baseline, command)
         print((recipe.output / "table.md").read_text())
         print(f"results.jsonl, table.md, table.tex and plots in {recipe.output}")
+        if said := mixed_versions(results):
+            print(f"dfpo compare: {said}", file=sys.stderr)
     if failed:
         raise failed
 

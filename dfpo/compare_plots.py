@@ -15,7 +15,8 @@ MARKERS = "osD^vP*X"
 
 
 def plot_comparison(output: Path, results: list[Result], baseline: str) -> None:
-    """Writes learning_curves.png, levels.png and differences.png into ``plots``."""
+    """Writes learning_curves.png, and of grids that evaluate levels.png and differences.png, into
+    ``plots``."""
     folder = output / "plots"
     folder.mkdir(exist_ok=True)
     with plt.rc_context(STYLE):
@@ -24,7 +25,8 @@ def plot_comparison(output: Path, results: list[Result], baseline: str) -> None:
             for key, runs in groups(results).items()
         }
         plot_curves(curves).savefig(folder / "learning_curves.png")
-        plot_levels(results).savefig(folder / "levels.png")
+        if any(run["after"] for run in results):
+            plot_levels(results).savefig(folder / "levels.png")
         if paired(results, baseline):
             plot_differences(results, baseline).savefig(folder / "differences.png")
         plt.close("all")
@@ -87,6 +89,14 @@ def plot_levels(results: list[Result]) -> plt.Figure:
     for y, domain in enumerate(rows):
         for x, group in enumerate(known):
             ax = axes[y, x]
+            starts = [
+                r["before"][group]
+                for r in results
+                if r["domain"] == domain and group in r["before"]
+            ]
+            if not starts:
+                ax.set_axis_off()
+                continue
             for i, arm in enumerate(arms):
                 values = [
                     list(per_seed(found.get((domain, noise, arm), []), group).values())
@@ -100,7 +110,7 @@ def plot_levels(results: list[Result]) -> plt.Figure:
                     places, means, errors, color=colour[arm], marker=MARKERS[i % len(MARKERS)],
                     markersize=4, linewidth=1.2, capsize=2,
                 )  # fmt: skip
-            start = np.mean([r["before"][group] for r in results if r["domain"] == domain])
+            start = np.mean(np.array(starts, dtype=float))  # None is NaN: no line
             ax.axhline(start, color=GREY, linewidth=0.8, linestyle=":")
             ax.set_xticks(range(len(noises)), noises, rotation=20 if len(noises) > 3 else 0)
             ax.set_title(f"{GROUPS[group]}, {domain}")

@@ -40,7 +40,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A checked recipe."""
+    """A checked recipe, and the flags that hold for every cell."""
 
     output: Path
     baseline: str
@@ -49,6 +49,7 @@ class Recipe:
     arms: dict[str, Settings]
     noises: dict[str, Settings]
     domains: dict[str, Settings]
+    flags: Settings
     tuned: Path | None = None
     tune: Search | None = None
 
@@ -85,16 +86,16 @@ class Cell:
         return self.run.with_suffix(".result.json")
 
 
-def load_recipe(path: Path) -> Recipe:
-    """The recipe in a YAML file; ConfigError says what is wrong with it."""
+def load_recipe(path: Path, flags: Settings) -> Recipe:
+    """The recipe in a YAML file under ``flags``; ConfigError says what is wrong with it."""
     tree = read_yaml("recipe", path)
     try:
-        return parse_recipe(tree, path.parent)
+        return parse_recipe(tree, path.parent, flags)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def parse_recipe(tree: Mapping[str, Any], folder: Path) -> Recipe:
+def parse_recipe(tree: Mapping[str, Any], folder: Path, flags: Settings) -> Recipe:
     """``folder`` is what the recipe's ``tuned`` file stands beside."""
     _check_keys("", tree, KEYS)
     axes = {axis: _entries(axis, tree.get(axis)) for axis in AXES}
@@ -112,23 +113,31 @@ def parse_recipe(tree: Mapping[str, Any], folder: Path) -> Recipe:
         raise ConfigError("output: is not given, must be the directory to write into")
     seeds = _seeds("seeds", tree.get("seeds", 5))
     base = _settings("base", tree.get("base", {}))
-    noises = axes["noises"] or {str(base.get("noise", Config.noise)): {}}
-    domains = axes["domains"] or {str(base.get("task", "suite")): {}}
+    common = base | flags
+    noises = axes["noises"] or {str(common.get("noise", Config.noise)): {}}
+    domains = axes["domains"] or {_default_domain(common): {}}
     search = _search(tree["tune"], seeds, arms, noises, domains) if "tune" in tree else None
     return Recipe(
-        Path(output), baseline, seeds, base, arms, noises, domains,
+        Path(output), baseline, seeds, base, arms, noises, domains, flags,
         folder / tuned if tuned else None, search,
     )  # fmt: skip
 
 
-def grid(recipe: Recipe, tuned: Mapping[str, Settings], flags: Settings) -> list[Cell]:
+def _default_domain(common: Settings) -> str:
+    """What the one domain is called where a recipe names none."""
+    data = common.get("data")
+    return str(common.get("task") or (Path(data).stem if data else "suite"))
+
+
+def grid(recipe: Recipe, tuned: Mapping[str, Settings]) -> list[Cell]:
     """All cells, checked; seeds outermost, so that an unfinished grid is a smaller complete one.
 
-    Precedence, lowest first: base, domain, noise, arm, what tuning found for the arm, ``flags``.
+    Precedence, lowest first: base, the flags, what tuning found for the arm over its own settings.
+    Settings of a domain, a noise or an arm stand in no other axis and in no flag.
     """
     arms = {arm: own_settings(recipe, arm) | tuned.get(arm, {}) for arm in recipe.arms}
     return [
-        make_cell(recipe, domain, noise, arm, own, seed, flags, recipe.output / "cells")
+        make_cell(recipe, domain, noise, arm, own, seed, recipe.output / "cells")
         for seed in recipe.seeds
         for domain in recipe.domains
         for noise in recipe.noises
@@ -150,7 +159,6 @@ def make_cell(
     arm: str,
     own: Settings,  # the arm's
     seed: int,
-    flags: Settings,
     folder: Path,
     validation: Validation | None = None,
 ) -> Cell:
@@ -164,8 +172,15 @@ def make_cell(
     for part, settings in parts.items():
         for name in settings.keys() & varied.keys():
             raise ConfigError(f"{part}: {name} is set by another axis too, must be by one")
+        for name in settings.keys() & recipe.flags.keys():
+            raise ConfigError(
+                f"{name}: is given as a flag, must not be: {part} sets it, and its results would "
+                "be called by what did not run"
+            )
         varied |= settings
-    settings = QUIET | recipe.base | varied | flags | {"seed": seed}
+    settings = QUIET | recipe.base | recipe.flags | varied | {"seed": seed}
+    if validation:
+        settings["eval.prompts"] = 0
     try:
         steps = build_config(settings).steps
     except ConfigError as error:

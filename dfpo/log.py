@@ -69,7 +69,16 @@ class MetricsLog:
 
 
 def write_json(path: Path, value: Any) -> None:
-    replace_text(path, json.dumps(value, indent=2) + "\n")
+    replace_text(path, json.dumps(_plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def replace_text(path: Path, text: str) -> None:

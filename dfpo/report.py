@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,20 +18,28 @@ from dfpo.statistics import Difference, compare, wilson_interval
 Result = dict[str, Any]
 GROUPS = {"id": "ID AVG", "ood": "OOD AVG", "all": "ALL AVG"}
 MISSING = "–"
+NOT_FINITE = "not finite"
 EXPLAINED = """\
 Mean ± standard deviation over seeds, of the last policy of each run, not the best; {metric} at
-temperature 1 on held-out prompts with clean rewards. ID, OOD and ALL AVG are plain means over
-benchmarks. Collapsed: ALL AVG below half of where the run started, or not finite, with Wilson's
-95 % interval. KL: nats per answer from the first policy, last tenth of training."""
+temperature 1 on {prompts} with clean rewards. ID, OOD and ALL AVG are plain means over
+benchmarks. Collapsed: ALL AVG below half of where the run started, or no longer finite, with
+Wilson's 95 % interval. KL: nats per answer from the first policy, last tenth of training."""
 SPENT = """\
 What each run was given and secondary numbers. Area: clean reward of training answers, mean over all
 steps. Length: tokens per answer, last tenth of training. Arms are on one budget where answers and
 policy updates agree: critic warm-up spends answers without updating the policy."""
 PAIRED = """\
-Arm minus {baseline}, seed by seed (same prompts, draws and noise), in points of 100. Intervals are
-95 %, over seeds: Student's t, then the percentile bootstrap, which is too narrow below about 20
-seeds. Bold where both leave zero; {count} differences are shown, of which {chance:.1f} would be
-bold by chance if no arm differed. Above: seeds on which the arm was ahead."""
+Arm minus {baseline}, seed by seed (same prompts, draws and noise), in points of 100. {intervals}
+Above: seeds on which the arm was ahead."""
+INTERVALS = """\
+Intervals are 95 %, over seeds: Student's t, then the percentile bootstrap, which is too narrow
+below about 20 seeds. Bold where both leave zero; {count} differences have intervals, of which
+{chance:.1f} would be bold by chance if no arm differed. Not finite where one side of a pair is."""
+NO_INTERVAL = "No difference has an interval: that takes two seeds, all finite."
+HELD_OUT = "held-out prompts"
+# What a benchmark of the split "train" is on.
+TRAINED = "training prompts (no others were given)"
+BUDGET = {"answers": "answers", "policy_updates": "policy updates"}
 
 
 @dataclass(frozen=True)
@@ -62,23 +71,32 @@ LATEX = Markup(r" $\pm$ ", "$-$", "--", lambda s: rf"\textbf{{{s}}}", _escape_la
 
 def write_report(output: Path, results: list[Result], baseline: str, command: str) -> None:
     """table.md, table.tex and plots/ of the results, in the order of the grid."""
-    versions = ", ".join(sorted({r["version"] for r in results}))
-    heading = f"`{command}`\n\n{len(results)} runs, dfpo {versions}."
+    ran = mixed_versions(results) or f"{len(results)} runs, dfpo {results[0]['version']}."
+    heading = f"`{command}`\n\n{ran}"
     text = [f"# Comparison\n\n{heading}\n"]
     for table in tables(results, baseline, MARKDOWN):
         body = tabulate(table.rows, table.headers, tablefmt="pipe", disable_numparse=True)
         text.append(f"## {table.title}\n\n{table.text}\n\n{body}\n")
     (output / "table.md").write_text("\n".join(text))
-    (output / "table.tex").write_text(latex(tables(results, baseline, LATEX), command))
+    (output / "table.tex").write_text(latex(tables(results, baseline, LATEX), f"{command}: {ran}"))
     from dfpo.compare_plots import plot_comparison
 
     shutil.rmtree(output / "plots", ignore_errors=True)
     plot_comparison(output, results, baseline)
 
 
-def latex(found: list[Table], command: str) -> str:
+def mixed_versions(results: list[Result]) -> str:
+    """One sentence where the code changed between cells, else nothing."""
+    counts = Counter(r["version"] for r in results)
+    if len(counts) < 2:
+        return ""
+    said = ", ".join(f"{count} of dfpo {version}" for version, count in sorted(counts.items()))
+    return f"The {len(results)} runs are of more than one version of the code: {said}."
+
+
+def latex(found: list[Table], heading: str) -> str:
     """Tables to \\input; they need the package booktabs."""
-    parts = [f"% {command}"]
+    parts = [f"% {heading}"]
     for table in found:
         caption = " ".join(LATEX.escape(f"{table.title}. {table.text}").split())
         caption = caption.replace("±", r"$\pm$")
@@ -91,10 +109,12 @@ def latex(found: list[Table], command: str) -> str:
 
 
 def tables(results: list[Result], baseline: str, markup: Markup) -> list[Table]:
+    """Those that have something to say; a grid may evaluate nothing."""
     found = [levels(results, markup)]
-    if len({r["arm"] for r in results}) > 1:
+    if paired(results, baseline):
         found.append(differences(results, baseline, markup))
-    return [*found, budgets(results, markup), benchmarks(results, markup)]
+    found.append(budgets(results, markup))
+    return [*found, benchmarks(results, markup)] if any(r["benchmarks"] for r in results) else found
 
 
 def groups(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:
@@ -106,8 +126,10 @@ def groups(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:
 
 
 def per_seed(runs: list[Result], group: str) -> dict[int, float]:
-    """Final average of each seed; empty where there is no such benchmark."""
-    return {r["seed"]: r["after"][group] for r in runs if r["after"].get(group) is not None}
+    """Final average of each seed, NaN where it is not finite; empty where there is no such
+    benchmark."""
+    found = {r["seed"]: r["after"][group] for r in runs if group in r["after"]}
+    return {seed: math.nan if value is None else value for seed, value in found.items()}
 
 
 def levels(results: list[Result], markup: Markup) -> Table:
@@ -118,9 +140,17 @@ def levels(results: list[Result], markup: Markup) -> Table:
         low, high = wilson_interval(fallen := sum(r["collapsed"] for r in runs), len(runs))
         row.append(f"{fallen}/{len(runs)} [{low:.2f}, {high:.2f}]")
         rows.append([*row, spread([r["kl"] for r in runs], markup, 2)])
-    metric = results[0]["metric"]
     headers = ["domain", "noise", "arm", "seeds", *GROUPS.values(), "collapsed", "KL"]
-    return Table("Levels", EXPLAINED.format(metric=metric), headers, rows)
+    text = EXPLAINED.format(metric=results[0]["metric"], prompts=evaluated_on(results))
+    return Table("Levels", text, headers, rows)
+
+
+def evaluated_on(results: list[Result]) -> str:
+    """What kind of prompts the benchmarks hold."""
+    trained = {name.endswith("/train") for r in results for name in r["benchmarks"]}
+    if trained == {True}:
+        return TRAINED
+    return f"{HELD_OUT} or, in /train, {TRAINED}" if True in trained else HELD_OUT
 
 
 def budgets(results: list[Result], markup: Markup) -> Table:
@@ -146,7 +176,8 @@ def budgets(results: list[Result], markup: Markup) -> Table:
 def differences(results: list[Result], baseline: str, markup: Markup) -> Table:
     rows, count = [], 0
     for (domain, noise, arm), group, found in paired(results, baseline):
-        text = f"{_points(found.mean, markup)}"
+        broken = found.seeds and not math.isfinite(found.mean)
+        text = NOT_FINITE if broken else _points(found.mean, markup)
         sure = all(low > 0 or high < 0 for low, high in (found.student, found.bootstrap))
         rows.append([
             *map(markup.escape, (domain, noise, arm)), GROUPS[group],
@@ -154,10 +185,27 @@ def differences(results: list[Result], baseline: str, markup: Markup) -> Table:
             _interval(found.student, markup), _interval(found.bootstrap, markup),
             f"{found.above}/{found.seeds}",
         ])  # fmt: skip
-        count += 1
+        count += math.isfinite(found.student[0])
     headers = ["domain", "noise", "arm", "over", "difference", "t", "bootstrap", "above"]
-    text = PAIRED.format(baseline=baseline, count=count, chance=0.05 * count)
+    said = INTERVALS.format(count=count, chance=0.05 * count) if count else NO_INTERVAL
+    text = PAIRED.format(baseline=baseline, intervals=said)
+    unlike = unlike_budgets(results, baseline)
+    if unlike:
+        text += f"\n\nNot on the budget of {baseline}: {unlike}."
     return Table(f"Differences to {baseline}", text, headers, rows)
+
+
+def unlike_budgets(results: list[Result], baseline: str) -> str:
+    """Arms that somewhere had more or fewer answers or policy updates than the baseline."""
+    every = groups(results)
+    found: dict[str, list[str]] = {}
+    for key, runs in every.items():
+        against = every.get((*key[:2], baseline), runs)
+        for name, words in BUDGET.items():
+            ours, theirs = (np.mean([r[name] for r in each]) for each in (runs, against))
+            if ours != theirs and words not in found.setdefault(key[2], []):
+                found[key[2]].append(words)
+    return "; ".join(f"{arm} ({', '.join(words)})" for arm, words in found.items() if words)
 
 
 def paired(
@@ -184,20 +232,28 @@ def benchmarks(results: list[Result], markup: Markup) -> Table:
             spread([b[name]["after"] for b in found if name in b], markup, 3) for name in names
         ]
         rows.append([*map(markup.escape, key), *cells])
-    first = results[0]["benchmarks"]
-    start = [
-        _number(first[n]["before"], 3, markup) if n in first else markup.missing for n in names
+    # All runs of a domain start from one policy on one set of prompts.
+    firsts: dict[str, dict[str, Any]] = {}
+    for result in results:
+        firsts.setdefault(result["domain"], result["benchmarks"])
+    starts = [
+        [markup.escape(domain), "", "first policy"]
+        + [_number(first[n]["before"] if n in first else None, 3, markup) for n in names]
+        for domain, first in firsts.items()
     ]
-    rows.insert(0, ["", "", "first policy", *start])
-    prompts = ", ".join(f"{n} {first[n]['prompts']}" for n in names if n in first)
-    text = f"As above, one column a benchmark. Prompts: {prompts}."
+    rows = starts + rows
+    prompts = "; ".join(
+        f"{domain}: " + (", ".join(f"{n} {b['prompts']}" for n, b in first.items()) or "none")
+        for domain, first in firsts.items()
+    )
+    text = f"As above, one column a benchmark. Prompts of {prompts}."
     return Table("Benchmarks", text, ["domain", "noise", "arm", *names], rows)
 
 
 def spread(values: list[float | None], markup: Markup, digits: int) -> str:
     """mean ± standard deviation of values, the latter where there are two."""
     if not values or any(v is None or not math.isfinite(v) for v in values):
-        return markup.missing if not values else "not finite"
+        return markup.missing if not values else NOT_FINITE
     mean = _number(float(np.mean(values)), digits, markup)
     if len(values) < 2:
         return mean

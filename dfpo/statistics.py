@@ -36,11 +36,13 @@ def compare(
     arm: dict[int, float],  # seed -> value
     baseline: dict[int, float],
 ) -> Difference:
-    """Paired difference of means with 95 % intervals; values that are not finite are left out."""
+    """Paired difference of means with 95 % intervals. One value that is not finite makes it NaN
+    without intervals: to leave that seed out would hide where an arm broke."""
     found = [arm[seed] - baseline[seed] for seed in arm if seed in baseline]
-    found = [x for x in found if math.isfinite(x)]
-    mean = float(np.mean(found)) if found else math.nan
     above = sum(x > 0 for x in found)
+    if not found or not all(map(math.isfinite, found)):
+        return Difference(len(found), math.nan, UNKNOWN, UNKNOWN, above)
+    mean = float(np.mean(found))
     return Difference(len(found), mean, bootstrap_interval(found), student_interval(found), above)
 
 
@@ -121,7 +123,10 @@ def wilson_interval(hits: int, n: int, z: float = 1.959964) -> tuple[float, floa
 
 def collapsed(before: float, after: float, low: float = 0.0) -> bool:
     """Whether a run ended below half of where it started, both counted from the low end of the
-    reward's range (0 for accuracy), or at nothing finite."""
+    reward's range (0 for accuracy), or at nothing finite. One that started at nothing finite did
+    not fall: nobody can score its benchmarks."""
+    if not math.isfinite(before):
+        return False
     return not math.isfinite(after) or after - low < (before - low) / 2
 
 

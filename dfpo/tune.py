@@ -8,6 +8,7 @@ are not even generated.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import product
@@ -22,21 +23,24 @@ from dfpo.config import ConfigError, build_config, flatten, read_yaml
 from dfpo.grid import Cell, Recipe, Settings, Validation, load_recipe, make_cell, own_settings
 from dfpo.log import replace_text
 
-# What the budget is: trials differ in what they do with it.
+# What the budget is, and what is learned: trials differ in how.
 BUDGET = (
-    "steps", "rollout.prompts", "rollout.samples", "rollout.max_new_tokens", "policy.epochs",
-    "policy.minibatches", "critic.warmup_steps",
+    "steps", "rollout.prompts", "rollout.samples", "rollout.max_new_tokens", "rollout.temperature",
+    "policy.epochs", "policy.minibatches", "critic.warmup_steps", "critic.warmup_epochs", "model",
+    "task", "data", "reward", "reward_weights", "noise",
 )  # fmt: skip
+# Flags in which a search and its comparison may differ: how runs are watched and evaluated.
+FREE = ("checkpoint_every", "max_unscored_steps", "device", "threads", "eval_data")
 
 
 def tune(path: Path, output: Path | None, jobs: int | None, flags: Settings) -> None:
     """Runs all trials that are not done yet and writes the file that the recipe calls ``tuned``.
     Raises as ``dfpo.compare.compare`` does."""
-    recipe = narrow(load_recipe(path), output, None)
+    recipe = narrow(load_recipe(path, flags), output, None)
     if recipe.tune is None or recipe.tuned is None:
         missing = "tune" if recipe.tune is None else "tuned"
         raise ConfigError(f"{path}: {missing}: is not given, see docs/compare.md")
-    cells = trials(recipe, flags)
+    cells = trials(recipe)
     check_budget(cells)
     command = command_line("tune", path, output, None, flags)
     failed = run(recipe.output / "tune", cells, jobs, command)
@@ -53,7 +57,7 @@ def tune(path: Path, output: Path | None, jobs: int | None, flags: Settings) -> 
     print(f"all trials in {recipe.tuned}")
 
 
-def trials(recipe: Recipe, flags: Settings) -> list[Cell]:
+def trials(recipe: Recipe) -> list[Cell]:
     """A cell for every trial of every arm, seeds outermost."""
     search = recipe.tune
     folder = recipe.output / "tune" / "cells"
@@ -61,7 +65,7 @@ def trials(recipe: Recipe, flags: Settings) -> list[Cell]:
     return [
         make_cell(
             recipe, domain, noise, f"{arm}-trial{number}", own_settings(recipe, arm) | trial, seed,
-            {**flags, "eval.prompts": 0}, folder, validation,
+            folder, validation,
         )
         for seed in search.seeds
         for domain in search.domains
@@ -79,17 +83,20 @@ def space(recipe: Recipe, arm: str) -> Iterator[Settings]:
 
 
 def check_budget(cells: list[Cell]) -> None:
-    """Every trial samples as many answers and passes over them as often."""
-    first = cells[0]
+    """Within a domain and a noise, every trial samples as many answers, passes over them as often
+    and learns from the same thing."""
+    first: dict[tuple[str, str, str], tuple[Any, str]] = {}
     for cell in cells:
-        ours, theirs = (
-            dict(flatten(asdict(build_config(each.settings)))) for each in (cell, first)
-        )
+        config = dict(flatten(asdict(build_config(cell.settings))))
         for name in BUDGET:
-            if ours[name] != theirs[name]:
+            if name == "critic.warmup_epochs" and config["critic.kind"] == "none":
+                continue  # Nothing warms up, whatever it says.
+            key = (cell.domain, cell.noise, name)
+            theirs, arm = first.setdefault(key, (config[name], cell.arm))
+            if config[name] != theirs:
                 raise ConfigError(
-                    f"tune: {name} is {theirs[name]} for {first.arm} and {ours[name]} for "
-                    f"{cell.arm}, must be the same for every arm: one budget"
+                    f"tune: {name} is {theirs} for {arm} and {config[name]} for {cell.arm}, must "
+                    "be the same for every arm: one budget"
                 )
 
 
@@ -102,7 +109,7 @@ def choose(recipe: Recipe, results: list[dict[str, Any]]) -> dict[str, Any]:
             for number, trial in enumerate(space(recipe, arm))
         ]
         # The first of equals, so that the order of the values is an order of preference.
-        best = max(record[arm], key=lambda trial: trial["noisy_reward"])
+        best = max(record[arm], key=lambda trial: finite(trial["noisy_reward"]))
         chosen[arm] = best["settings"]
     return {
         "chosen": chosen,
@@ -112,12 +119,17 @@ def choose(recipe: Recipe, results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def finite(score: float | None) -> float:
+    """Whatever beats a trial that ended at nothing finite."""
+    return -math.inf if score is None else score
+
+
 def judge(trial: Settings, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """One trial over the seeds, noises and domains of the search."""
     scores = [r["validation"]["noisy"] for r in runs]
     return {
         "settings": trial,
-        "noisy_reward": fmean(scores),
+        "noisy_reward": None if None in scores else fmean(scores),
         "runs": [
             {"domain": r["domain"], "noise": r["noise"], "seed": r["seed"], **r["validation"]}
             for r in runs
@@ -129,8 +141,14 @@ def judge(trial: Settings, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def described(recipe: Recipe) -> dict[str, Any]:
     """The search as plain values, by which a stale file is known."""
-    search = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(recipe.tune).items()}
-    search |= {"base": recipe.base, "of": {arm: recipe.arms[arm] for arm in recipe.arms}}
+    flags = recipe.flags.items()
+    search = vars(recipe.tune) | {
+        "noises": {name: recipe.noises[name] for name in recipe.tune.noises},
+        "domains": {name: recipe.domains[name] for name in recipe.tune.domains},
+        "base": recipe.base,
+        "of": recipe.arms,
+        "flags": {k: v for k, v in flags if k not in FREE and not k.startswith("eval.")},
+    }
     return json.loads(json.dumps(search))
 
 
@@ -143,7 +161,8 @@ def read_chosen(recipe: Recipe) -> dict[str, Settings]:
     tree = read_yaml("tuned", path)
     if recipe.tune is not None and tree.get("search") != described(recipe):
         raise ConfigError(
-            f"tuned: {path} comes of another search than this recipe's; run dfpo tune again"
+            f"tuned: {path} comes of another search than this recipe's with these flags; run dfpo "
+            "tune again, with the flags of the comparison"
         )
     chosen = tree.get("chosen")
     if not isinstance(chosen, dict) or set(chosen) != set(recipe.arms):

@@ -1,6 +1,7 @@
 """A grid of four small runs: its results, how it stops and goes on, its tables and plots."""
 
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -18,7 +19,8 @@ import yaml
 from dfpo import board, compare_plots, pool, report
 from dfpo.cli import main
 from dfpo.config import ConfigError
-from dfpo.grid import Cell, grid, load_recipe
+from dfpo.grid import Cell, grid, load_recipe, parse_recipe
+from dfpo.log import write_json
 
 STEPS = 4
 RECIPE = {
@@ -235,6 +237,39 @@ def test_a_bad_recipe_is_one_line_before_any_work(tmp_path, capsys, changes, wor
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("changes", "flags", "words"),
+    [
+        ({"domains": ["suite"]}, ["--task", "hard"], ["task", "domain suite"]),
+        ({"arms": {"ppo": {}, "averse": {"algorithm": "dfpo", "risk": "cvar-lower"}}},
+         ["--risk", "neutral"], ["risk", "arm averse"]),
+        ({"noises": {"late": {"noise": "flip=0.1", "policy.clip": 0.1}}},
+         ["--policy.clip", "0.2"], ["policy.clip", "noise late"]),
+    ],
+)  # fmt: skip
+def test_a_flag_that_an_axis_sets_is_refused(tmp_path, capsys, changes, flags, words):
+    assert main(["compare", write(tmp_path, **changes), *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "as a flag" in said
+    assert said.startswith(f"dfpo compare: error: {words[0]}: ") and words[1] in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("base", "flags", "name"),
+    [
+        ({}, {}, "suite"),
+        ({"task": "hard"}, {}, "hard"),
+        ({"task": "hard"}, {"task": "suite"}, "suite"),
+        ({}, {"data": "here/mine.jsonl", "reward": "score.py:reward"}, "mine"),
+    ],
+)
+def test_the_only_domain_is_called_by_what_runs(base, flags, name):
+    tree = {"output": "out", "arms": ["ppo"], "seeds": 1, "base": base}
+    (cell,) = grid(parse_recipe(tree, report.Path(), flags), {})
+    assert cell.domain == name
+
+
 @pytest.mark.parametrize("words", [[], ["a.yaml", "--quick"], ["absent.yaml"]])
 def test_wrong_commands(tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
@@ -244,18 +279,17 @@ def test_wrong_commands(tmp_path, monkeypatch, capsys, words):
 
 def test_the_shipped_recipes_are_right():
     from dfpo.compare import QUICK, read_tuned
-    from dfpo.grid import parse_recipe
 
     folder = report.Path(__file__).parents[2] / "recipes"
     found = sorted(folder.glob("compare*.yaml"))
     assert found
     for path in found:
         if not path.stem.endswith("tuned"):
-            recipe = load_recipe(path)
+            recipe = load_recipe(path, {})
             assert grid(
-                recipe, read_tuned(recipe) if recipe.tuned and recipe.tuned.exists() else {}, {}
+                recipe, read_tuned(recipe) if recipe.tuned and recipe.tuned.exists() else {}
             )
-    assert len(grid(parse_recipe(QUICK, folder), {}, {})) == 12
+    assert len(grid(parse_recipe(QUICK, folder, {}), {})) == 12
 
 
 # Made-up results of two arms under two noises on three seeds: (id, ood) after.
@@ -307,7 +341,9 @@ def test_tables_say_what_the_results_are():
     assert differences.rows[1][3:6] == ["OOD AVG", "**-10.0**", "[-10.0, -10.0]"]
     # Under flips ID: 0, .01, .42: not sure.
     assert differences.rows[3][4] == "+14.3" and differences.rows[3][7] == "2/3"
-    assert "6 differences are shown, of which 0.3" in differences.text
+    assert "6 differences have intervals, of which\n0.3" in differences.text
+    assert "budget" not in differences.text
+    assert "on held-out prompts with" in levels.text
     assert training.rows[0][3:] == [
         "1.000 ± 0.000",
         "0.600 ± 0.000",
@@ -316,7 +352,8 @@ def test_tables_say_what_the_results_are():
         "1000",
         "4",
     ]
-    assert benchmarks.rows[0] == ["", "", "first policy", "0.500", "0.400"]
+    assert benchmarks.rows[0] == ["suite", "", "first policy", "0.500", "0.400"]
+    assert benchmarks.text.endswith("Prompts of suite: a_b/id 9, a_b/ood 9.")
     assert benchmarks.headers[3:] == ["a_b/id", "a_b/ood"]
 
 
@@ -350,6 +387,108 @@ def test_one_seed_and_missing_averages_have_no_interval():
     assert levels.rows[0][4:7] == ["0.800", "–", "0.800"]
     assert [row[3] for row in differences.rows[:2]] == ["ID AVG", "ALL AVG"]
     assert differences.rows[0][4:] == ["+2.0", "–", "–", "1/1"]
+    assert "No difference has an interval" in differences.text
+    assert "by chance" not in differences.text
+
+
+def test_only_differences_with_an_interval_can_be_bold_by_chance():
+    """Three without noise have three seeds each, two under flips one alone."""
+    found = [r for r in made_up() if r["noise"] == "none" or r["seed"] == 0]
+    for r in found:
+        if r["noise"] != "none":
+            del r["after"]["ood"]
+    differences = report.tables(found, "ppo", report.MARKDOWN)[1]
+    assert len(differences.rows) == 5
+    assert "3 differences have intervals, of which\n0.2" in differences.text
+
+
+def test_arms_on_another_budget_are_named_above_the_differences():
+    found = made_up()
+    for r in found:
+        if (r["arm"], r["noise"]) == ("new", "flip=0.3"):
+            r["policy_updates"] += 2
+    differences = report.tables(found, "ppo", report.MARKDOWN)[1]
+    assert differences.text.endswith("\n\nNot on the budget of ppo: new (policy updates).")
+
+
+def test_every_domain_has_its_first_policy_and_its_prompts():
+    found = made_up()
+    for r in made_up():
+        r["domain"] = "own"
+        r["benchmarks"] = {"c/train": {"prompts": 7, "before": 0.2, "after": 0.3}}
+        found.append(r)
+    levels, _, _, benchmarks = report.tables(found, "ppo", report.MARKDOWN)
+    assert benchmarks.rows[:2] == [
+        ["suite", "", "first policy", "0.500", "0.400", "–"],
+        ["own", "", "first policy", "–", "–", "0.200"],
+    ]
+    assert benchmarks.text.endswith("Prompts of suite: a_b/id 9, a_b/ood 9; own: c/train 7.")
+    assert "on held-out prompts or, in /train, training prompts (no others" in levels.text
+    alone = report.tables(found[len(found) // 2 :], "ppo", report.MARKDOWN)[0]
+    assert "on training prompts (no others were given) with clean" in alone.text
+    assert "held-out" not in alone.text
+
+
+def test_cells_of_several_versions_are_counted(tmp_path):
+    found = made_up()
+    found[0]["version"] = "0.1.0+xyz"
+    report.write_report(tmp_path, found, "ppo", "dfpo compare")
+    said = "more than one version of the code: 11 of dfpo 0.1.0+abc, 1 of dfpo 0.1.0+xyz."
+    for name in ("table.md", "table.tex"):
+        assert said in (tmp_path / name).read_text().split("## Levels")[0]
+    assert report.mixed_versions(found[1:]) == ""
+
+
+def test_a_finished_grid_of_several_versions_says_so_on_stderr(whole, tmp_path, capsys):
+    shutil.copytree(whole / "out", tmp_path / "out")
+    path = tmp_path / "out/cells" / f"{CELLS[0]}.result.json"
+    write_json(path, json.loads(path.read_text()) | {"version": "0.0.1+old"})
+    assert main(["compare", write(tmp_path)]) == 0
+    said = capsys.readouterr().err
+    assert (
+        "dfpo compare: The 4 runs are of more than one version of the code: 1 of dfpo 0.0" in said
+    )
+
+
+def test_a_broken_seed_takes_the_bold_away(tmp_path):
+    """Without noise, new is ahead by 2, 3 and 4 points; its last seed ended at nothing finite."""
+    found = made_up()
+    broken = next(r for r in found if (r["noise"], r["arm"], r["seed"]) == ("none", "new", 2))
+    broken["after"] |= {"id": math.nan, "all": math.nan}
+    write_json(tmp_path / "x.json", broken)
+    assert "NaN" not in (tmp_path / "x.json").read_text()
+    broken |= json.loads((tmp_path / "x.json").read_text())
+    levels, differences, *_ = report.tables(found, "ppo", report.MARKDOWN)
+    assert levels.rows[1][4] == "not finite"
+    assert differences.rows[0][3:] == ["ID AVG", "not finite", "–", "–", "2/3"]
+    assert differences.rows[1][4] == "**-10.0**", "OOD AVG is finite"
+    compare_plots.plot_levels(found)
+    compare_plots.plot_differences(found, "ppo")
+    assert board.scores(broken)[0] == "id not finite"
+    assert board.mean([0.5, None]) == "not finite" and board.mean([]) == ""
+
+
+def test_a_grid_without_evaluation_has_the_other_tables(tmp_path):
+    path = write(tmp_path, seeds=[3])
+    assert main(["compare", path, "--eval.prompts", "0", "--steps", "1", "--jobs", "2"]) == 0
+    text = (tmp_path / "out/table.md").read_text()
+    assert re.findall("^## (.*)", text, re.M) == ["Levels", "Training"]
+    assert [path.name for path in (tmp_path / "out/plots").iterdir()] == ["learning_curves.png"]
+
+
+def test_a_domain_may_have_no_out_of_domain_benchmark(tmp_path):
+    found = made_up()
+    for r in made_up():
+        r["domain"] = "narrow"
+        r["before"], r["after"] = (
+            {k: t[k] for k in ("id", "all")} for t in (r["before"], r["after"])
+        )
+        del r["benchmarks"]["a_b/ood"]
+        found.append(r)
+    report.write_report(tmp_path, found, "ppo", "dfpo compare")
+    assert (tmp_path / "plots/levels.png").is_file()
+    shown = [ax.axison for ax in compare_plots.plot_levels(found).axes]
+    assert shown == [True, True, True, True, False, True]
 
 
 def test_plots_are_written(whole):
@@ -427,4 +566,4 @@ def test_a_terminal_shows_one_table_drawn_over(tmp_path, monkeypatch, capsys):
 
 def test_names_may_not_collide(tmp_path):
     with pytest.raises(ConfigError, match="twice"):
-        load_recipe(report.Path(write(tmp_path, arms=["ppo", "ppo"])))
+        load_recipe(report.Path(write(tmp_path, arms=["ppo", "ppo"])), {})

@@ -69,13 +69,21 @@ def test_student_covers_what_it_says_with_five_seeds_and_the_bootstrap_does_not(
 
 
 def test_pairs_are_by_seed():
-    """Differences .1 and .3 on seeds 1 and 2; seed 3 has no partner, seed 4 no finite one."""
-    arm = {2: 0.8, 1: 0.5, 3: 0.9, 4: 0.2}
-    found = compare(arm, {1: 0.4, 2: 0.5, 4: math.nan})
+    """Differences .1 and .3 on seeds 1 and 2; seed 3 has no partner."""
+    found = compare({2: 0.8, 1: 0.5, 3: 0.9}, {1: 0.4, 2: 0.5})
     assert (found.seeds, found.above) == (2, 2)
     assert found.mean == pytest.approx(0.2)
     # s = .1 sqrt 2, so s / sqrt 2 = .1; t_1(.975) = 12.706.
     assert found.student == pytest.approx((0.2 - 1.2706, 0.2 + 1.2706), abs=1e-4)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_seed_that_is_not_finite_is_not_left_out(broken):
+    """Without seed 3 the arm would win by .1 twice."""
+    arm, baseline = {1: 0.5, 2: 0.6, 3: broken}, {1: 0.4, 2: 0.5, 3: 0.5}
+    for found in (compare(arm, baseline), compare(baseline, arm)):
+        assert found.seeds == 3
+        assert np.isnan([found.mean, *found.student, *found.bootstrap]).all()
 
 
 @pytest.mark.parametrize("values", [[], [0.3]])
@@ -94,6 +102,9 @@ def test_wilson_is_scipys(hits, n):
 def test_collapse_is_below_half_of_the_start():
     assert collapsed(0.5, 0.2499) and not collapsed(0.5, 0.25)
     assert collapsed(0.5, math.nan) and collapsed(0.5, math.inf)
+    assert not collapsed(math.nan, math.nan) and not collapsed(math.nan, 0.3), (
+        "nothing to fall from"
+    )
     # A reward in [-1, 1] that starts at 0 is 1 above its low end, so half is -0.5.
     assert collapsed(0.0, -0.51, low=-1.0) and not collapsed(0.0, -0.49, low=-1.0)
 

@@ -91,8 +91,8 @@ def test_trials_never_meet_the_test_prompts(found):
 
 
 def test_the_comparison_takes_what_was_found(found):
-    recipe = load_recipe(found / "grid.yaml")
-    cells = {cell.arm: cell for cell in grid(recipe, tune.read_chosen(recipe), {})}
+    recipe = load_recipe(found / "grid.yaml", {})
+    cells = {cell.arm: cell for cell in grid(recipe, tune.read_chosen(recipe))}
     # Over the arm's own settings.
     assert cells["dfpo"].settings["coef.risk"] == 0.0
     assert cells["ppo"].settings["policy.learning_rate"] == 1e-4
@@ -104,7 +104,28 @@ def test_a_record_of_another_search_is_refused(found, tmp_path):
     path = write(tmp_path, tune=search)
     (tmp_path / "found.yaml").write_text((found / "found.yaml").read_text())
     with pytest.raises(ConfigError, match="another search"):
-        tune.read_chosen(load_recipe(path))
+        tune.read_chosen(load_recipe(path, {}))
+
+
+def test_a_record_of_other_noises_or_domains_is_refused(found, tmp_path):
+    """Their names are those of the search, and what they set is not."""
+    noises = {"flip=1": {"noise": "flip=0.1"}, "none": {"noise": "none"}}
+    (tmp_path / "found.yaml").write_text((found / "found.yaml").read_text())
+    for changes in ({"noises": noises}, {"domains": {"suite": {"task": "hard"}}}):
+        with pytest.raises(ConfigError, match="another search"):
+            tune.read_chosen(load_recipe(write(tmp_path, **changes), {}))
+
+
+def test_a_record_of_other_flags_is_refused_where_they_matter(found):
+    path = found / "grid.yaml"
+    assert tune.read_chosen(load_recipe(path, {"eval.prompts": "7", "threads": "1"}))
+    with pytest.raises(ConfigError, match="with the flags of the comparison"):
+        tune.read_chosen(load_recipe(path, {"steps": "7"}))
+
+
+def test_flags_of_the_search_are_recorded(tmp_path):
+    recipe = load_recipe(write(tmp_path), {"steps": "7", "eval.prompts": "7"})
+    assert tune.described(recipe)["flags"] == {"steps": "7"}
 
 
 def made_up(arm, seed, noisy):
@@ -117,7 +138,7 @@ def made_up(arm, seed, noisy):
 
 def test_the_mean_over_seeds_chooses(tmp_path):
     """Trial 1 of ppo has the best single seed, trial 0 the better mean: .5 against .45."""
-    recipe = load_recipe(write(tmp_path))
+    recipe = load_recipe(write(tmp_path), {})
     results = [made_up("ppo-trial0", 1, 0.5), made_up("ppo-trial0", 2, 0.5)]
     results += [made_up("ppo-trial1", 1, 0.8), made_up("ppo-trial1", 2, 0.1)]
     results += [made_up("dfpo-trial0", 1, 0.2), made_up("dfpo-trial1", 1, 0.3)]
@@ -125,6 +146,15 @@ def test_the_mean_over_seeds_chooses(tmp_path):
     assert record["chosen"]["ppo"] == {"policy.learning_rate": 1e-4}
     assert record["chosen"]["dfpo"]["coef.risk"] == 0.1
     assert [t["noisy_reward"] for t in record["trials"]["ppo"]] == pytest.approx([0.5, 0.45])
+
+
+def test_a_trial_that_broke_is_not_chosen(tmp_path):
+    recipe = load_recipe(write(tmp_path), {})
+    results = [made_up("ppo-trial0", 1, None), made_up("ppo-trial1", 1, 0.1)]
+    results += [made_up("dfpo-trial0", 1, 0.2), made_up("dfpo-trial1", 1, 0.3)]
+    record = tune.choose(recipe, results)
+    assert record["chosen"]["ppo"] == {"policy.learning_rate": 1e-3}
+    assert record["trials"]["ppo"][0]["noisy_reward"] is None
 
 
 def space(**changes):
@@ -149,6 +179,12 @@ def space(**changes):
          ["policy.clp", "did you mean policy.clip"]),
         (space(arms={"ppo": {"policy.epochs": [2]}, "dfpo": {"coef.risk": [0]}}),
          ["policy.epochs", "2 for ppo-trial0", "1 for dfpo-trial0", "one budget"]),
+        (space(arms={"ppo": {"rollout.temperature": [2]}, "dfpo": {"coef.risk": [0]}}),
+         ["rollout.temperature", "2.0 for ppo-trial0", "1.0 for dfpo-trial0", "one budget"]),
+        (space(arms={"ppo": {"critic.warmup_epochs": [2]}, "dfpo": {"coef.risk": [0]}}),
+         ["critic.warmup_epochs", "2 for ppo-trial0", "4 for dfpo-trial0", "one budget"]),
+        (space(arms={"ppo": {"task": ["hard"]}, "dfpo": {"coef.risk": [0]}}),
+         ["task", "hard for ppo-trial0", "None for dfpo-trial0", "one budget"]),
         (space(sedes=[1]), ["tune.sedes", "did you mean seeds"]),
         ({"tune": None}, ["tune", "None", "mapping"]),
         ({"tuned": None}, ["tuned", "not given"]),
@@ -163,9 +199,20 @@ def test_an_unfair_or_wrong_search_is_one_line_before_any_work(tmp_path, capsys,
     assert not (tmp_path / "out").exists()
 
 
+def test_the_budget_is_one_within_a_domain(tmp_path):
+    """Domains may differ; an arm without a critic has nothing to warm up."""
+    grpo = {"critic.warmup_epochs": 9, "critic.warmup_steps": 15}
+    arms = {"ppo": {"coef.risk": [0]}, "grpo": {"coef.risk": [0]}}
+    changes = {
+        "arms": {"ppo": {}, "grpo": grpo},
+        "domains": {"a": {"task": "hard"}, "b": {"steps": 9}},
+    }
+    tune.check_budget(tune.trials(load_recipe(write(tmp_path, **changes, **space(arms=arms)), {})))
+
+
 def test_the_shipped_search_gives_arms_one_budget():
-    recipe = load_recipe(Path(__file__).parents[2] / "recipes/compare.yaml")
-    cells = tune.trials(recipe, {})
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes/compare.yaml", {})
+    cells = tune.trials(recipe)
     tune.check_budget(cells)
     counts = {arm: sum(c.arm.startswith(f"{arm}-trial") for c in cells) for arm in recipe.arms}
     assert set(counts.values()) == {8}  # four trials on two seeds
