@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import product
@@ -114,6 +115,7 @@ def choose(recipe: Recipe, results: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "chosen": chosen,
         "search": described(recipe),
+        "flags": learning_flags(recipe),
         "version": sorted({r["version"] for r in results}),
         "trials": record,
     }
@@ -141,15 +143,19 @@ def judge(trial: Settings, runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def described(recipe: Recipe) -> dict[str, Any]:
     """The search as plain values, by which a stale file is known."""
-    flags = recipe.flags.items()
     search = vars(recipe.tune) | {
         "noises": {name: recipe.noises[name] for name in recipe.tune.noises},
         "domains": {name: recipe.domains[name] for name in recipe.tune.domains},
         "base": recipe.base,
         "of": recipe.arms,
-        "flags": {k: v for k, v in flags if k not in FREE and not k.startswith("eval.")},
     }
     return json.loads(json.dumps(search))
+
+
+def learning_flags(recipe: Recipe) -> Settings:
+    """Flags that change what a run learns."""
+    flags = recipe.flags.items()
+    return {k: str(v) for k, v in flags if k not in FREE and not k.startswith("eval.")}
 
 
 def read_chosen(recipe: Recipe) -> dict[str, Settings]:
@@ -161,8 +167,15 @@ def read_chosen(recipe: Recipe) -> dict[str, Settings]:
     tree = read_yaml("tuned", path)
     if recipe.tune is not None and tree.get("search") != described(recipe):
         raise ConfigError(
-            f"tuned: {path} comes of another search than this recipe's with these flags; run dfpo "
-            "tune again, with the flags of the comparison"
+            f"tuned: {path} comes of another search than this recipe's; run dfpo tune again"
+        )
+    if tree.get("flags", {}) != learning_flags(recipe):
+        # A shorter look at a tuned recipe is worth having, and no comparison of tuned arms.
+        searched, here = tree.get("flags", {}), learning_flags(recipe)
+        print(
+            f"dfpo compare: {path} was tuned with the flags {searched}, this runs with {here}: "
+            "what was found may not be the best here",
+            file=sys.stderr,
         )
     chosen = tree.get("chosen")
     if not isinstance(chosen, dict) or set(chosen) != set(recipe.arms):
