@@ -2,8 +2,8 @@
 
     python results/leads/critics.py
 
-The policy stands still, so every critic sees the same 120 rollouts of 64 answers, one update each,
-and is probed on the same states with 64 plays each. Development seeds. Trains what is not yet in
+The policy stands still, so every critic sees the same 120 rollouts of 64 answers, one pass each
+unless it says more, and is probed on the same states with 64 plays each. Development seeds. Trains what is not yet in
 critics.jsonl beside it, one process a seed, and prints means over seeds.
 """
 
@@ -15,6 +15,7 @@ import multiprocessing
 import pickle
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -86,29 +87,37 @@ def drawn_mean(targets: Targets) -> Targets:
     return dataclasses.replace(targets, mean=None)
 
 
-def nothing(value: Any) -> Any:
-    return value
+@dataclass(frozen=True)
+class Variant:
+    """A critic: settings, what is done to the critic and to its targets, passes over a rollout."""
+
+    settings: dict[str, Any]
+    change: Callable[[Setup], None] = lambda setup: None
+    targets: Callable[[Targets], Targets] = lambda targets: targets
+    passes: int = 1
 
 
 TENTH = {"coef.anchor": 0.1, "coef.consistency": 0.05, "coef.quantile": 0.1, "coef.risk": 0.01}
 JOINT = {"critic.location": False}
-# name -> (settings, change of the critic, change of its targets)
-CRITICS: dict[str, tuple[dict[str, Any], Callable, Callable]] = {
-    "ppo": ({"algorithm": "ppo"}, nothing, nothing),
-    "ppo-ridge": ({"algorithm": "ppo-ridge"}, nothing, nothing),
-    "dvpo": ({"algorithm": "dvpo"}, nothing, nothing),
-    "dfpo": ({}, nothing, nothing),
-    "dfpo-paper": ({"algorithm": "dfpo-paper"}, nothing, nothing),
-    "joint": (JOINT, nothing, nothing),
-    "joint, flow terms / 10": ({**JOINT, **TENTH}, nothing, nothing),
-    "joint, returns unclipped": ({**JOINT, "critic.clip_returns": False}, nothing, nothing),
-    "joint, shared noise": ({**JOINT, "critic.coupling": "shared_noise"}, nothing, nothing),
-    "joint, weight inverse": ({**JOINT, "critic.weight_mode": "inverse"}, nothing, nothing),
-    "dfpo, flow reaches trunk": ({}, head_of(ReachesTrunk), nothing),
-    "dfpo, a tenth reaches trunk": ({}, head_of(ReachesTrunk, share=0.1), nothing),
-    "dfpo, readout clipped": ({}, head_of(ClippedReadout), nothing),
-    "dfpo, clipped in one part": ({}, one_part, nothing),
-    "dfpo, drawn mean": ({}, nothing, drawn_mean),
+CRITICS = {
+    "ppo": Variant({"algorithm": "ppo"}),
+    "ppo-ridge": Variant({"algorithm": "ppo-ridge"}),
+    "dvpo": Variant({"algorithm": "dvpo"}),
+    "dfpo": Variant({}),
+    "dfpo-paper": Variant({"algorithm": "dfpo-paper"}),
+    "joint": Variant(JOINT),
+    "joint, flow terms / 10": Variant({**JOINT, **TENTH}),
+    "joint, returns unclipped": Variant({**JOINT, "critic.clip_returns": False}),
+    "joint, shared noise": Variant({**JOINT, "critic.coupling": "shared_noise"}),
+    "joint, weight inverse": Variant({**JOINT, "critic.weight_mode": "inverse"}),
+    "dfpo, flow reaches trunk": Variant({}, head_of(ReachesTrunk)),
+    "dfpo, a tenth reaches trunk": Variant({}, head_of(ReachesTrunk, share=0.1)),
+    "dfpo, readout clipped": Variant({}, head_of(ClippedReadout)),
+    "dfpo, clipped in one part": Variant({}, one_part),
+    "dfpo, drawn mean": Variant({}, targets=drawn_mean),
+    "ppo, 4 passes": Variant({"algorithm": "ppo"}, passes=4),
+    "dfpo, 4 passes": Variant({}, passes=4),
+    "joint, 4 passes": Variant(JOINT, passes=4),
 }
 NOISES = {
     "flip=0.3": list(CRITICS),
@@ -139,15 +148,20 @@ def rollouts(noise: str, seed: int) -> list[Rollout]:
 
 
 def train_one(name: str, noise: str, seed: int, rolled: list[Rollout]) -> dict[str, Any]:
-    settings, change, change_targets = CRITICS[name]
-    setup = set_up(build_config({**SETTINGS, **settings, "noise": noise, "seed": seed}), HERE)
-    change(setup)
+    variant = CRITICS[name]
+    settings = {**SETTINGS, **variant.settings, "noise": noise, "seed": seed}
+    setup = set_up(build_config(settings), HERE)
+    variant.change(setup)
     looks = []
     for step, rollout in enumerate(rolled):
         estimate = setup.critic.estimate(rollout.samples, setup.generator)
-        targets = change_targets(compute_targets(rollout, estimate, setup.config, step))
-        loss, _ = setup.critic.loss(rollout.samples, targets, setup.generator, sum(rollout.lengths))
-        _step(setup.accelerator, setup.critic_optimizer, loss, setup.critic.parts(), setup.config)
+        targets = variant.targets(compute_targets(rollout, estimate, setup.config, step))
+        for _ in range(variant.passes):
+            loss, _ = setup.critic.loss(
+                rollout.samples, targets, setup.generator, sum(rollout.lengths)
+            )
+            parts = setup.critic.parts()
+            _step(setup.accelerator, setup.critic_optimizer, loss, parts, setup.config)
         if step + 1 in SCORED:
             looks.append(score(setup, noise))
     means = {key: fmean(look[key] for look in looks) for key in looks[0]}
