@@ -3,8 +3,8 @@
     python results/leads/critics.py
 
 The policy stands still, so every critic sees the same 120 rollouts of 64 answers, one pass each
-unless it says more, and is probed on the same states with 64 plays each. Development seeds. Trains what is not yet in
-critics.jsonl beside it, one process a seed, and prints means over seeds.
+unless it says more, and is probed on the same states with 64 plays each. Development seeds. Trains
+what is not yet in critics.jsonl beside it, one process a seed, and prints means over seeds.
 """
 
 from __future__ import annotations
