@@ -36,6 +36,7 @@ class Search:
     noises: tuple[str, ...]
     domains: tuple[str, ...]
     arms: dict[str, dict[str, list[Any]]]  # arm -> setting -> values to try
+    together: tuple[str, ...] = ()  # settings whose value is one for all arms that try them
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,8 @@ def _search(
 ) -> Search:
     if not isinstance(tree, dict):
         raise ConfigError(f"tune: is {tree!r}, must be a mapping")
-    _check_keys("tune.", tree, ("seeds", "prompts", "prompt_seed", "noises", "domains", "arms"))
+    known = ("seeds", "prompts", "prompt_seed", "noises", "domains", "arms", "together")
+    _check_keys("tune.", tree, known)
     seeds = _seeds("tune.seeds", tree.get("seeds", [1000, 1001]))
     prompt_seed, prompts = tree.get("prompt_seed", 2000), tree.get("prompts", 256)
     for name, value in (("prompt_seed", prompt_seed), ("prompts", prompts)):
@@ -260,7 +262,13 @@ def _search(
                     f"tune.{axis}: is {names!r}, must be a list of {', '.join(known)}"
                 )
         chosen[axis] = tuple(names) if isinstance(names, list) else (names,)
-    return Search(seeds, prompts, prompt_seed, **chosen, arms=_spaces(tree.get("arms", {}), arms))
+    spaces, together = _spaces(tree.get("arms", {}), arms), tree.get("together", [])
+    tried = {name for space in spaces.values() for name in space}
+    if not isinstance(together, list) or any(name not in tried for name in together):
+        raise ConfigError(
+            f"tune.together: is {together!r}, must be a list of settings that arms try"
+        )
+    return Search(seeds, prompts, prompt_seed, **chosen, arms=spaces, together=tuple(together))
 
 
 def _spaces(tree: Any, arms: dict[str, Settings]) -> dict[str, dict[str, list[Any]]]:

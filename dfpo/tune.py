@@ -103,17 +103,18 @@ def check_budget(cells: list[Cell]) -> None:
 
 def choose(recipe: Recipe, results: list[dict[str, Any]]) -> dict[str, Any]:
     """The record of a search: what was chosen, how, and every trial."""
-    chosen, record = {}, {}
-    for arm in recipe.arms:
-        record[arm] = [
+    record = {
+        arm: [
             judge(trial, [r for r in results if r["arm"] == f"{arm}-trial{number}"])
             for number, trial in enumerate(space(recipe, arm))
         ]
-        # The first of equals, so that the order of the values is an order of preference.
-        best = max(record[arm], key=lambda trial: finite(trial["noisy_reward"]))
-        chosen[arm] = best["settings"]
+        for arm in recipe.arms
+    }
+    left = record
+    for name in recipe.tune.together:
+        left = agree(left, name)
     return {
-        "chosen": chosen,
+        "chosen": {arm: best(trials)["settings"] for arm, trials in left.items()},
         "search": described(recipe),
         "flags": learning_flags(recipe),
         "version": sorted({r["version"] for r in results}),
@@ -121,9 +122,30 @@ def choose(recipe: Recipe, results: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def finite(score: float | None) -> float:
+def best(trials: list[dict[str, Any]]) -> dict[str, Any]:
+    """The first of equals, so that the order of the values is an order of preference."""
+    return max(trials, key=score)
+
+
+def score(trial: dict[str, Any]) -> float:
     """Whatever beats a trial that ended at nothing finite."""
-    return -math.inf if score is None else score
+    return -math.inf if trial["noisy_reward"] is None else trial["noisy_reward"]
+
+
+def agree(left: dict[str, list[dict[str, Any]]], name: str) -> dict[str, list[dict[str, Any]]]:
+    """The trials with that value of a setting at which the arms that try it are best on average:
+    chosen for each alone, the luck of one trial would stand between arms."""
+    trying = [trials for trials in left.values() if name in trials[0]["settings"]]
+
+    def taking(trials: list[dict[str, Any]], value: Any) -> list[dict[str, Any]]:
+        return [trial for trial in trials if trial["settings"].get(name, value) == value]
+
+    values = list(dict.fromkeys(t["settings"][name] for trials in trying for t in trials))
+    common = [v for v in values if all(taking(trials, v) for trials in trying)]
+    if not common:
+        raise ConfigError(f"tune.together: {name} has no value that all arms try")
+    value = max(common, key=lambda v: fmean(score(best(taking(trials, v))) for trials in trying))
+    return {arm: taking(trials, value) for arm, trials in left.items()}
 
 
 def judge(trial: Settings, runs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -195,6 +195,31 @@ def test_an_unfair_or_wrong_search_is_one_line_before_any_work(tmp_path, capsys,
     assert not (tmp_path / "out").exists()
 
 
+def test_a_setting_is_chosen_for_all_arms_together(tmp_path):
+    """Alone, ppo would take .9 by a hair and dfpo 1: best of .9 .50 and .40, of 1 .49 and .60.
+    Within that each takes its own rate; grpo, which does not try it, is left alone."""
+    critic = {"policy.learning_rate": [1, 2], "target.lam": [0.9, 1.0]}
+    arms = {"ppo": critic, "dfpo": critic, "grpo": {"policy.learning_rate": [1, 2, 3, 4]}}
+    search = RECIPE["tune"] | {"arms": arms}
+    scores = {"ppo": (0.5, 0.48, 0.3, 0.49), "dfpo": (0.4, 0.6, 0.3, 0.2), "grpo": (1, 2, 3, 4)}
+    results = [
+        made_up(f"{arm}-trial{n}", 10, noisy)
+        for arm, values in scores.items()
+        for n, noisy in enumerate(values)
+    ]
+    changes = {"arms": {arm: {} for arm in arms}, "noises": ["none"]}
+
+    def chosen(**more):
+        recipe = load_recipe(write(tmp_path, **changes, tune=search | more), {})
+        return {arm: tuple(s.values()) for arm, s in tune.choose(recipe, results)["chosen"].items()}
+
+    assert chosen() == {"ppo": (1, 0.9), "dfpo": (1, 1.0), "grpo": (4,)}
+    assert chosen(together=["target.lam"]) == {"ppo": (2, 1.0), "dfpo": (1, 1.0), "grpo": (4,)}
+    for wrong in ("target.lam", ["coef.risk"]):
+        with pytest.raises(ConfigError, match="tune.together"):
+            chosen(together=wrong)
+
+
 def test_the_budget_is_one_within_a_domain(tmp_path):
     """Domains may differ; an arm without a critic has nothing to warm up."""
     grpo = {"critic.warmup_epochs": 9, "critic.warmup_steps": 15}
