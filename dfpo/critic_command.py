@@ -12,7 +12,8 @@ from matplotlib.backend_bases import FigureCanvasBase
 from tabulate import tabulate
 
 from dfpo import checkpoint
-from dfpo.config import ConfigError, build_config, predicts, stored_settings
+from dfpo.config import ConfigError, build_config, stored_settings
+from dfpo.config_rules import predicts
 from dfpo.critic_plots import plot_comparison, plot_probe
 from dfpo.critic_scores import SCORES, scores
 from dfpo.log import write_json

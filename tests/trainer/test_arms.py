@@ -8,7 +8,8 @@ from small_rollouts import make_rollout
 
 from dfpo.algorithms import ALGORITHMS, Algorithm
 from dfpo.cli import main
-from dfpo.config import ConfigError, build_config, predicts
+from dfpo.config import ConfigError, build_config
+from dfpo.config_rules import predicts
 from dfpo.critic import LogPartition, NoCritic, QuantileCritic, ScalarCritic, build_critic
 from dfpo.policy import SHIPPED_POLICY, Samples, load_policy, token_logprobs
 from dfpo.prepare import build_optimizers, complete
