@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import matplotlib
 import numpy as np
 import torch
 from torch import nn
@@ -36,6 +37,9 @@ from dfpo.targets import Estimate, Targets, compute_targets
 from dfpo.update import _step
 from dfpo_kernels import FlowField
 from dfpo_kernels.nn import ValueFlowHead
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402
 
 HERE = Path(__file__).parent
 RECORDS, TRUTH = HERE / "critics.jsonl", HERE / "truth.pickle"
@@ -204,6 +208,22 @@ def records() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RECORDS.open()] if RECORDS.exists() else []
 
 
+def plot(noise: str, names: list[str]) -> None:
+    """Explained variance of each critic, a dot a seed and a bar for the mean."""
+    figure, ax = plt.subplots(figsize=(7, 0.3 * len(names) + 0.8), layout="constrained")
+    for place, name in enumerate(names):
+        values = [
+            r["explained_variance"] for r in records() if (r["critic"], r["noise"]) == (name, noise)
+        ]
+        ax.barh(place, fmean(values), color="#9ecae1")
+        ax.plot(values, [place] * len(values), "o", color="#08519c", markersize=4)
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.axvline(0, color="black", linewidth=0.8)
+    ax.set_xlabel(f"explained variance of the value, {noise}, policy standing still")
+    figure.savefig(HERE / "critics.png", dpi=120)
+
+
 def main() -> None:
     if not TRUTH.exists():
         make_truth()
@@ -221,6 +241,7 @@ def main() -> None:
                 low, high = student_interval(values)
                 row.append(f"{key} {fmean(values):.3f} [{low:.3f}, {high:.3f}]")
             print("  ".join(row), f"{len(of)} seeds")
+    plot("flip=0.3", NOISES["flip=0.3"])
 
 
 if __name__ == "__main__":
