@@ -18,7 +18,7 @@ from dfpo.critic_plots import plot_comparison, plot_probe
 from dfpo.critic_scores import SCORES, scores
 from dfpo.log import write_json
 from dfpo.prepare import set_up
-from dfpo.probe import probe
+from dfpo.probe import Played, play, plays_of, probe
 from dfpo.statistics import student_interval
 
 
@@ -36,11 +36,16 @@ def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) ->
             raise ConfigError(f"run: {run} is of {config.algorithm}, must be one that has a critic")
         if checkpoint.newest(run) is None:
             raise ConfigError(f"run: {run} holds no checkpoint yet")
-    found = {}
+    # Critics of one policy, as docs/critic.md compares them, look on at the same plays.
+    found: dict[str, Any] = {}
+    played: dict[str, Played] = {}
     for run, config in zip(runs, configs, strict=True):
         setup = set_up(config, run)
         checkpoint.restore(setup)
-        probed = probe(setup, answers, plays)
+        key = plays_of(setup)
+        if key not in played:
+            played[key] = play(setup, answers, plays)
+        probed = probe(setup, played[key])
         critic = setup.config.critic
         report = {
             "algorithm": config.algorithm,

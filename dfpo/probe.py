@@ -4,6 +4,7 @@ played on many times: the only way to know the law of returns that it should hav
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,11 +41,22 @@ class Probe:
     rewards: np.ndarray  # clean, of each answer
 
 
+@dataclass(frozen=True)
+class Played:
+    """What a policy does, whatever critic looks on: some answers, and returns of plays from the
+    state before each of their tokens."""
+
+    config: Config
+    rollout: Rollout
+    clean: Tensor  # [A, T, M], 0 off the answers
+    noisy: Tensor  # [A, T, M]
+
+
 @torch.no_grad()
-def probe(setup: Setup, answers: int, plays: int) -> Probe:
+def play(setup: Setup, answers: int, plays: int) -> Played:
     """Samples ``answers`` answers per domain to held-out prompts, and plays on from each of their
-    states ``plays`` times with the same policy. The run must have a critic. The draws depend on
-    ``eval.seed`` alone, and the answers not on the noise."""
+    states ``plays`` times with the same policy. The draws depend on ``eval.seed`` alone, and the
+    answers not on the noise."""
     config = dataclasses.replace(
         setup.config,
         seed=setup.config.eval.seed,
@@ -57,22 +69,44 @@ def probe(setup: Setup, answers: int, plays: int) -> Probe:
     ]
     if not rows:
         raise ConfigError("eval.prompts: is 0, must be at least 1 to probe a critic")
-    step = UNREACHED
     # Without noise, which would leave out answers whose label it takes away.
     rollout = collect(
-        setup.policy, setup.first_policy, setup.tokenizer, rows, setup.reward, Noise(), config, step
-    )
+        setup.policy, setup.first_policy, setup.tokenizer, rows, setup.reward, Noise(), config,
+        UNREACHED,
+    )  # fmt: skip
     if not rollout.rows:
         raise ConfigError(f"reward: scores none of {len(rows)} answers, must score one to probe")
+    return Played(config, rollout, *_play_on(setup, rollout, config, plays))
+
+
+def plays_of(setup: Setup) -> str:
+    """Equal for runs that ``play`` would play alike: policy, prompts, rewards, noise and draws."""
+    config = setup.config
+    what = [
+        config.model, config.task, config.data, config.eval_data, config.reward,
+        config.reward_weights, config.noise, config.rollout, config.eval,
+        config.critic.return_low, config.critic.return_high,
+    ]  # fmt: skip
+    digest = hashlib.sha256(repr(what).encode())
+    for weight in setup.policy.state_dict().values():
+        digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@torch.no_grad()
+def probe(setup: Setup, played: Played) -> Probe:
+    """What the run's critic, which it must have, predicts along the answers."""
+    config, rollout, clean, noisy = (getattr(played, f.name) for f in dataclasses.fields(played))
     generator = torch.Generator(setup.policy.device).manual_seed(config.seed)
     estimate = setup.critic.estimate(rollout.samples, generator)
-    mask = rollout.samples.mask
-    clean, noisy = _play_on(setup, rollout, config, plays)
-    ends = rollout.clean_rewards.view(-1, 1, 1).expand(-1, 1, plays)
+    mask, ends = rollout.samples.mask, rollout.clean_rewards.view(-1, 1, 1)
+    ends = ends.expand(-1, 1, clean.shape[-1])
     after = torch.cat([clean[:, 1:], ends], 1)
     after = torch.where(last_tokens(mask).unsqueeze(-1), ends, after)
+    # The critic's own settings make its advantages.
+    own = dataclasses.replace(setup.config, seed=config.seed)
     advantages = [
-        compute_targets(draw, estimate, config, step).raw_advantages[mask]
+        compute_targets(draw, estimate, own, UNREACHED).raw_advantages[mask]
         for draw in _noise_draws(setup, rollout, config)
     ]
     ids = decode(setup.tokenizer, rollout.samples)[1]

@@ -23,17 +23,15 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from torch import nn
 
 from dfpo.config import build_config
 from dfpo.critic_scores import crps, wasserstein
 from dfpo.noise import parse_noise
-from dfpo.policy import Samples
 from dfpo.prepare import Setup, set_up
-from dfpo.probe import probe
+from dfpo.probe import play
 from dfpo.rollout import Rollout, collect
 from dfpo.statistics import student_interval
-from dfpo.targets import Estimate, Targets, compute_targets
+from dfpo.targets import Targets, compute_targets
 from dfpo.update import _step
 from dfpo_kernels import FlowField
 from dfpo_kernels.nn import ValueFlowHead
@@ -193,15 +191,9 @@ def score(setup: Setup, noise: str) -> dict[str, float]:
 
 def make_truth() -> None:
     """Answers of the standing policy, and clean returns [N, 64] of plays from their N states."""
-    setup, kept = set_up(build_config(SETTINGS), HERE), []
-
-    class Keeps(nn.Module):
-        def estimate(self, samples: Samples, generator: torch.Generator) -> Estimate:
-            kept.append(samples)
-            return setup.critic.estimate(samples, generator)
-
-    found = probe(dataclasses.replace(setup, critic=Keeps()), answers=10, plays=64)
-    TRUTH.write_bytes(pickle.dumps((kept[0], found.clean)))
+    played = play(set_up(build_config(SETTINGS), HERE), answers=10, plays=64)
+    samples = played.rollout.samples
+    TRUTH.write_bytes(pickle.dumps((samples, played.clean[samples.mask].numpy())))
 
 
 def records() -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What a critic knows: its scores against scipy and hand numbers, its probe against the policy."""
 
+import copy
 import dataclasses
 import json
 import shutil
@@ -16,7 +17,7 @@ from dfpo.critic_command import labels, summarise_groups
 from dfpo.critic_scores import SCORES, crps, cvar, scores, wasserstein
 from dfpo.noise import parse_noise
 from dfpo.prepare import set_up
-from dfpo.probe import Probe, probe
+from dfpo.probe import Probe, play, plays_of, probe
 
 RNG = np.random.default_rng(0)
 
@@ -146,7 +147,7 @@ def run(tmp_path_factory):
 def probed(run):
     setup = set_up(build_config(stored_settings("run", run)), run)
     checkpoint.restore(setup)
-    return setup, probe(setup, 2, 8)
+    return setup, probe(setup, play(setup, 2, 8))
 
 
 def test_a_probe_holds_every_state(probed):
@@ -181,7 +182,8 @@ def test_noise_corrupts_the_plays_at_its_rate(probed):
 @pytest.mark.parametrize("noise", ["missing=1", "missing=0.5", "vote=2"])
 def test_the_answers_do_not_depend_on_the_noise(probed, noise):
     setup, found = probed
-    other = probe(dataclasses.replace(setup, noise=parse_noise(noise)), 2, 8)
+    noisy = dataclasses.replace(setup, noise=parse_noise(noise))
+    other = probe(noisy, play(noisy, 2, 8))
     assert other.words == found.words
     np.testing.assert_array_equal(other.clean, found.clean)
     if noise == "missing=1":
@@ -196,14 +198,38 @@ def test_answers_that_nothing_scores_are_named(probed):
         return scored.without(torch.ones(len(scored.values), dtype=torch.bool))
 
     with pytest.raises(ConfigError, match="reward: scores none of 6 answers"):
-        probe(dataclasses.replace(setup, reward=unscored), 2, 8)
+        play(dataclasses.replace(setup, reward=unscored), 2, 8)
 
 
 def test_the_same_probe_again_is_the_same(probed):
     setup, found = probed
-    again = probe(setup, 2, 8)
+    again = probe(setup, play(setup, 2, 8))
     np.testing.assert_array_equal(found.clean, again.clean)
     np.testing.assert_array_equal(found.advantages, again.advantages)
+
+
+def test_critics_of_one_policy_look_on_at_the_same_plays(run, tmp_path, monkeypatch):
+    other, calls = tmp_path / "other", []
+    shutil.copytree(run, other)
+
+    def counted(*words):
+        calls.append(words)
+        return play(*words)
+
+    monkeypatch.setattr("dfpo.critic_command.play", counted)
+    assert main(["critic", str(run), str(other), "--answers", "1", "--plays", "2"]) == 0
+    assert len(calls) == 1
+
+
+def test_other_policies_and_noises_play_otherwise(probed):
+    setup, _ = probed
+    known = plays_of(setup)
+    config = dataclasses.replace(setup.config, noise="none")
+    assert plays_of(dataclasses.replace(setup, config=config)) != known
+    policy = copy.deepcopy(setup.policy)
+    assert plays_of(dataclasses.replace(setup, policy=policy)) == known
+    next(policy.parameters()).data[0, 0] += 1
+    assert plays_of(dataclasses.replace(setup, policy=policy)) != known
 
 
 def test_the_command(run, tmp_path, capsys):
@@ -225,8 +251,8 @@ def test_runs_of_one_name_and_algorithm_stand_beside_each_other_and_their_mean(
     run, tmp_path, capsys
 ):
     runs = [tmp_path / name / "seed0" for name in "ab"]
-    for copy in runs:
-        shutil.copytree(run, copy)
+    for path in runs:
+        shutil.copytree(run, path)
     words = ["critic", *map(str, runs), str(runs[0]), "--answers", "1", "--plays", "2"]
     assert main([*words, "--plot", str(tmp_path / "all.png")]) == 0
     table = capsys.readouterr().out.splitlines()
