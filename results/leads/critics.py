@@ -111,7 +111,6 @@ CRITICS = {
     "joint, flow terms / 10": Variant({**JOINT, **TENTH}),
     "joint, returns unclipped": Variant({**JOINT, "critic.clip_returns": False}),
     "joint, shared noise": Variant({**JOINT, "critic.coupling": "shared_noise"}),
-    "joint, weight inverse": Variant({**JOINT, "critic.weight_mode": "inverse"}),
     "dfpo, flow reaches trunk": Variant({}, head_of(ReachesTrunk)),
     "dfpo, a tenth reaches trunk": Variant({}, head_of(ReachesTrunk, share=0.1)),
     "dfpo, readout clipped": Variant({}, head_of(ClippedReadout)),
@@ -119,7 +118,6 @@ CRITICS = {
     "dfpo, drawn mean": Variant({}, targets=drawn_mean),
     "ppo, 4 passes": Variant({"algorithm": "ppo"}, passes=4),
     "dfpo, 4 passes": Variant({}, passes=4),
-    "joint, 4 passes": Variant(JOINT, passes=4),
 }
 NOISES = {
     "flip=0.3": list(CRITICS),
