@@ -241,8 +241,9 @@ class ValueFlowHead(nn.Module):
             base: base noise the targets were made with, needed by coupling "shared_noise".
             spread: standard deviation of the estimate per token, needed by ``weight_mode``.
             target_mean: expected return of each token, [...], for the term ``mean``; default the
-                mean of ``target_quantiles``. That of GAE is better where targets are drawn: a
-                mixture's horizons, one draw a quantile, add a fifth to the variance of the mean.
+                mean of ``target_quantiles``. That of GAE is better where targets are drawn: the
+                horizons of a mixture add to the variance of their mean, 40 % at the first of 40
+                tokens with 32 quantiles and a trace of .95.
             path: flows of later states, needed by ``coefs.path``.
             generator: source of flow times and base noise.
             most_tokens: the number of unmasked tokens, where the host knows it; a larger number
