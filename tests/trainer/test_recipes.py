@@ -1,23 +1,35 @@
 """The configurations that ship."""
 
+import math
 from pathlib import Path
 
 import pytest
 
+from dfpo.compare import read_tuned
 from dfpo.config import build_config, load_yaml
+from dfpo.grid import grid, load_recipe
 from dfpo.noise import parse_noise
 
 FOLDER = Path(__file__).parents[2] / "recipes"
-# The others are grids of runs, or another trainer's.
 OF_RUNS = ("hard", "paper_8b", "smollm2")
+OF_GRIDS = ("bounds", "compare", "cross_domain")
 
 
 def test_every_recipe_is_of_a_known_kind():
     assert {path.stem for path in FOLDER.glob("*.yaml")} == {
         *OF_RUNS,
-        "compare",
+        *OF_GRIDS,
+        "compare.tuned",
         "verl_value_flow",
     }
+
+
+@pytest.mark.parametrize("name", OF_GRIDS)
+def test_grids_are_of_settings_that_go_together(name):
+    recipe = load_recipe(FOLDER / f"{name}.yaml", {})
+    cells = grid(recipe, read_tuned(recipe))
+    axes = (recipe.seeds, recipe.domains, recipe.noises, recipe.arms)
+    assert len(cells) == math.prod(map(len, axes))
 
 
 @pytest.mark.parametrize("name", OF_RUNS)
