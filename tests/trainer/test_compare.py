@@ -22,7 +22,7 @@ from dfpo.config import ConfigError
 from dfpo.grid import Cell, grid, load_recipe, parse_recipe
 from dfpo.log import write_json
 
-STEPS = 4
+STEPS = 8
 RECIPE = {
     "seeds": [3, 4],
     "arms": ["ppo", "dfpo"],
@@ -104,10 +104,10 @@ def test_results_say_what_the_runs_say(whole):
     )
     steps = metrics(whole, CELLS[1])
     assert ours["training_reward_area"] == pytest.approx(fmean(m["reward/clean"] for m in steps))
-    assert ours["kl"] == steps[-1]["kl"], "the last tenth of four steps is the last"
+    assert ours["kl"] == steps[-1]["kl"], "the last tenth of eight steps is the last"
     assert ours["tokens"] == sum(m["tokens"] for m in steps)
-    # Four steps of three prompts twice, two of them warm the critic up.
-    assert (ours["answers"], ours["policy_updates"]) == (24, 2)
+    # Eight steps of three prompts twice, two of them warm the critic up.
+    assert (ours["answers"], ours["policy_updates"]) == (48, 6)
     assert ours["settings"] == {"algorithm": "dfpo", "noise": "flip=0.5"}
     assert not (run / "plots").exists()
 
@@ -156,6 +156,7 @@ def test_a_killed_grid_goes_on_without_repeating(tmp_path, whole):
 
 def test_sigterm_stops_cells_with_a_checkpoint_and_says_how_to_go_on(tmp_path, whole, capsys):
     path = write(tmp_path)
+    long = ["--steps", "5000"]  # no cell ends before the signal reaches it
 
     def stop():
         wait_for(lambda: begun(tmp_path, CELLS[0]))
@@ -163,11 +164,11 @@ def test_sigterm_stops_cells_with_a_checkpoint_and_says_how_to_go_on(tmp_path, w
 
     thread = threading.Thread(target=stop)
     thread.start()
-    status = main(["compare", path, "--jobs", "1"])
+    status = main(["compare", path, "--jobs", "1", *long])
     thread.join()
     assert status == 128 + signal.SIGTERM
     said = capsys.readouterr().err
-    assert f"stopped by SIGTERM; continue with: dfpo compare {path}\n" in said
+    assert f"stopped by SIGTERM; continue with: dfpo compare {path} --steps 5000\n" in said
     assert multiprocessing.active_children() == []
     assert begun(tmp_path, CELLS[0]) and not (tmp_path / "out/cells" / CELLS[1]).exists()
 
