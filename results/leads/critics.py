@@ -179,12 +179,20 @@ def score(setup: Setup, noise: str) -> dict[str, float]:
     taught = (levels > 1 - value[:, None]).astype(float)  # quantiles of Bernoulli(value)
     one_law = np.broadcast_to(levels > 1 - value.mean(), taught.shape).astype(float)
     predicted = law.mean(1)
+    # All that is to know of a reward that is 0 or 1 is its mean.
+    implied = (levels > 1 - predicted.clip(0, 1)[:, None]).astype(float)
     return {
         "explained_variance": float(1 - (value - predicted).var() / value.var()),
         "bias": float((predicted - value).mean()),
         "w1": float(wasserstein(law, taught).mean()),
-        "crps_skill": float(1 - crps(law, taught).mean() / crps(one_law, taught).mean()),
+        "crps_skill": skill(law, one_law, taught),
+        "implied_w1": float(wasserstein(implied, taught).mean()),
+        "implied_skill": skill(implied, one_law, taught),
     }
+
+
+def skill(law: np.ndarray, one_law: np.ndarray, taught: np.ndarray) -> float:
+    return float(1 - crps(law, taught).mean() / crps(one_law, taught).mean())
 
 
 def make_truth() -> None:
@@ -226,7 +234,7 @@ def main() -> None:
         for name in names:
             of = [r for r in records() if (r["critic"], r["noise"]) == (name, noise)]
             row = [f"{noise:9} {name:28}"]
-            for key in ("explained_variance", "w1", "crps_skill"):
+            for key in ("explained_variance", "w1", "crps_skill", "implied_w1", "implied_skill"):
                 values = [r[key] for r in of]
                 low, high = student_interval(values)
                 row.append(f"{key} {fmean(values):.3f} [{low:.3f}, {high:.3f}]")
