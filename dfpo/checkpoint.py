@@ -23,6 +23,7 @@ import torch
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
+from torch import nn
 
 from dfpo.config import ConfigError
 from dfpo.policy import load_policy
@@ -73,7 +74,7 @@ def restore(setup: Setup) -> Progress | None:
         return None
     state = load_state(found)
     setup.policy.load_state_dict(load_policy(found / "policy")[0].state_dict())
-    load_model(setup.critic, str(found / "critic.safetensors"))
+    load_critic(setup.critic, found / "critic.safetensors")
     setup.policy_optimizer.load_state_dict(state["policy_optimizer"])
     if setup.critic_optimizer is not None:
         setup.critic_optimizer.load_state_dict(state["critic_optimizer"])
@@ -91,6 +92,15 @@ def newest(run: Path) -> Path | None:
     """The last whole checkpoint of a run, None where there is none yet."""
     found = (run / "checkpoints").glob("step-*")
     return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+
+
+def load_critic(critic: nn.Module, path: Path) -> None:
+    """The critic's weights; ConfigError where the file is broken or holds another critic's."""
+    try:
+        load_model(critic, str(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"resume: cannot read {path}: {reason}") from None
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:

@@ -323,7 +323,7 @@ def build_config(settings: Mapping[str, Any]) -> Config:
         if dotted not in known:
             raise ConfigError(f"{dotted}: is no setting{suggestion(dotted, known)}")
     algorithm = settings.get("algorithm", Config.algorithm)
-    if algorithm not in ALGORITHMS:
+    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
         raise ConfigError(
             f"algorithm: is {algorithm!r}, must be one of {', '.join(ALGORITHMS)}"
             + suggestion(str(algorithm), ALGORITHMS)
@@ -354,6 +354,8 @@ def read_yaml(name: str, path: Path) -> dict[str, Any]:
         tree = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise ConfigError(f"{name}: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: {path} is not UTF-8 text: {error.reason}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):

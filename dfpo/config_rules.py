@@ -38,6 +38,15 @@ def check_together(config: Config) -> None:
             f"target.advantage: is rank with risk {config.risk} and a critic of kind {kind}; it "
             "takes the whole law, so risk must be neutral and the critic must predict a law"
         )
+    if config.target.advantage == "rank" and config.target.advantage_clip:
+        raise ConfigError(
+            f"target.advantage_clip: is {config.target.advantage_clip}, must be 0 with "
+            "target.advantage = rank, which lies in [-1, 1] whatever the rewards"
+        )
+    if kind == "value_flow" and config.critic.location and not config.coef.mean:
+        raise ConfigError(
+            "coef.mean: is 0, must be above 0 with critic.location, which learns by it alone"
+        )
     if (config.policy.loss == "trajectory_balance") != (kind == "partition"):
         raise ConfigError(
             f"policy.loss: is {config.policy.loss} with a critic of kind {kind}; "

@@ -12,16 +12,20 @@ from dfpo.data import domain_of
 from dfpo.losses import masked_mean
 from dfpo.rewards import Scored
 from dfpo.rollout import Rollout, last_tokens
-from dfpo.targets import Estimate, Targets, group_advantages, token_rewards
-from dfpo_kernels import distributional_gae
+from dfpo.targets import Estimate, Targets, compute_targets
 
 
 @torch.no_grad()
 def describe(
-    rollout: Rollout, estimate: Estimate | None, targets: Targets, config: Config, metric: str
+    rollout: Rollout,
+    estimate: Estimate | None,
+    targets: Targets,
+    config: Config,
+    step: int,
+    metric: str,
 ) -> dict[str, float]:
-    """Metrics of one rollout; those of values, which need a critic, are against the clean return
-    where they say so."""
+    """Metrics of the rollout of ``step``; those of values, which need a critic, are against the
+    clean return where they say so."""
     mask = rollout.samples.mask
     kept = mask.float()
     log_ratio = ((rollout.old_logprobs - rollout.ref_logprobs) * kept).sum(-1)
@@ -35,7 +39,7 @@ def describe(
         "response_length": kept.sum(-1).mean(),
         "truncated": rollout.samples.truncated.float().mean(),
         "advantage/std": targets.raw_advantages[mask].std(correction=0),
-        "advantage/sign_agreement": _sign_agreement(rollout, estimate, targets, config),
+        "advantage/sign_agreement": _sign_agreement(rollout, estimate, targets, config, step),
     }
     if estimate is not None:
         found |= _describe_values(rollout, estimate, targets)
@@ -82,17 +86,9 @@ def explained_variance(predicted: Tensor, observed: Tensor) -> Tensor:  # [N], [
 
 
 def _sign_agreement(
-    rollout: Rollout, estimate: Estimate | None, targets: Targets, config: Config
+    rollout: Rollout, estimate: Estimate | None, targets: Targets, config: Config, step: int
 ) -> Tensor:
     """Share of tokens whose advantage has the sign it would have under the clean reward."""
-    mask = rollout.samples.mask
     rollout = dataclasses.replace(rollout, rewards=rollout.clean_rewards)
-    if estimate is None:
-        clean = group_advantages(rollout, config)
-    else:
-        rewards, last = token_rewards(rollout, config)
-        values = estimate.quantiles.mean(-1, keepdim=True)
-        clean = distributional_gae(
-            rewards, values, mask, gamma=config.target.gamma, lam=config.target.lam, done=last
-        )[0].squeeze(-1)
-    return masked_mean(((clean > 0) == (targets.raw_advantages > 0)).float(), mask)
+    clean = compute_targets(rollout, estimate, config, step).raw_advantages
+    return masked_mean(((clean > 0) == (targets.raw_advantages > 0)).float(), rollout.samples.mask)

@@ -104,7 +104,7 @@ def parse_recipe(tree: Mapping[str, Any], folder: Path, flags: Settings) -> Reci
     if not arms:
         raise ConfigError("arms: is not given, must name at least one")
     baseline = tree.get("baseline", "ppo" if "ppo" in arms else next(iter(arms)))
-    if baseline not in arms:
+    if not isinstance(baseline, str) or baseline not in arms:
         raise ConfigError(f"baseline: is {baseline!r}, must be one of the arms {', '.join(arms)}")
     output, tuned = tree.get("output"), tree.get("tuned")
     for name, value in (("output", output), ("tuned", tuned)):
@@ -245,8 +245,8 @@ def _search(
     seeds = _seeds("tune.seeds", tree.get("seeds", [1000, 1001]))
     prompt_seed, prompts = tree.get("prompt_seed", 2000), tree.get("prompts", 256)
     for name, value in (("prompt_seed", prompt_seed), ("prompts", prompts)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(f"tune.{name}: is {value!r}, must be an integer >= 1")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
+            raise ConfigError(f"tune.{name}: is {value!r}, must be an integer from 1 to 2147483647")
     shared = set(reported) & {*seeds, prompt_seed} or set(seeds) & {prompt_seed}
     if shared:
         raise ConfigError(
@@ -262,13 +262,21 @@ def _search(
                     f"tune.{axis}: is {names!r}, must be a list of {', '.join(known)}"
                 )
         chosen[axis] = tuple(names) if isinstance(names, list) else (names,)
-    spaces, together = _spaces(tree.get("arms", {}), arms), tree.get("together", [])
+    spaces = _spaces(tree.get("arms", {}), arms)
+    together = _together(tree.get("together", []), spaces)
+    return Search(seeds, prompts, prompt_seed, **chosen, arms=spaces, together=together)
+
+
+def _together(names: Any, spaces: dict[str, dict[str, list[Any]]]) -> tuple[str, ...]:
+    """Settings that arms try, each with a value that all who try it have in common."""
     tried = {name for space in spaces.values() for name in space}
-    if not isinstance(together, list) or any(name not in tried for name in together):
-        raise ConfigError(
-            f"tune.together: is {together!r}, must be a list of settings that arms try"
-        )
-    return Search(seeds, prompts, prompt_seed, **chosen, arms=spaces, together=tuple(together))
+    if not isinstance(names, list) or not all(isinstance(n, str) and n in tried for n in names):
+        raise ConfigError(f"tune.together: is {names!r}, must be a list of settings that arms try")
+    for name in names:
+        first, *others = [space[name] for space in spaces.values() if name in space]
+        if not any(all(value in values for values in others) for value in first):
+            raise ConfigError(f"tune.together: {name} has no value that all arms try")
+    return tuple(names)
 
 
 def _spaces(tree: Any, arms: dict[str, Settings]) -> dict[str, dict[str, list[Any]]]:

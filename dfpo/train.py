@@ -189,7 +189,7 @@ def train_step(
                 rollout, targets, config, setup.generator,
                 train_policy=step >= config.critic.warmup_steps,
             )  # fmt: skip
-        metrics |= describe(rollout, estimate, targets, config, setup.source.metric) | losses
+        metrics |= describe(rollout, estimate, targets, config, step, setup.source.metric) | losses
         if estimate is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
             progress.records.append(ValueRecord.from_rollout(rollout, estimate))
     if examples and step + 1 == config.critic.warmup_steps:

@@ -142,8 +142,6 @@ def agree(left: dict[str, list[dict[str, Any]]], name: str) -> dict[str, list[di
 
     values = list(dict.fromkeys(t["settings"][name] for trials in trying for t in trials))
     common = [v for v in values if all(taking(trials, v) for trials in trying)]
-    if not common:
-        raise ConfigError(f"tune.together: {name} has no value that all arms try")
     value = max(common, key=lambda v: fmean(score(best(taking(trials, v))) for trials in trying))
     return {arm: taking(trials, value) for arm, trials in left.items()}
 
@@ -171,7 +169,7 @@ def described(recipe: Recipe) -> dict[str, Any]:
         "base": recipe.base,
         "of": recipe.arms,
     }
-    return json.loads(json.dumps(search))
+    return json.loads(json.dumps(search, default=str))  # a date that YAML reads is text here
 
 
 def learning_flags(recipe: Recipe) -> Settings:

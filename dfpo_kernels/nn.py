@@ -60,9 +60,9 @@ class ValueFlowHead(nn.Module):
     eps + G(eps) is a quantile without a solver. They share everything but the gain. With
     ``channels=1`` G is V at flow time 0.
 
-    The offset is the location of the law: a linear value that learns the mean return by ``mean``
-    alone, as PPO's critic does, and the only path of a gradient into ``hidden``. The flow shapes
-    the law around it, and every readout is moved so that its mean is the location
+    The offset is the location of the law: a linear value that learns the mean return, within
+    ``return_range``, by ``mean`` alone, and the only path of a gradient into ``hidden``. The flow
+    shapes the law around it, and every readout is moved so that its mean is the location
     (``move_to_mean``). Taught together on shared features, the terms of the flow drown the mean
     under noisy rewards. With ``location=False`` the offsets (per channel, of c) are part of the
     flow, all terms reach ``hidden``, and the mean is whatever the quantiles' is.
@@ -126,6 +126,8 @@ class ValueFlowHead(nn.Module):
         checks.check_integer("num_quantiles", num_quantiles, 1, 1 << 20)
         checks.check_integer("width", width, 1, 1 << 20)
         checks.check_integer("channels", channels, 1, 2)
+        if not isinstance(location, bool):
+            raise TypeError(f"location: got {type(location).__name__}, must be a bool")
         checks.check_choice("readout", readout, READOUTS)
         checks.check_choice("coupling", coupling, COUPLINGS)
         checks.check_choice("weight_mode", weight_mode, WEIGHT_MODES)
@@ -149,7 +151,11 @@ class ValueFlowHead(nn.Module):
         self.conditioner = build_conditioner(hidden_size, size)
         self.bias = nn.Linear(size, width)
         self.gain = nn.Linear(size, channels * width)
-        self.offset = nn.Linear(hidden_size, 1) if location else nn.Linear(size, channels)
+        # Two names: neither loads the other's weights, which mean something else.
+        if location:
+            self.mean = nn.Linear(hidden_size, 1)
+        else:
+            self.offset = nn.Linear(size, channels)
         self.z_weight = nn.Parameter(torch.empty(width))
         self.time_weight = nn.Parameter(torch.empty(width))
         self.register_buffer("base", base_grid(num_quantiles), persistent=False)
@@ -164,17 +170,16 @@ class ValueFlowHead(nn.Module):
         # Not exactly zero: zero would leave the trunk without a gradient at the first step.
         nn.init.normal_(self.gain.weight, std=1e-2 / math.sqrt(self.gain.in_features))
         nn.init.zeros_(self.gain.bias)
-        nn.init.normal_(
-            self.offset.weight, std=1e-2 / math.sqrt(self.offset.in_features) * self.location
-        )
-        nn.init.zeros_(self.offset.bias)
+        value = self.mean if self.location else self.offset
+        nn.init.normal_(value.weight, std=1e-2 / math.sqrt(value.in_features) * self.location)
+        nn.init.zeros_(value.bias)
 
     def fields(self, hidden: Tensor) -> tuple[FlowField, FlowField]:
         """Fields V and G of each token; hidden [..., D] -> bias, gain [..., W], offset [...]."""
         condition = self.conditioner(hidden.detach() if self.location else hidden)
         bias = self.bias(condition)
         gains = self.gain(condition).split(self.width, dim=-1)
-        offset = self.offset(hidden if self.location else condition)
+        offset = self.mean(hidden) if self.location else self.offset(condition)
         offsets = offset.expand(*offset.shape[:-1], self.channels).unbind(-1)
         velocity, one_step = (
             FlowField(bias, gains[c], offsets[c], self.z_weight, self.time_weight)
@@ -265,6 +270,13 @@ class ValueFlowHead(nn.Module):
         ):
             checks.check_float_tensor(name, tensor)
             checks.check_shape(name, tensor, (*mask.shape, size), "mask's shape and one axis more")
+        for name, tensor in (("target_mean", target_mean), ("spread", spread)):
+            if tensor is not None:
+                checks.check_float_tensor(name, tensor)
+                checks.check_shape(name, tensor, mask.shape, "mask's shape")
+        if base is not None:
+            checks.check_float_tensor("base", base)
+            checks.check_shape("base", base, target_quantiles.shape, "target_quantiles' shape")
         at, mean = counted_tokens(mask, most_tokens)
         hidden = at(hidden)
         if not len(hidden):

@@ -83,8 +83,9 @@ def token_targets(
     rows: Tensor,  # [B]
     config: ValueFlowConfig,
     seed: int,
-) -> tuple[Tensor, Tensor]:  # [B, T], [B, T, Q]
-    """Advantages, a mean over quantiles and 0 where masked, and what the critic regresses to.
+) -> tuple[Tensor, Tensor, Tensor]:  # [B, T], [B, T, Q], [B, T]
+    """Advantages, a mean over quantiles and 0 where masked, and what the critic regresses to: laws
+    drawn from the TD(lambda) mixture, and the mean of GAE, which no draw adds to.
 
     An answer's reward lies on its last token that counts, and nothing follows it. ``rows`` and
     ``seed`` name the draws of ``lambda_mixture_targets``.
@@ -93,15 +94,17 @@ def token_targets(
     last = mask & (position == (position * mask).amax(-1, keepdim=True))
     scan = (torch.where(last, rewards.unsqueeze(-1), 0.0), quantiles, mask)
     shared = {"gamma": config.gamma, "lam": config.lam, "mask_mode": config.mask_mode, "done": last}
-    advantages = distributional_gae(*scan, **shared)[0].mean(-1)
-    return advantages * mask, lambda_mixture_targets(*scan, **shared, seed=seed, rows=rows)
+    advantages, returns = (x.mean(-1) for x in distributional_gae(*scan, **shared))
+    laws = lambda_mixture_targets(*scan, **shared, seed=seed, rows=rows)
+    return advantages * mask, laws, returns
 
 
 def fit(
     critic: TokenCritic,
     optimizer: torch.optim.Optimizer,
     answers: Answers,
-    targets: Tensor,  # [B, T, Q]
+    laws: Tensor,  # [B, T, Q]
+    returns: Tensor,  # [B, T]
     config: ValueFlowConfig,
     size: int,
     draws: torch.Generator,
@@ -110,12 +113,14 @@ def fit(
     """Passes over the answers, ``size`` rows a step; returns the mean loss."""
     losses, parts = [], critic.head.apart(critic.parameters())
     for _ in range(config.epochs):
-        order = torch.randperm(len(targets), generator=draws, device=targets.device)
+        order = torch.randperm(len(laws), generator=draws, device=laws.device)
         for rows in order.split(size):
             part = answers.select(rows)
             with accelerator.autocast():
                 hidden = critic.hidden(part)
-            loss, _ = critic.head.loss(hidden.float(), targets[rows], part.mask, generator=draws)
+            loss, _ = critic.head.loss(
+                hidden.float(), laws[rows], part.mask, target_mean=returns[rows], generator=draws
+            )
             optimizer.zero_grad(set_to_none=False)
             loss.backward()
             # By hand, as accelerate has not wrapped the critic; and every process takes part, even

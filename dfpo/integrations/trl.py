@@ -100,7 +100,7 @@ class ValueFlowGRPOTrainer(GRPOTrainer):
         size, config = self.args.per_device_train_batch_size, self.value_flow
         quantiles = self.critic.values(answers, size, self.accelerator)
         rows = torch.arange(len(rewards), device=rewards.device)
-        advantages, targets = token_targets(
+        advantages, *targets = token_targets(
             rewards.nan_to_num(),
             quantiles,
             answers.mask,
@@ -109,8 +109,8 @@ class ValueFlowGRPOTrainer(GRPOTrainer):
             config.seed + self.critic_batches,
         )
         loss = fit(
-            self.critic, self.critic_optimizer, answers, targets, config, size, self.critic_draws,
-            self.accelerator,
+            self.critic, self.critic_optimizer, answers, *targets, config, size,
+            self.critic_draws, self.accelerator,
         )  # fmt: skip
         warm = self.critic_batches >= config.warmup_batches
         self.critic_batches += 1

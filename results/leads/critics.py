@@ -56,7 +56,7 @@ class ReachesTrunk(ValueFlowHead):
     def fields(self, hidden: torch.Tensor) -> tuple[FlowField, FlowField]:
         passed = hidden.detach() + self.share * (hidden - hidden.detach())
         condition = self.conditioner(passed)
-        bias, offset = self.bias(condition), self.offset(hidden).squeeze(-1)
+        bias, offset = self.bias(condition), self.mean(hidden).squeeze(-1)
         gains = self.gain(condition).split(self.width, -1)
         shared = (self.z_weight, self.time_weight)
         velocity, one_step = (FlowField(bias, gain, offset, *shared) for gain in gains)

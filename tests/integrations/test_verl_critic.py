@@ -163,7 +163,7 @@ def test_engine_infers_and_trains(settings, monkeypatch):
     engine = make_engine(settings, monkeypatch)
     if settings is FLOW:
         # Zero at the start; moved, so that tokens differ.
-        torch.nn.init.normal_(engine.module.score.head.offset.weight)
+        torch.nn.init.normal_(engine.module.score.head.mean.weight)
         torch.nn.init.normal_(engine.module.score.head.gain.weight)
     else:
         torch.nn.init.normal_(engine.module.score.weight)

@@ -229,7 +229,7 @@ FLOW = adapter.Settings(critic="flow", num_quantiles=8, width=6, return_low=-1.0
 def make_flow_score():
     torch.manual_seed(0)
     score = verl_critic.FlowScore(12, FLOW)
-    torch.nn.init.normal_(score.head.offset.weight)
+    torch.nn.init.normal_(score.head.mean.weight)
     torch.nn.init.normal_(score.head.gain.weight)
     return score
 

@@ -304,18 +304,52 @@ def test_moved_laws_have_their_mean_and_order_and_gradients():
         assert torch.autograd.gradcheck(lambda *x, known=known: move_to_mean(*x, known), inputs)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_laws_in_half_precision_move_as_in_float32(dtype):
+    """Unlike their own rounding, 2^-8 of a value of 10 or 2^-8 of the range, nothing is lost."""
+    q, mean, bounds = (10 * torch.randn(50, 33)).to(dtype), torch.rand(50).to(dtype), (0.0, 1.0)
+    moved = move_to_mean(q, mean, bounds)
+    assert moved.dtype == dtype and moved.min() >= 0 and moved.max() <= 1
+    full = move_to_mean(q.float(), mean.float(), bounds)
+    torch.testing.assert_close(moved.float(), full, atol=2**-8, rtol=0)
+    torch.testing.assert_close(full.mean(-1), mean.float(), atol=1e-5, rtol=0)
+
+
+def test_heads_with_and_without_a_location_do_not_load_each_other():
+    """Where D = width their weights have the same shapes, and other meanings."""
+    with_location, joint = (ValueFlowHead(8, Q, 8, channels=1, location=x) for x in (True, False))
+    for ours, theirs in ((with_location, joint), (joint, with_location)):
+        with pytest.raises(RuntimeError, match="(mean|offset).weight"):
+            ours.load_state_dict(theirs.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("target_mean", torch.zeros(5, 1)),  # would broadcast to pairs of tokens
+        ("target_mean", torch.zeros(5, dtype=torch.int64)),
+        ("spread", torch.zeros(5, Q)),
+        ("base", torch.zeros(Q)),
+    ],
+)
+def test_what_goes_with_a_token_has_the_masks_shape(name, value):
+    head = ValueFlowHead(D, Q)
+    with pytest.raises((TypeError, ValueError), match=f"^{name}: has"):
+        head.loss(torch.randn(5, D), torch.rand(5, Q), torch.ones(5), **{name: value})
+
+
 def test_the_location_learns_the_mean_and_nothing_else_reaches_the_trunk():
     """The gradient into the hidden states is that of (W h + b - mean y)^2, by hand."""
     head = ValueFlowHead(D, Q, **HALF)
     hidden, targets = torch.randn(5, D, requires_grad=True), torch.rand(5, Q)
     loss, terms = head.loss(hidden, targets, torch.ones(5))
     loss.backward()
-    error = hidden @ head.offset.weight[0] + head.offset.bias - (2 * targets - 1).mean(-1)
+    error = hidden @ head.mean.weight[0] + head.mean.bias - (2 * targets - 1).mean(-1)
     assert terms["mean"].item() == pytest.approx(error.square().mean().item(), rel=1e-5)
-    by_hand = 2 * error.unsqueeze(-1) * head.offset.weight / 5
+    by_hand = 2 * error.unsqueeze(-1) * head.mean.weight / 5
     torch.testing.assert_close(hidden.grad, by_hand, atol=1e-7, rtol=1e-4)
     first, law = head.apart(head.parameters())
-    assert {id(p) for p in first} == {id(p) for p in head.offset.parameters()}
+    assert {id(p) for p in first} == {id(p) for p in head.mean.parameters()}
     assert all(p.grad.abs().sum() > 0 for p in law)
     joint = ValueFlowHead(D, Q, location=False)
     assert [len(part) for part in joint.apart(joint.parameters())] == [
@@ -327,7 +361,7 @@ def test_the_location_prefers_a_given_mean():
     head = ValueFlowHead(D, Q, **HALF)
     inputs = torch.randn(3, D), torch.rand(3, Q), torch.ones(3)
     _, terms = head.loss(*inputs, target_mean=torch.tensor([0.5, 2.0, -7.0]))
-    location = head.offset(inputs[0]).squeeze(-1)
+    location = head.mean(inputs[0]).squeeze(-1)
     # In flow units .5, 1 and 0 of the range [0, 1] are 0, 1 and -1.
     error = location - torch.tensor([0.0, 1.0, -1.0])
     assert terms["mean"].item() == pytest.approx(error.square().mean().item(), rel=1e-5)
@@ -337,9 +371,9 @@ def test_the_location_prefers_a_given_mean():
 def test_every_readout_has_the_location_as_its_mean(bounds):
     head = ValueFlowHead(D, Q, return_mean=0.5, return_scale=0.5, return_range=bounds)
     torch.nn.init.normal_(head.gain.weight, std=0.3)
-    torch.nn.init.normal_(head.offset.weight, std=0.2)
+    torch.nn.init.normal_(head.mean.weight, std=0.2)
     hidden = torch.randn(40, D)
-    mean = 0.5 + 0.5 * head.offset(hidden).squeeze(-1)
+    mean = 0.5 + 0.5 * head.mean(hidden).squeeze(-1)
     mean = mean if bounds is None else mean.clamp(*bounds)
     for quantiles in (head(hidden), head.one_step(hidden)):
         torch.testing.assert_close(quantiles.mean(-1), mean, atol=1e-5, rtol=1e-5)

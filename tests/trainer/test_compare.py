@@ -222,6 +222,8 @@ def test_a_begun_cell_keeps_its_settings(whole, capsys):
         ({"seeds": [1, 1]}, ["seeds", "[1, 1]"]),
         ({"seeds": 0}, ["seeds", "0"]),
         ({"baseline": "grppo"}, ["baseline", "'grppo'", "ppo, dfpo"]),
+        ({"baseline": ["ppo"]}, ["baseline", "['ppo']", "ppo, dfpo"]),
+        ({"arms": {"mine": {"algorithm": ["ppo"]}}}, ["arm mine", "algorithm", "['ppo']"]),
         ({"domains": ["suit"]}, ["suit", "task"]),
         ({"base": {"model": "no/such/model"}}, ["model", "no/such/model"]),
         ({"base": {"steps": -1}}, ["steps", "-1"]),

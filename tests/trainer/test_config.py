@@ -60,6 +60,12 @@ def test_every_option_is_documented():
         ({"noise": "flip=2"}, ["noise", "flip=2", "[0, 1]"]),
         ({"noise": "flop=0.1"}, ["noise", "flop=0.1", "flip"]),
         ({"coef.anchor": 0.0}, ["coef.consistency", "anchor is 0"]),
+        ({"coef.mean": 0.0}, ["coef.mean", "critic.location"]),
+        ({"algorithm": ["ppo"]}, ["algorithm", "['ppo']", "one of"]),
+        (
+            {"algorithm": "dfpo-rank", "target.advantage_clip": 0.5},
+            ["target.advantage_clip", "0.5", "rank"],
+        ),
         ({"critic.return_low": 2.0, "critic.return_high": 1.0}, ["critic.return_low", "below"]),
         ({"critic.return_low": 2.0}, ["critic.return_high", "not given"]),
         ({"risk": "cvar"}, ["risk", "'cvar'", "cvar-lower"]),
@@ -89,6 +95,9 @@ def test_wrong_files_are_named(tmp_path, text):
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"c\.yaml"):
+        load_yaml(path)
+    path.write_bytes(b"steps: 3 # \xff")
+    with pytest.raises(ConfigError, match=r"c\.yaml is not UTF-8"):
         load_yaml(path)
     with pytest.raises(ConfigError, match="absent"):
         load_yaml(tmp_path / "absent.yaml")

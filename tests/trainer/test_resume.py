@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -228,6 +229,22 @@ def test_seldom_checkpoints(tmp_path, whole, reward):
     assert main(["train", "--resume", str(run)]) == 0
     assert metrics(run) == metrics(whole)
     assert checkpoint.newest(run).name == f"step-{STEPS:06d}"
+
+
+@pytest.mark.parametrize("words", [["train", "--steps", "9", "--resume"], ["critic"]])
+def test_weights_of_another_critic_or_a_broken_file_are_one_line(tmp_path, whole, capsys, words):
+    """A configuration without the line is one of before the option was there."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    config, weights = run / "config.yaml", checkpoint.newest(run) / "critic.safetensors"
+    settings = config.read_text()
+    config.write_text(settings.replace("location: true", "location: false"))
+    for content in (weights.read_bytes(), weights.read_bytes()[:100]):
+        weights.write_bytes(content)
+        assert main([*words, str(run)]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "critic.safetensors" in said
+        config.write_text(settings)
 
 
 def test_more_steps_go_on_from_a_finished_run(tmp_path, capsys):

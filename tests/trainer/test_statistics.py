@@ -47,9 +47,15 @@ def test_bootstrap_is_scipys(values):
 
 
 def test_bootstrap_of_two_values_by_hand():
-    """Of the four resamples of {0, 1} the means are 0, 1/2, 1/2, 1: quantiles .25 and .75 lie at
-    ranks .75 and 2.25 of 0..3, so at .75 x 1/2 and 1/2 + .25 x 1/2."""
-    assert bootstrap_interval([0.0, 1.0], level=0.5) == pytest.approx((0.375, 0.625))
+    """Of the four resamples of {0, 1} the means are 0, 1/2, 1/2, 1. One in four is a tail of .25,
+    the ends alone; a tail of .3 needs a second, the middle."""
+    assert bootstrap_interval([0.0, 1.0], level=0.5) == (0.0, 1.0)
+    assert bootstrap_interval([0.0, 1.0], level=0.4) == (0.5, 0.5)
+
+
+def test_bootstrap_of_three_values_by_hand():
+    """The least of the 27 resamples is one with mass 1/27 > .025, so it is the end."""
+    assert bootstrap_interval([0.1, 0.2, 0.6]) == pytest.approx((0.1, 0.6))
 
 
 def test_bootstrap_is_the_same_each_time():

@@ -123,7 +123,7 @@ def test_parts_of_a_critic_are_clipped_apart(parts):
             Accelerator(cpu=True), policy, trained, optimizer, optimizer, rollout, targets, CONFIG,
             torch.Generator().manual_seed(0), train_policy=False,
         )  # fmt: skip
-        means.append(trained.head.offset.weight)
-    assert torch.equal(*means) and not torch.equal(means[0], critic.head.offset.weight)
+        means.append(trained.head.mean.weight)
+    assert torch.equal(*means) and not torch.equal(means[0], critic.head.mean.weight)
     law, rest = critic.parts()[1], critic.parts()[0]
     assert len(law) + len(rest) == len(list(critic.parameters()))
