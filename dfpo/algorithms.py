@@ -62,7 +62,7 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "ppo": Algorithm(
         "the same loop with a scalar critic, linear in the trunk's states",
-        "arXiv 1707.06347, GAE of 1506.02438",
+        "arXiv 1707.06347, GAE of 1506.02438, dual clip of 1912.09729",
         {"critic.kind": "scalar", **GAE_TARGETS},
     ),
     "ppo-ridge": Algorithm(

@@ -4,7 +4,8 @@
 
 The policy stands still, so every critic sees the same 120 rollouts of 64 answers, one pass each
 unless it says more, and is probed on the same states with 64 plays each. Development seeds. Trains
-what is not yet in critics.jsonl beside it, one process a seed, and prints means over seeds.
+what is not yet in critics.jsonl beside it, one process a seed, and prints means over seeds and the
+explained variance above that of ``dfpo``, seed by seed.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from dfpo.noise import parse_noise
 from dfpo.prepare import Setup, set_up
 from dfpo.probe import play
 from dfpo.rollout import Rollout, collect
-from dfpo.statistics import student_interval
+from dfpo.statistics import compare, student_interval
 from dfpo.targets import Targets, compute_targets
 from dfpo.update import _step
 from dfpo_kernels import FlowField
@@ -206,13 +207,17 @@ def records() -> list[dict[str, Any]]:
     return [json.loads(line) for line in RECORDS.open()] if RECORDS.exists() else []
 
 
+def explained(name: str, noise: str) -> dict[int, float]:
+    """Explained variance of one critic by seed."""
+    of = [r for r in records() if (r["critic"], r["noise"]) == (name, noise)]
+    return {r["seed"]: r["explained_variance"] for r in of}
+
+
 def plot(noise: str, names: list[str]) -> None:
     """Explained variance of each critic, a dot a seed and a bar for the mean."""
     figure, ax = plt.subplots(figsize=(7, 0.3 * len(names) + 0.8), layout="constrained")
     for place, name in enumerate(names):
-        values = [
-            r["explained_variance"] for r in records() if (r["critic"], r["noise"]) == (name, noise)
-        ]
+        values = list(explained(name, noise).values())
         ax.barh(place, fmean(values), color="#9ecae1")
         ax.plot(values, [place] * len(values), "o", color="#08519c", markersize=4)
     ax.set_yticks(range(len(names)), names)
@@ -231,6 +236,7 @@ def main() -> None:
             with RECORDS.open("a") as file:
                 file.writelines(json.dumps(record) + "\n" for record in found.get())
     for noise, names in NOISES.items():
+        fit = {name: explained(name, noise) for name in names}
         for name in names:
             of = [r for r in records() if (r["critic"], r["noise"]) == (name, noise)]
             row = [f"{noise:9} {name:28}"]
@@ -238,6 +244,8 @@ def main() -> None:
                 values = [r[key] for r in of]
                 low, high = student_interval(values)
                 row.append(f"{key} {fmean(values):.3f} [{low:.3f}, {high:.3f}]")
+            low, high = compare(fit[name], fit["dfpo"]).student
+            row.append(f"above dfpo [{low:+.3f}, {high:+.3f}]")
             print("  ".join(row), f"{len(of)} seeds")
     plot("flip=0.3", NOISES["flip=0.3"])
 
