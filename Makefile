@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-integrations real-model lint bench sanitize sanitize-emulation portable \
-    wheel gpu-proof gpu-check clean
+    wheel gpu-proof gpu-check compare leads clean
 
 # Trains DFPO on the shipped three-domain suite; plots and policy land in runs/.
 demo: $(VENV)/installed
@@ -40,6 +40,18 @@ lint: $(VENV)/installed
 # Under five minutes; writes bench/results/<machine>.json and docs/bench.png.
 bench: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest bench/ --benchmark-only --save $(ARGS)
+
+# A search and a comparison, an hour on two cores for the recipe that results/ shows. Cut at any
+# moment, it goes on from there.
+RECIPE ?= recipes/compare.yaml
+compare: $(VENV)/installed
+	$(if $(shell grep '^tune:' $(RECIPE)),$(BIN)/dfpo tune $(RECIPE))
+	$(BIN)/dfpo compare $(RECIPE) $(ARGS)
+
+# The tries of results/findings.md that are not in their records yet; all of them take an hour.
+leads: $(VENV)/installed
+	$(BIN)/python results/leads/critics.py
+	$(BIN)/python results/leads/policies.py
 
 # The kernel tests on a build with AddressSanitizer and UBSan, CUDA kernels in their emulation.
 sanitize: $(VENV)/installed sanitize-emulation

@@ -13,7 +13,7 @@ from train_step import ARMS, measure
 
 def bench_train_step(benchmark, steps):
     child = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("train_step.py")), "dfpo Q64", "--rounds=2"],
+        [sys.executable, str(Path(__file__).with_name("train_step.py")), "dfpo Q64", "--rounds=6"],
         env={**os.environ, "DFPO_KERNELS": "reference"}, capture_output=True, text=True,
         check=True,
     )  # fmt: skip

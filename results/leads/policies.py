@@ -33,7 +33,9 @@ HERE = Path(__file__).parent
 RECORDS = HERE / "policies.jsonl"
 SEEDS = (100, 101, 102)  # of no comparison
 # What seed 100 made look promising, and what it must be compared with, on the others too.
-AGAIN = ("dfpo", "ppo", "rank", "lam-by-spread", "support", "lam-1", "clipped", "winsorised")
+AGAIN = (
+    "dfpo", "ppo", "rank", "lam-by-spread", "support", "lam-1", "clipped", "winsorised", "range",
+)  # fmt: skip
 NOISES = ("flip=0.3", "outliers=0.1")
 SETTINGS = {
     "task": "hard", "steps": 80, "critic.warmup_steps": 10, "policy.learning_rate": 1e-4,
@@ -95,6 +97,11 @@ def to_support(rollout: Rollout, law: Tensor) -> Tensor:
     return rollout.rewards.clamp(law.amin(-1), law.amax(-1))
 
 
+def to_range(rollout: Rollout, law: Tensor) -> Tensor:
+    """Control of the support: rewards cut to what the verifier can give."""
+    return rollout.rewards.clamp(0, 1)
+
+
 def towards_value(rollout: Rollout, law: Tensor) -> Tensor:
     """Half of each reward is replaced by the value of its whole answer."""
     return (rollout.rewards + law.mean(-1)) / 2
@@ -137,6 +144,7 @@ LEADS: dict[str, tuple[Compute | None, dict[str, Any]]] = {
     "lam-by-spread": (with_advantages(lam_by_spread), {}),
     "by-certainty": (with_advantages(by_certainty), {}),
     "support": (with_rewards(to_support), {}),
+    "range": (with_rewards(to_range), {}),
     "half-value": (with_rewards(towards_value), {}),
     "two-critics": (None, {}),
     "shared-noise": (None, {"critic.location": False, "critic.coupling": "shared_noise"}),
