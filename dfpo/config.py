@@ -114,6 +114,9 @@ class TargetConfig:
         "mean of that",
         choices=("lambda_mixture", "gae", "expected"),
     )
+    clip_reward: bool = option(
+        False, "cuts each reward to the range from critic.return_low to critic.return_high"
+    )
     advantage_clip: float = option(
         0.0, "bound on advantages, in ranges of the reward; 0 switches it off", low=0.0
     )

@@ -78,12 +78,14 @@ def token_rewards(
 ) -> tuple[Tensor, Tensor]:
     """Reward of each token [B, T], and the mark of each answer's last token [B, T] bool.
 
-    The answer's reward r stands on its last token, cut to V -+ ``target.winsorise`` ranges of the
-    reward around the mean V predicted there; each token loses ``target.kl_penalty`` times
-    log(policy / first policy).
+    The answer's reward r stands on its last token, cut to the reward's range where
+    ``target.clip_reward`` says so and to V -+ ``target.winsorise`` ranges around the mean V
+    predicted there; each token loses ``target.kl_penalty`` times log(policy / first policy).
     """
     mask, rewards = rollout.samples.mask, rollout.rewards
     last = last_tokens(mask)
+    if config.target.clip_reward:
+        rewards = rewards.clamp(config.critic.return_low, config.critic.return_high)
     if config.target.winsorise and estimate is not None:
         value = torch.where(last, estimate.quantiles.mean(-1), 0.0).sum(-1)
         window = config.target.winsorise * reward_range(config)

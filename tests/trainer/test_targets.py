@@ -240,6 +240,15 @@ def test_bounded_advantages_are_bounded_before_they_are_whitened():
     assert len(clipped.advantages[mask].unique()) == 2
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "dfpo", "reinforce++"])
+def test_rewards_cut_to_their_range_by_hand(algorithm):
+    settings = {"algorithm": algorithm, "critic.return_low": -1, "critic.return_high": 2}
+    rollout = make_rollout((10.5, -9.0, 2.0, 0.5))
+    for clip, kept in ((True, [2.0, -1.0, 2.0, 0.5]), (False, [10.5, -9.0, 2.0, 0.5])):
+        config = build_config({**settings, "target.clip_reward": clip})
+        assert token_rewards(rollout, config)[0].sum(-1).tolist() == kept
+
+
 def test_winsorised_rewards_by_hand():
     # Value 0.5 before each last token, window 0.1 * 2: rewards 1, 0, 1, 0.5 -> .7, .3, .7, .5.
     quantiles = torch.stack([torch.full((4, T), 0.4), torch.full((4, T), 0.6)], -1)
