@@ -44,7 +44,6 @@ def move_to_mean(
         fixed = torch.where(inside, 0.0, moved.clamp(low, high)).sum(-1)
         count = inside.sum(-1)
     # Which quantiles are off the bounds is known, so the shift follows from the sum over them.
-    free = torch.where(inside, quantiles, 0.0).sum(-1)
-    shift = (quantiles.shape[-1] * wanted - fixed - free) / count.clamp_min(1)
-    free = (quantiles + shift.unsqueeze(-1)).clamp(low, high)
-    return torch.where(inside, free, moved.clamp(low, high))
+    total = torch.where(inside, quantiles, 0.0).sum(-1)
+    shift = (quantiles.shape[-1] * wanted - fixed - total) / count.clamp_min(1)
+    return torch.where(inside, quantiles + shift.unsqueeze(-1), moved).clamp(low, high)
