@@ -97,11 +97,6 @@ def to_support(rollout: Rollout, law: Tensor) -> Tensor:
     return rollout.rewards.clamp(law.amin(-1), law.amax(-1))
 
 
-def to_range(rollout: Rollout, law: Tensor) -> Tensor:
-    """Control of the support: rewards cut to what the verifier can give."""
-    return rollout.rewards.clamp(0, 1)
-
-
 def towards_value(rollout: Rollout, law: Tensor) -> Tensor:
     """Half of each reward is replaced by the value of its whole answer."""
     return (rollout.rewards + law.mean(-1)) / 2
@@ -144,7 +139,7 @@ LEADS: dict[str, tuple[Compute | None, dict[str, Any]]] = {
     "lam-by-spread": (with_advantages(lam_by_spread), {}),
     "by-certainty": (with_advantages(by_certainty), {}),
     "support": (with_rewards(to_support), {}),
-    "range": (with_rewards(to_range), {}),
+    "range": (None, {"target.clip_reward": True}),
     "half-value": (with_rewards(towards_value), {}),
     "two-critics": (None, {}),
     "shared-noise": (None, {"critic.location": False, "critic.coupling": "shared_noise"}),
