@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-integrations real-model lint bench sanitize sanitize-emulation portable \
-    wheel gpu-proof gpu-check compare leads clean
+    wheel gpu-proof gpu-day compare leads clean
 
 # Trains DFPO on the shipped three-domain suite; plots and policy land in runs/.
 demo: $(VENV)/installed
@@ -72,13 +72,12 @@ gpu-proof: $(VENV)/installed
 	    tests/kernels/test_cuda_dispatch.py tests/kernels/test_gpu_code.py $(ARGS)
 	PYTHONPATH=tests $(BIN)/python -m kernels.gpu_proof
 
-# On a machine with a GPU and no network, with the torch, triton, pytest, pybind11, cmake and
-# tabulate that PYTHON has: tests marked gpu, then times into bench/results/<gpu>.json.
-gpu-check:
-	$(PYTHON) -c "import torch; assert torch.cuda.is_available(), 'needs a CUDA device'"
-	$(PYTHON) setup.py --quiet build_ext --inplace
-	PYTHONPATH=. $(PYTHON) -m pytest -m gpu tests/kernels $(ARGS)
-	PYTHONPATH=.:tests:bench $(PYTHON) bench/gpu.py
+# On a machine with a GPU and no network, with what PYTHON has there (bench/README.md): everything
+# that a GPU can say, in nine minutes, into OUT. DRY=1: on a CPU, in small sizes. PHASES: some.
+OUT ?= gpu-day
+gpu-day:
+	DRY=$(DRY) $(PYTHON) bench/gpu_day --out $(OUT) $(PHASES) $(ARGS)
+
 
 # The CUDA kernels' emulation under AddressSanitizer, which Python loads first.
 sanitize-emulation: $(VENV)/installed

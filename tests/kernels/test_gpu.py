@@ -1,5 +1,5 @@
 """The ops on a GPU: values, gradients, dtypes, streams, repeatability and memory. Nothing here runs
-on the interpreter or an emulation; where there is no GPU it is skipped. ``make gpu-check``."""
+on the interpreter or an emulation; where there is no GPU it is skipped. ``make gpu-day``."""
 
 import pytest
 import torch
