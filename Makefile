@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-integrations real-model lint bench sanitize sanitize-emulation portable \
-    wheel gpu-proof gpu-day compare leads clean
+    wheel golden gpu-proof gpu-day compare leads clean
 
 # Trains DFPO on the shipped three-domain suite; plots and policy land in runs/.
 demo: $(VENV)/installed
@@ -61,6 +61,11 @@ sanitize: $(VENV)/installed sanitize-emulation
 # these tools it lacks.
 portable: $(VENV)/installed
 	$(BIN)/pytest tests/kernels/test_portable_build.py $(ARGS)
+
+# Does a refactoring change a number? Trains this tree and the commit BASE side by side, compares bits.
+BASE ?= main
+golden: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python tests/golden.py $(BASE) $(ARGS)
 
 # A manylinux wheel in dist/, tested in a fresh environment.
 wheel:
