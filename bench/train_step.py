@@ -17,15 +17,15 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from dfpo.config import build_config
-from dfpo.critic import build_critic
-from dfpo.data import training_rows
-from dfpo.noise import Noise
-from dfpo.policy import SHIPPED_POLICY, load_policy
-from dfpo.rewards import Reward
-from dfpo.rollout import collect
-from dfpo.targets import compute_targets
+from dfpo.config.noise import Noise
+from dfpo.method.critic import build_critic
+from dfpo.method.targets import compute_targets
+from dfpo.method.update import update
+from dfpo.rewards.functions import Reward
+from dfpo.rollout.collect import collect
+from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
 from dfpo.tasks import reward
-from dfpo.update import update
+from dfpo.tasks.source import training_rows
 
 ARMS = {
     "ppo": {"algorithm": "ppo"},

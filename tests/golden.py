@@ -3,9 +3,9 @@
     make golden BASE=COMMIT      (python tests/golden.py COMMIT [ALGORITHM ...])
 
 Each side trains five steps of each algorithm from the same seed and plays on from the states of
-one run's critic; ``metrics.jsonl`` without its ``perf/`` keys and ``critic.json`` must be equal, and
-so must the docstrings of the public API. Bits depend on processor and torch, so both sides run
-here and now instead of one of them being stored. Ends with status 1 where anything differs.
+one run's critic. Three things must be equal: ``metrics.jsonl`` without its ``perf/`` keys,
+``critic.json``, and the docstrings of the public API. Bits depend on processor and torch, so both
+sides run here and now. Ends with status 1 where anything differs.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from dfpo.policy import Samples
-from dfpo.rewards import Scored
-from dfpo.rollout import Rollout
-from dfpo.targets import Estimate
+from dfpo.method.targets import Estimate
+from dfpo.rewards.functions import Scored
+from dfpo.rollout.collect import Rollout
+from dfpo.rollout.policy import Samples
 
 LENGTHS = (5, 3, 1, 5)
 T, Q = 5, 7

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny_models import make_model, make_reward_model
 
-from dfpo.algorithms import ALGORITHMS
-from dfpo.cli import main
+from dfpo.__main__ import main
+from dfpo.config import ALGORITHMS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -17,12 +17,12 @@ from card import DEVICE, DRY, keep, milliseconds, peak_gigabytes, synchronize
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dfpo.config import build_config
-from dfpo.critic import build_critic
-from dfpo.policy import Samples, set_compute_dtype, token_logprobs
-from dfpo.rewards import Scored
-from dfpo.rollout import Rollout
-from dfpo.targets import compute_targets
-from dfpo.update import update
+from dfpo.method.critic import build_critic
+from dfpo.method.targets import compute_targets
+from dfpo.method.update import update
+from dfpo.rewards.functions import Scored
+from dfpo.rollout.collect import Rollout
+from dfpo.rollout.policy import Samples, set_compute_dtype, token_logprobs
 
 # Qwen2.5 0.5B and 1.5B, from their configurations on the hub.
 MODELS = {

@@ -17,15 +17,15 @@ import torch
 from card import DEVICE, DRY, keep
 
 from dfpo.config import build_config
-from dfpo.critic import build_critic
-from dfpo.data import training_rows
-from dfpo.noise import Noise
-from dfpo.policy import SHIPPED_POLICY, load_policy, set_compute_dtype
-from dfpo.rewards import Reward
-from dfpo.rollout import Rollout, collect
-from dfpo.targets import compute_targets
+from dfpo.config.noise import Noise
+from dfpo.method.critic import build_critic
+from dfpo.method.targets import compute_targets
+from dfpo.method.update import policy_loss
+from dfpo.rewards.functions import Reward
+from dfpo.rollout.collect import Rollout, collect
+from dfpo.rollout.policy import SHIPPED_POLICY, load_policy, set_compute_dtype
 from dfpo.tasks import reward
-from dfpo.update import policy_loss
+from dfpo.tasks.source import training_rows
 
 VERIFIER = Reward(("verifier",), (reward,), (1.0,))
 # ‖gpu - cpu‖ / ‖cpu‖ of a tensor; tokens that differ, a share. In bfloat16 the policy's gradient

@@ -15,66 +15,17 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from dfpo.integrations.verl_settings import VARIABLE, Settings, cropped, parse_settings
 from dfpo_kernels import distributional_gae, lambda_mixture_targets
 
-CRITICS = ("scalar", "quantile", "flow")
-VARIABLE = "DFPO_VERL"
+DEFAULTS = Settings()
 
-
-@dataclass(frozen=True)
-class Settings:
-    """What ``DFPO_VERL`` says; verl's own configuration keeps gamma, lam and the rest."""
-
-    critic: str = "scalar"  # verl's own, "quantile" (regressed quantiles) or "flow"
-    num_quantiles: int = 32  # Q
-    width: int = 64  # ridge units of the flow's field
-    return_low: float = 0.0  # range the critic starts with; returns are not clipped to it
-    return_high: float = 1.0
-    kappa: float = 0.05  # Huber threshold, in units of return
-    target_lam: float | None = None  # trace of the critic's targets; default algorithm.lam
-    length_alpha: float = 0.0  # > 0: lam = 1 - 1 / (alpha tokens) per sequence, as in VAPO
-
-    def __post_init__(self) -> None:
-        if self.critic not in CRITICS:
-            raise ValueError(f"critic: is {self.critic!r}, must be one of {', '.join(CRITICS)}")
-        if not self.return_low < self.return_high:
-            raise ValueError(
-                f"return_low: is {self.return_low}, must be below return_high {self.return_high}"
-            )
-        if self.length_alpha < 0:
-            raise ValueError(f"length_alpha: is {self.length_alpha}, must be 0 or above")
-
-
-def parse_settings(text: str) -> Settings:
-    """ "1" for the defaults, or ``name=value`` pairs joined by commas.
-
-    Raises:
-        ValueError: naming the variable, the pair and what it must be.
-    """
-    if text.strip() == "1":
-        return Settings()
-    found: dict[str, Any] = {}
-    names = [field.name for field in dataclasses.fields(Settings)]
-    for pair in text.split(","):
-        name, _, value = (part.strip() for part in pair.partition("="))
-        if name not in names:
-            raise ValueError(
-                f"{VARIABLE}: has {pair.strip()!r}, must be 1 or name=value pairs of {names}"
-            )
-        convert = {"critic": str, "num_quantiles": int, "width": int}.get(name, float)
-        try:
-            found[name] = convert(value)
-        except ValueError:
-            raise ValueError(
-                f"{VARIABLE}: {name} is {value!r}, must be {convert.__name__}"
-            ) from None
-    return Settings(**found)
+__all__ = ["VARIABLE", "Settings", "parse_settings", "patch", "unpatch"]
 
 
 def gae_advantage_return(
@@ -84,7 +35,7 @@ def gae_advantage_return(
     gamma: float,
     lam: float,
     *,
-    settings: Settings = Settings(),
+    settings: Settings = DEFAULTS,
 ) -> tuple[Tensor, Tensor]:  # [B, T], like values
     """In place of ``core_algos.compute_gae_advantage_return``: whitened advantages, and returns.
 
@@ -128,11 +79,6 @@ def whiten(advantages: Tensor, mask: Tensor) -> Tensor:  # [B, T]
     return advantages.mul_(torch.rsqrt(variance + 1e-8))
 
 
-def cropped(values: Tensor, mask: Tensor) -> Tensor:  # [B, T' >= T, Q] -> [B, T, Q]
-    """verl pads [B, T, Q] rows past the longest one where it has selected rows of a batch."""
-    return values[:, : mask.shape[1]]
-
-
 def length_adaptive_lam(
     mask: Tensor,  # [B, T]
     alpha: float,
@@ -168,7 +114,7 @@ def data_metrics(batch: Any, use_critic: bool = True, *, compute: Callable) -> d
 _undo = contextlib.ExitStack()
 
 
-def patch(settings: Settings = Settings()) -> None:
+def patch(settings: Settings = DEFAULTS) -> None:
     """Puts ``settings`` in place of those before; ``unpatch()`` takes all of it back."""
     unpatch()
     import verl

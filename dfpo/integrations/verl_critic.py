@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfpo.integrations.verl import Settings, cropped
+from dfpo.integrations.verl_settings import Settings, cropped
 from dfpo_kernels import FlowField, quantile_huber_loss
 from dfpo_kernels.nn import ValueFlowHead, base_grid
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfpo.integrations.verl import Settings
 from dfpo.integrations.verl_critic import make_score, read_quantiles, value_loss
+from dfpo.integrations.verl_settings import Settings
 
 TRAINER_MODE = "dfpo_sync"
 # Vendors whose device verl calls cuda; a class registered for a vendor wins over verl's own.

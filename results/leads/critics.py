@@ -26,14 +26,14 @@ import numpy as np
 import torch
 
 from dfpo.config import build_config
-from dfpo.critic_scores import crps, wasserstein
-from dfpo.noise import parse_noise
-from dfpo.prepare import Setup, set_up
-from dfpo.probe import play
-from dfpo.rollout import Rollout, collect
-from dfpo.statistics import compare, student_interval
-from dfpo.targets import Targets, compute_targets
-from dfpo.update import _step
+from dfpo.config.noise import parse_noise
+from dfpo.method.targets import Targets, compute_targets
+from dfpo.method.update import _step
+from dfpo.rollout.collect import Rollout, collect
+from dfpo.run.setup import Setup, set_up
+from dfpo.study.probe.replays import play
+from dfpo.study.probe.scores import crps, wasserstein
+from dfpo.study.statistics import compare, student_interval
 from dfpo_kernels import FlowField
 from dfpo_kernels.nn import ValueFlowHead
 

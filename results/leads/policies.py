@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import dfpo.prepare
-import dfpo.train
-from dfpo.cell import read_metrics
+import dfpo.run.setup
+import dfpo.run.train
 from dfpo.config import Config, build_config
-from dfpo.rollout import Rollout, last_tokens
-from dfpo.statistics import compare
-from dfpo.targets import Estimate, Targets, compute_targets, token_rewards, whiten
+from dfpo.method.targets import Estimate, Targets, compute_targets, token_rewards, whiten
+from dfpo.rollout.collect import Rollout, last_tokens
+from dfpo.study.cell import read_metrics
+from dfpo.study.statistics import compare
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "policies.jsonl"
@@ -153,14 +153,14 @@ def train_one(job: tuple[str, str, int]) -> dict[str, Any]:
     lead, noise, seed = job
     compute, settings = LEADS[lead]
     if compute is not None:
-        dfpo.train.compute_targets = compute
+        dfpo.run.train.compute_targets = compute
     if lead == "two-critics":
-        dfpo.prepare.build_critic = two_critics(dfpo.prepare.build_critic)
+        dfpo.run.setup.build_critic = two_critics(dfpo.run.setup.build_critic)
     runs = HERE / "runs"
     name = f"{lead}-{noise}-{seed}".replace("=", "")
     shutil.rmtree(runs / name, ignore_errors=True)
     place = {"runs_dir": str(runs), "name": name, "noise": noise, "seed": seed}
-    run = dfpo.train.train(build_config({**SETTINGS, **settings, **place}))
+    run = dfpo.run.train.train(build_config({**SETTINGS, **settings, **place}))
     summary = json.loads((run / "summary.json").read_text())
     rewards = [m["reward/clean"] for m in read_metrics(run)]
     after = summary["after"]

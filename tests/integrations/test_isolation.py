@@ -40,7 +40,7 @@ def test_no_trainer_is_imported_unasked():
     assert run.returncode == 0, run.stderr
     found = {name: trainers for name, *trainers in map(str.split, run.stdout.splitlines())}
     asked = {name: found.pop(f"dfpo.integrations.{name}", None) for name in ("torchrl", "trl")}
-    assert {"dfpo.train", "dfpo_kernels.nn", "dfpo.integrations.slime"} <= found.keys()
+    assert {"dfpo.run.train", "dfpo_kernels.nn", "dfpo.integrations.slime"} <= found.keys()
     assert not any(found.values()), found
     # Those of trl and torchrl come last and bring no other.
     assert asked["torchrl"] in (None, ["tensordict", "torchrl"])

@@ -239,7 +239,7 @@ def test_recipe_composes_with_verls_configuration():
     settings = adapter.parse_settings(env.env_vars.DFPO_VERL)
     assert settings.critic == "flow"
     assert env.env_vars.TOKENIZERS_PARALLELISM == "true"  # verl's own are kept
-    shipped = str(ROOT / "dfpo/assets/policy")
+    shipped = str(ROOT / "dfpo/tasks/starting_policies/suite")
     config.critic.model.path = config.actor_rollout_ref.model.path = shipped
     validate_config(config, use_reference_policy=False, use_critic=True)
 

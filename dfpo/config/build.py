@@ -1,0 +1,164 @@
+"""From settings by dotted name, of a preset, a YAML file and flags, to a checked Config."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dfpo.config.algorithms import ALGORITHMS
+from dfpo.config.errors import ConfigError
+from dfpo.config.rules import check_together
+from dfpo.config.settings import Config
+
+
+def sections() -> dict[str, type]:
+    """Name and dataclass of each group of options; "" holds the top-level ones."""
+    hints = typing.get_type_hints(Config)
+    groups = {n: t for n, t in hints.items() if dataclasses.is_dataclass(t)}
+    return {"": Config, **groups}
+
+
+def options() -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """(dotted name, dataclass field, type) of every setting, in the order of the tree."""
+    for section, cls in sections().items():
+        hints = typing.get_type_hints(cls)
+        for item in dataclasses.fields(cls):
+            if not dataclasses.is_dataclass(hints[item.name]):
+                dotted = f"{section}.{item.name}" if section else item.name
+                yield dotted, item, hints[item.name]
+
+
+def build_config(settings: Mapping[str, Any]) -> Config:
+    """A checked Config from dotted settings over the algorithm's preset.
+
+    Raises ConfigError for an unknown name or a value of the wrong type or out of its bounds.
+    """
+    known = {dotted: (item, kind) for dotted, item, kind in options()}
+    for dotted in settings:
+        if dotted not in known:
+            raise ConfigError(f"{dotted}: is no setting{suggestion(dotted, known)}")
+    algorithm = settings.get("algorithm", Config.algorithm)
+    if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
+        raise ConfigError(
+            f"algorithm: is {algorithm!r}, must be one of {', '.join(ALGORITHMS)}"
+            + suggestion(str(algorithm), ALGORITHMS)
+        )
+    merged = {**ALGORITHMS[algorithm].settings, **settings}
+    values = {dotted: _check(dotted, *known[dotted], value) for dotted, value in merged.items()}
+    try:
+        groups = {
+            section: cls(**_below(values, section))
+            for section, cls in sections().items()
+            if section
+        }
+    except ValueError as error:
+        raise ConfigError(f"coef.{error}") from None
+    config = Config(**{k: v for k, v in values.items() if "." not in k}, **groups)
+    check_together(config)
+    return config
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """Dotted settings of a YAML file with nested or dotted keys."""
+    return dict(flatten(read_yaml("config", path)))
+
+
+def read_yaml(name: str, path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; ``name`` is what the error calls it."""
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name}: {path} is not UTF-8 text: {error.reason}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: {path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{name}: {path} holds {type(tree).__name__}, must be a mapping")
+    return tree
+
+
+def stored_settings(name: str, run: Path) -> dict[str, Any]:
+    """The settings of an existing run; ConfigError where ``run`` is none."""
+    if not (run / "config.yaml").is_file():
+        what = "holds no config.yaml" if run.is_dir() else "is no directory"
+        raise ConfigError(f"{name}: {run} {what}, must be the directory of a run")
+    return load_yaml(run / "config.yaml")
+
+
+def to_yaml(config: Config) -> str:
+    """Every setting of a run, in the form that --config reads."""
+    return yaml.safe_dump(dataclasses.asdict(config), sort_keys=False)
+
+
+def suggestion(name: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _below(values: Mapping[str, Any], section: str) -> dict[str, Any]:
+    prefix = f"{section}."
+    return {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
+
+
+def _check(dotted: str, item: dataclasses.Field, kind: Any, value: Any) -> Any:
+    """The value in its field's type and bounds; accepts what flags (text) and YAML give."""
+    optional = isinstance(kind, types.UnionType)
+    kind = typing.get_args(kind)[0] if optional else kind
+    if value is None and optional:
+        return None
+    if typing.get_origin(kind) is tuple:
+        parts = value if isinstance(value, (list, tuple)) else [value]
+        words = [w for p in parts for w in (p.split(",") if isinstance(p, str) else [p])]
+        return tuple(_check(dotted, item, typing.get_args(kind)[0], w) for w in words if w != "")
+    wrong = ConfigError(f"{dotted}: is {value!r}, must be {describe(item, kind)}")
+    if kind is bool:
+        text = str(value).lower()
+        if text not in ("true", "false"):
+            raise wrong
+        return text == "true"
+    if kind is str:
+        if not isinstance(value, str):
+            raise wrong
+    elif isinstance(value, bool):
+        raise wrong
+    else:
+        try:
+            number = kind(value)
+        except (TypeError, ValueError):
+            raise wrong from None
+        if number != number or (kind is int and isinstance(value, float) and number != value):
+            raise wrong
+        value = number
+    low, high, choices = (item.metadata.get(key) for key in ("low", "high", "choices"))
+    if choices and value not in choices:
+        raise ConfigError(f"{wrong}{suggestion(value, dict.fromkeys(choices))}")
+    if (low is not None and value < low) or (high is not None and value > high):
+        raise wrong
+    return value
+
+
+def describe(item: dataclasses.Field, kind: Any) -> str:
+    """What a value must be, in words."""
+    low, high, choices = (item.metadata.get(key) for key in ("low", "high", "choices"))
+    if choices:
+        return f"one of {', '.join(choices)}"
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "text"}[kind]
+    if low is not None and high is not None:
+        return f"{words} in [{low:.10g}, {high:.10g}]"
+    return f"{words} >= {low:g}" if low is not None else words

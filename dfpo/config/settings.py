@@ -1,0 +1,290 @@
+"""The configuration: one frozen dataclass tree, filled from a preset, a YAML file and flags.
+
+Precedence, lowest first: defaults here, the algorithm's preset (``algorithms.py``), the YAML file
+of ``--config``, flags. Every field carries its meaning, its unit and its bounds, from which
+``--help`` and every error message are made.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from dfpo.config.algorithms import ALGORITHMS
+from dfpo_kernels import nn as flow_nn
+
+DATA, RECORDS = "data and reward", "records"  # groups of --help
+TRACKERS = ("tensorboard", "trackio", "wandb")
+
+
+def option(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] | None = None,
+    group: str = "run",
+) -> Any:
+    """A documented field; ``low`` and ``high`` are inclusive bounds, ``group`` its place in
+    ``--help`` where the field is at the top of the tree."""
+    metadata = {"doc": doc, "low": low, "high": high, "choices": choices, "group": group}
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """What one step samples."""
+
+    prompts: int = option(16, "prompts per step", low=1)
+    samples: int = option(4, "answers sampled per prompt", low=1)
+    max_new_tokens: int = option(64, "longest answer, in tokens", low=1)
+    temperature: float = option(1.0, "sampling temperature in training", low=1e-3, high=100.0)
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The policy's loss and its optimiser."""
+
+    loss: str = option(
+        "clip",
+        "PPO's clipped objective, or FlowRL's trajectory balance",
+        choices=("clip", "trajectory_balance"),
+    )
+    average: str = option(
+        "token",
+        "mean of the clipped objective over all answer tokens; over each answer's, then over "
+        "answers; or their sum over answers times rollout.max_new_tokens",
+        choices=("token", "answer", "constant"),
+    )
+
+    dtype: str = option(
+        "auto",
+        "what policy and critic multiply in, their weights stay float32; auto is bfloat16 on a GPU "
+        "that has it, else float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    learning_rate: float | None = option(
+        None,
+        "AdamW step size of the policy; default 1.5e-4 below 2 M parameters, 1e-6 above",
+        low=0.0,
+    )
+    clip: float = option(0.2, "ratio clip: the ratio counts within [1 - clip, 1 + clip]", low=0.0)
+    clip_high: float | None = option(
+        None, "upper ratio clip in place of clip: at most 1 + clip_high", low=0.0
+    )
+    beta: float = option(
+        15.0, "trajectory balance: how strongly the reward tilts the policy", low=0.0
+    )
+    dual_clip: float = option(
+        3.0, "bound on the ratio where the advantage is negative; 0 switches it off", low=0.0
+    )
+    kl_coef: float = option(0.001, "weight of the k3 estimate of KL to the first policy", low=0.0)
+    epochs: int = option(1, "passes over each step's rollouts", low=1)
+    minibatches: int = option(1, "optimiser steps per pass", low=1)
+    max_grad_norm: float = option(1.0, "gradient clip of policy and critic", low=0.0)
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """From rewards and values to advantages and critic targets."""
+
+    gamma: float = option(1.0, "discount per token", low=0.0, high=1.0)
+    advantage: str = option(
+        "gae",
+        "from rewards and values by GAE; by the chance that the return is above a return of the "
+        "predicted law, less that it is below; the reward less its prompt's mean, over its "
+        "prompt's standard deviation or not; or the reward to go",
+        choices=("gae", "rank", "group", "group_mean", "return"),
+    )
+    lam: float = option(0.95, "GAE trace of the advantage", low=0.0, high=1.0)
+    target_lam: float = option(0.95, "trace of the critic's targets", low=0.0, high=1.0)
+    kind: str = option(
+        "lambda_mixture",
+        "critic targets: a mixture of n-step return laws, their quantile-wise average, or the "
+        "mean of that",
+        choices=("lambda_mixture", "gae", "expected"),
+    )
+    clip_reward: bool = option(
+        False, "cuts each reward to the range from critic.return_low to critic.return_high"
+    )
+    advantage_clip: float = option(
+        0.0, "bound on advantages, in ranges of the reward; 0 switches it off", low=0.0
+    )
+    winsorise: float = option(
+        0.0,
+        "cuts each reward to its predicted value -+ so many ranges of the reward; 0 switches it "
+        "off",
+        low=0.0,
+    )
+    kl_penalty: float = option(
+        0.0, "taken off each token's reward, times the k1 estimate of KL to the first policy",
+        low=0.0,
+    )  # fmt: skip
+    path_lam: float = option(
+        0.95, "path term: chance to look one token further; 0 is one token", low=0.0, high=0.999
+    )
+    bootstrap_on_truncation: bool = option(
+        False, "an answer cut at max_new_tokens continues with the value of its last state"
+    )
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """The critic: a copy of the policy's trunk and a head."""
+
+    kind: str = option(
+        "value_flow",
+        "head of the critic; none for group and return advantages; partition is trajectory "
+        "balance's log Z of a prompt",
+        choices=("value_flow", "scalar", "quantile", "none", "partition"),
+    )
+    heads: int = option(
+        1, "heads of a scalar critic, whose least is its value, or of a quantile critic, whose "
+        "mean is", low=1,
+    )  # fmt: skip
+    conditioner: bool = option(
+        False, "scalar critic: read the value off the flow head's conditioner, not the trunk"
+    )
+    learning_rate: float | None = option(
+        None,
+        "AdamW step size of trunk and head; default 1e-3 below 2 M parameters, 1e-5 above",
+        low=0.0,
+    )
+    warmup_steps: int = option(15, "first steps in which the critic alone trains", low=0)
+    warmup_epochs: int = option(4, "passes over each of those steps' rollouts", low=1)
+    return_low: float | None = option(
+        None, "low end of the reward's range; default 0, or measured where rewards leave [0, 1]"
+    )
+    return_high: float | None = option(
+        None, "high end of the reward's range; default 1, or measured where rewards leave [0, 1]"
+    )
+    clip_returns: bool | None = option(
+        None, "clip predicted and target quantiles to that range; default where it is given or "
+        "the first rewards are all 0 or 1",
+    )  # fmt: skip
+    num_quantiles: int = option(32, "quantiles per token", low=1)
+    width: int = option(64, "ridge units of the velocity field", low=1)
+    steps: int = option(8, "solver steps of the readout", low=1)
+    method: str = option(
+        "euler", "solver of the readout", choices=("euler", "midpoint", "heun", "rk4")
+    )
+    channels: int = option(2, "2: velocity and one-step map; 1: velocity alone", low=1, high=2)
+    location: bool = option(
+        True,
+        "the law's mean is a linear value that learns as PPO's does, and the flow leaves the trunk "
+        "alone; false: all terms train the trunk, and the mean is the flow's",
+    )
+    readout: str = option(
+        "flow",
+        "values from the integrated flow, or from one Euler step",
+        choices=flow_nn.READOUTS,
+    )
+    coupling: str = option(
+        "quantile",
+        "pairing of targets and base noise: sorted, or by a shared index",
+        choices=flow_nn.COUPLINGS,
+    )
+    weight_mode: str = option(
+        "none", "weight on flow matching from the spread", choices=flow_nn.WEIGHT_MODES
+    )
+    weight_temperature: float = option(
+        0.3, "spread at which that weight turns, in units of return_scale", low=0.0
+    )
+    risk_form: str = option(
+        "rockafellar_uryasev", "form of the conditional value risk", choices=flow_nn.RISK_FORMS
+    )
+    tail: float = option(0.1, "fraction of quantiles in each tail", low=0.0, high=0.5)
+    lower_contraction: float = option(
+        0.0, "moves the lower tail's target towards the mean", low=0.0, high=1.0
+    )
+    curvature: float = option(0.01, "weight of curvature in the tail-shape term", low=0.0)
+    kappa: float = option(0.05, "Huber threshold of the endpoint loss, units of return", low=0.0)
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation before and after training, on held-out prompts, rewards clean."""
+
+    prompts: int = option(200, "prompts per domain and split; 0 switches it off", low=0)
+    batch_size: int = option(300, "answers generated at once", low=1)
+    examples: int = option(
+        20, "prompts per domain searched for a right and a wrong answer to plot; 0 for none", low=0
+    )
+    seed: int = option(0, "seed of prompts and sampling; the same for every run", low=0)
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    # No choices, so that a row added to the table counts.
+    algorithm: str = option("dfpo", f"preset to start from: {', '.join(ALGORITHMS)}")
+    seed: int = option(0, "seed of prompts, sampling, noise and critic", low=0, high=2**31 - 1)
+    steps: int = option(60, "training steps, critic warm-up included", low=0)
+    risk: str = option(
+        "neutral",
+        "risk measure of the value in the advantage: neutral, cvar-lower[=TAIL], "
+        "cvar-upper[=TAIL] (tail fraction, default 0.25) or wang[=SHIFT] (default 0.75)",
+    )
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    attention: str = option(
+        "auto",
+        "attention of the policy; auto takes flash-attn where it is installed and takes the dtype, "
+        "else sdpa",
+        choices=("auto", "sdpa", "eager", "flash_attention_2"),
+    )
+    threads: int = option(
+        0, "CPU threads; 0 is 1 for models below 2 M parameters and torch's choice above", low=0
+    )
+    model: str | None = option(
+        None, "model directory or .gguf file; default the policy that ships with dfpo", group=DATA
+    )
+    task: str | None = option(
+        None,
+        "built-in prompts: suite (the default) or hard, either also with the domains to train on "
+        "(hard:science); reasoning_gym:NAME[,KEY=VALUE...]; benchmarks:DIR",
+        group=DATA,
+    )
+    data: str | None = option(
+        None, "training prompts instead of a task: .jsonl or .parquet with a column prompt",
+        group=DATA,
+    )  # fmt: skip
+    eval_data: str | None = option(
+        None, "held-out prompts for evaluation, a file of the same form", group=DATA
+    )
+    reward: tuple[str, ...] = option(
+        (),
+        "what scores answers: FILE.py:FUNCTION in TRL's signature, or a directory of a "
+        "sequence-classification model; several are summed; default the task's verifier",
+        group=DATA,
+    )
+    reward_weights: tuple[float, ...] = option(
+        (), "weight of each reward in that sum; default 1", group=DATA
+    )
+    noise: str = option(
+        "none",
+        "what corrupts the training reward, joined by commas: flip=P, fp=P, fn=P, length=ACCURACY, "
+        "vote=ANSWERS, outliers=P, heavy=SCALE, missing=P, per=prompt",
+        group=DATA,
+    )
+    max_unscored_steps: int = option(
+        5, "steps in a row without one valid reward after which the run stops", low=1, group=DATA
+    )
+    name: str | None = option(
+        None, "name of the run; default the algorithm and the seed", group=RECORDS
+    )
+    runs_dir: str = option("runs", "where run directories are made", group=RECORDS)
+    checkpoint_every: int = option(
+        1, "steps between checkpoints, from which --resume continues", low=1, group=RECORDS
+    )
+    plots: bool = option(True, "draw plots at the end", group=RECORDS)
+    trackers: tuple[str, ...] = option(
+        (), "who else gets metrics and plots", choices=TRACKERS, group=RECORDS
+    )
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    target: TargetConfig = field(default_factory=TargetConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    coef: flow_nn.ValueFlowCoefs = field(default_factory=flow_nn.ValueFlowCoefs)
+    eval: EvalConfig = field(default_factory=EvalConfig)

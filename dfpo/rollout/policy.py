@@ -1,0 +1,336 @@
+"""The policy: a transformers causal language model, its sampling and its log-probabilities."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from types import MethodType
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AttentionMaskInterface,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.masking_utils import sdpa_mask
+from transformers.utils import is_flash_attn_2_available
+
+from dfpo.config import ConfigError
+from dfpo.rollout import logprobs
+
+Prompt = str | list[dict[str, str]]  # text, or chat messages
+
+SHIPPED = Path(str(resources.files("dfpo.tasks"))) / "starting_policies"
+SHIPPED_POLICY = SHIPPED / "suite"
+
+
+def shipped_policy(task: str | None) -> Path:
+    """The starting policy that ships for a task: the suite ``hard`` has one of its own."""
+    return SHIPPED / "hard" if (task or "").partition(":")[0] == "hard" else SHIPPED_POLICY
+
+
+def attention_of(wish: str, dtype: torch.dtype) -> str | None:
+    """What transformers calls the attention to run: flash-attn where it is installed and takes the
+    dtype, else its own choice, which is sdpa for every model that has it; or what is wished for."""
+    half = dtype in (torch.bfloat16, torch.float16)
+    if wish == "auto":
+        return "flash_attention_2" if half and is_flash_attn_2_available() else None
+    if wish == "flash_attention_2" and not half:
+        raise ConfigError(f"attention: {wish} takes bfloat16 or float16, the policy is {dtype}")
+    return wish
+
+
+def _unread_mask(
+    *args: Any,
+    attention_mask: Tensor | None = None,
+    allow_is_causal_skip: bool = True,
+    **kwargs: Any,
+) -> Tensor | None:
+    """transformers' mask for sdpa, made without asking whether ``attention_mask`` is full.
+
+    Where it is, a kernel without a mask would serve. But the question makes the host wait for the
+    device in every forward pass (transformers 5.23, masking_utils.py, _ignore_causal_mask_sdpa),
+    and prompts and answers differ in length.
+    """
+    skip = allow_is_causal_skip and attention_mask is None
+    return sdpa_mask(*args, attention_mask=attention_mask, allow_is_causal_skip=skip, **kwargs)
+
+
+AttentionMaskInterface.register("sdpa", _unread_mask)
+
+
+def compute_dtype(wish: str, device: torch.device) -> torch.dtype:
+    """``policy.dtype`` on this device; auto is bfloat16 on a GPU that has it, else float32."""
+    if wish != "auto":
+        return getattr(torch, wish)
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if half else torch.float32
+
+
+def set_compute_dtype(module: nn.Module, dtype: torch.dtype) -> None:
+    """From here on ``module`` multiplies in ``dtype``, by autocast inside its own forward pass;
+    its weights, and so the optimiser's steps, stay float32."""
+    if dtype == torch.float32:
+        return
+    forward = type(module).forward
+
+    def cast(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(next(self.parameters()).device.type, dtype):
+            return forward(self, *args, **kwargs)
+
+    # Bound anew by deepcopy, as a closure over the module would not be.
+    module.forward = MethodType(cast, module)
+    module.compute_dtype = dtype
+
+
+def load_policy(
+    path: str | Path, attention: str = "auto", dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer of a transformers directory or a GGUF file: weights in float32, trunk
+    and head multiply in ``dtype``; prompts are padded left.
+
+    Raises ConfigError where ``path`` holds no causal language model or no tokenizer.
+    """
+    path = Path(path)
+    source: dict[str, Any] = {"pretrained_model_name_or_path": path, "local_files_only": True}
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ConfigError(f"model: there is no file {path}")
+        source |= {"pretrained_model_name_or_path": path.parent, "gguf_file": path.name}
+    elif not (path / "config.json").is_file():
+        raise ConfigError(
+            f"model: {path} holds no config.json, must be a transformers model directory"
+        )
+    model, found = _read(
+        AutoModelForCausalLM, "a causal language model", path,
+        **source, dtype=torch.float32, output_loading_info=True,
+        attn_implementation=attention_of(attention, dtype),
+    )  # fmt: skip
+    if found["missing_keys"]:
+        raise ConfigError(
+            f"model: {path} lacks the weights {', '.join(sorted(found['missing_keys'])[:3])}, must "
+            "hold all of a causal language model"
+        )
+    if path.suffix == ".gguf":
+        # Its weights are plain float32 once read, but the model would refuse to be saved.
+        model.hf_quantizer.remove_quantization_config(model)
+    for part in (model.base_model, model.get_output_embeddings()):
+        set_compute_dtype(part, dtype)
+    tokenizer = _read(AutoTokenizer, "a tokenizer", path, **source, padding_side="left")
+    if tokenizer.pad_token_id is None:
+        # Padding is masked everywhere, so any token serves where there is no end token either.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return model.eval(), tokenizer
+
+
+def _read(loader: Any, what: str, path: Path, **source: Any) -> Any:
+    try:
+        return loader.from_pretrained(**source)
+    # transformers and its file formats raise many kinds of error for a directory that is no model.
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"model: {path} holds not {what}: {reason[:300]}") from error
+
+
+def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Most tokens, of prompt and answer together, that model and tokenizer are made for."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(positions or sys.maxsize, tokenizer.model_max_length)
+
+
+class Samples(NamedTuple):
+    """Answers to a batch of prompts; prompts padded left to P, answers right to T."""
+
+    input_ids: Tensor  # [B, P + T]
+    attention_mask: Tensor  # [B, P + T], prompt and answer tokens
+    mask: Tensor  # [B, T] bool, answer tokens including the end token
+    truncated: Tensor  # [B] bool, no end token within the limit
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
+    """Token ids of a prompt; chat messages go through the tokenizer's template, which writes its
+    own special tokens and opens the assistant's turn.
+
+    Raises ConfigError for messages without a template, or a prompt of no tokens.
+    """
+    if isinstance(prompt, str):
+        ids = tokenizer(prompt)["input_ids"]
+    elif tokenizer.chat_template is None:
+        raise ConfigError(
+            "model: its tokenizer has no chat template, but a prompt is chat messages; give text "
+            "prompts or a model with a template"
+        )
+    else:
+        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if not ids:
+        raise ConfigError(f"prompt: {prompt!r} is no tokens, must be at least one")
+    return ids
+
+
+class _CounterSampler(LogitsProcessor):
+    """Turns greedy decoding into sampling: token n of answer b is the inverse of the cumulative
+    distribution at uniform (b, n). One uniform per token, so paired arms stay paired."""
+
+    def __init__(self, uniforms: Tensor, temperature: float, prompt_length: int) -> None:
+        self.uniforms = uniforms  # [B, T]
+        self.temperature = temperature
+        self.prompt_length = prompt_length
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        cumulative = (scores.float() / self.temperature).softmax(-1).cumsum(-1)
+        position = input_ids.shape[1] - self.prompt_length
+        # Scaled by the total, which rounding leaves next to 1, so that every draw hits a token.
+        threshold = self.uniforms[:, position : position + 1] * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, threshold, right=True)
+        chosen = chosen.clamp_max(scores.shape[-1] - 1)
+        return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[Prompt],
+    max_new_tokens: int,
+    *,
+    uniforms: Tensor | None = None,  # [B, T]
+    temperature: float = 1.0,
+) -> Samples:
+    """Answers to the prompts: sampled with the given uniforms, or greedy without them."""
+    ids = [encode(tokenizer, prompt) for prompt in prompts]
+    return continue_from(
+        model, tokenizer, ids, max_new_tokens, uniforms=uniforms, temperature=temperature
+    )
+
+
+@torch.no_grad()
+def continue_from(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[list[int]],
+    max_new_tokens: int,
+    *,
+    uniforms: Tensor | None = None,  # [B, T]
+    temperature: float = 1.0,
+) -> Samples:
+    """The same from token ids, of a prompt or of a prompt and the beginning of an answer."""
+    encoded = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
+    encoded = encoded.to(model.device)
+    prompt_length = encoded["input_ids"].shape[1]
+    ends = end_tokens(model, tokenizer)
+    processors = LogitsProcessorList()
+    if uniforms is not None:
+        processors.append(_CounterSampler(uniforms, temperature, prompt_length))
+    plain = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=ends or None,
+    )
+    with _own_settings(model, plain):
+        sequences = model.generate(
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+            logits_processor=processors,
+            generation_config=plain,
+        )
+    answers = sequences[:, prompt_length:]
+    is_end = torch.isin(answers, torch.tensor(ends, dtype=answers.dtype, device=answers.device))
+    # A token counts while no end token stands before it.
+    mask = is_end.cumsum(-1) - is_end.int() == 0
+    attention_mask = torch.cat([encoded["attention_mask"], mask.to(torch.int64)], dim=1)
+    return Samples(sequences, attention_mask, mask, ~is_end.any(-1))
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, samples: Samples) -> tuple[list[str], list[list]]:
+    """Texts without special tokens, and the token ids they come from."""
+    # Two waits for the device, however many answers.
+    answers = samples.input_ids[:, -samples.mask.shape[1] :].tolist()
+    lengths = samples.mask.sum(-1).tolist()
+    ids = [row[:length] for row, length in zip(answers, lengths, strict=True)]
+    return tokenizer.batch_decode(ids, skip_special_tokens=True), ids
+
+
+def token_logprobs(
+    model: PreTrainedModel, samples: Samples, temperature: float, *, entropy: bool = True
+) -> tuple[Tensor, Tensor | None]:  # [B, T], [B, T]
+    """Log-probability of each answer token and the entropy of its distribution, in float32; the
+    entropy has no gradient, and is None where it is not asked for.
+
+    Where the logits would be more than ``logprobs.LOGITS_AT_ONCE``, they are made in parts, unless
+    the model does more to them than its head.
+    """
+    tokens = samples.input_ids[:, -samples.mask.shape[1] :]
+    # Each token is predicted by the state before it.
+    before = slice(-tokens.shape[1] - 1, -1)
+    inputs = {
+        "input_ids": samples.input_ids,
+        "attention_mask": samples.attention_mask,
+        "position_ids": positions(samples.attention_mask),
+        "use_cache": False,
+    }
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    if tokens.numel() * vocabulary <= logprobs.LOGITS_AT_ONCE or not _head_is_last(model):
+        logits = model(**inputs, logits_to_keep=tokens.shape[1] + 1).logits[:, before]
+        return logprobs.from_logits(logits, tokens, temperature, entropy=entropy)
+    hidden = model.base_model(**inputs).last_hidden_state[:, before]
+    found = logprobs.from_hidden(
+        hidden.flatten(0, 1), tokens.flatten(), model.get_output_embeddings(), temperature,
+        entropy=entropy,
+    )  # fmt: skip
+    return tuple(None if x is None else x.view_as(tokens) for x in found)
+
+
+_HEAD_IS_LAST: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _head_is_last(model: PreTrainedModel) -> bool:
+    """Whether logits are the head of the last hidden states and no more, asked once of a model:
+    some scale or cap them."""
+    if model not in _HEAD_IS_LAST:
+        ids = torch.arange(2, device=model.device).unsqueeze(0)
+        hidden = model.base_model(input_ids=ids).last_hidden_state
+        own = model.get_output_embeddings()(hidden)
+        _HEAD_IS_LAST[model] = torch.equal(own.float(), model(input_ids=ids).logits.float())
+    return _HEAD_IS_LAST[model]
+
+
+def positions(attention_mask: Tensor) -> Tensor:  # [B, L] -> [B, L]
+    """Position of each token in its own sequence, whatever the padding before it."""
+    return (attention_mask.cumsum(-1) - 1).clamp_min(0)
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Tokens that end an answer: the model's own, else the tokenizer's; without any, answers run
+    to their limit."""
+    ends = model.generation_config.eos_token_id
+    if ends is None:
+        ends = tokenizer.eos_token_id
+    if ends is None:
+        return []
+    return list(ends) if isinstance(ends, (list, tuple)) else [ends]
+
+
+@contextmanager
+def _own_settings(model: PreTrainedModel, plain: GenerationConfig) -> Iterator[None]:
+    """Keeps what the model's own generation settings ask for (a repetition penalty, say) out of
+    sampling: answers must come from the distribution whose log-probabilities are trained."""
+    kept = model.generation_config
+    model.generation_config = plain
+    try:
+        yield
+    finally:
+        model.generation_config = kept

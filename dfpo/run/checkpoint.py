@@ -1,0 +1,153 @@
+"""Checkpoints: everything that a run needs to go on as if it had never stopped.
+
+``runs/NAME/checkpoints/step-000012`` holds the state after 12 steps: ``policy/`` (a transformers
+directory), ``critic.safetensors`` and ``state.pt`` (optimisers, random states, what the closing
+plots need), which loads without unpickling code. A checkpoint is written beside and renamed, so
+one that carries its name is whole; older ones are removed after it. Prompts, sampling and noise
+are functions of (seed, step), so the step is their position.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import set_seed
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+from dfpo.config import ConfigError
+from dfpo.rollout.policy import load_policy
+from dfpo.run.progress import Progress
+from dfpo.run.setup import Setup
+
+PARTIAL = ".partial"
+
+
+class WriteError(OSError):
+    """A checkpoint could not be written; the one before it is still there."""
+
+
+def save(setup: Setup, progress: Progress) -> None:
+    """Writes the state after ``progress.step`` steps, then removes what it replaces."""
+    state = {
+        "policy_optimizer": setup.policy_optimizer.state_dict(),
+        "critic_optimizer": setup.critic_optimizer and setup.critic_optimizer.state_dict(),
+        "random": random_state(setup.generator),
+        "progress": progress.state(),
+    }
+    folder = setup.run / "checkpoints"
+    partial, whole = folder / PARTIAL, folder / f"step-{progress.step:06d}"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_models(partial, setup)
+        torch.save(state, partial / "state.pt")
+        for path in partial.rglob("*"):
+            if path.is_file():
+                _sync(path)
+        os.replace(partial, whole)
+    # torch and safetensors report a full disk as errors of their own.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise WriteError(f"checkpoint {whole}: {' '.join(str(error).split())}") from error
+    _sync(folder)
+    for old in folder.glob("step-*"):
+        if old != whole:
+            shutil.rmtree(old)
+
+
+def restore(setup: Setup) -> Progress | None:
+    """Brings models, optimisers and random states to the run's last checkpoint; None where there
+    is none yet."""
+    found = newest(setup.run)
+    if found is None:
+        return None
+    state = load_state(found)
+    setup.policy.load_state_dict(load_policy(found / "policy")[0].state_dict())
+    load_critic(setup.critic, found / "critic.safetensors")
+    setup.policy_optimizer.load_state_dict(state["policy_optimizer"])
+    if setup.critic_optimizer is not None:
+        setup.critic_optimizer.load_state_dict(state["critic_optimizer"])
+    set_random_state(state["random"], setup.generator)
+    return Progress.from_state(state["progress"])
+
+
+def write_models(folder: Path, setup: Setup) -> None:
+    setup.policy.save_pretrained(folder / "policy")
+    setup.tokenizer.save_pretrained(folder / "policy")
+    save_model(setup.critic, str(folder / "critic.safetensors"))
+
+
+def newest(run: Path) -> Path | None:
+    """The last whole checkpoint of a run, None where there is none yet."""
+    found = (run / "checkpoints").glob("step-*")
+    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+
+
+def load_critic(critic: nn.Module, path: Path) -> None:
+    """The critic's weights; ConfigError where the file is broken or holds another critic's."""
+    try:
+        load_model(critic, str(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"resume: cannot read {path}: {reason}") from None
+
+
+def load_state(checkpoint: Path) -> dict[str, Any]:
+    """``state.pt``; ConfigError where it cannot be read."""
+    try:
+        return torch.load(checkpoint / "state.pt", weights_only=True, map_location="cpu")
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"resume: cannot read {checkpoint / 'state.pt'}: {reason}") from None
+
+
+def random_state(generator: torch.Generator) -> dict[str, Any]:
+    """Our own generator and the global ones, which a reward function may draw from."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    return {
+        "generator": generator.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, gauss),
+    }
+
+
+def set_random_state(state: dict[str, Any], generator: torch.Generator) -> None:
+    generator.set_state(state["generator"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+
+
+@contextmanager
+def apart(generator: torch.Generator, seed: int) -> Iterator[None]:
+    """Global random states start at ``seed`` inside and are as before afterwards: evaluations,
+    which a resumed run may do again, are the same each time and leave training as it is."""
+    state = random_state(generator)
+    set_seed(seed)
+    yield
+    set_random_state(state, generator)
+
+
+def _sync(path: Path) -> None:
+    """To the disk itself, so that a power cut after the rename finds the content too."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,94 @@
+"""What a step's numbers say about the critic: logged, never trained on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from dfpo.config import Config
+from dfpo.method.losses import masked_mean
+from dfpo.method.targets import Estimate, Targets, compute_targets
+from dfpo.rewards.functions import Scored
+from dfpo.rollout.collect import Rollout, last_tokens
+from dfpo.tasks.source import domain_of
+
+
+@torch.no_grad()
+def describe(
+    rollout: Rollout,
+    estimate: Estimate | None,
+    targets: Targets,
+    config: Config,
+    step: int,
+    metric: str,
+) -> dict[str, float]:
+    """Metrics of the rollout of ``step``; those of values, which need a critic, are against the
+    clean return where they say so."""
+    mask = rollout.samples.mask
+    kept = mask.float()
+    log_ratio = ((rollout.old_logprobs - rollout.ref_logprobs) * kept).sum(-1)
+    found = {
+        "reward/noisy": rollout.rewards.mean(),
+        "reward/clean": rollout.clean_rewards.mean(),
+        "reward/corrupted": (rollout.rewards != rollout.clean_rewards).float().mean(),
+        # Per answer, in nats: the k1 estimate summed over its tokens.
+        "kl": log_ratio.mean(),
+        "entropy": rollout.entropy[mask].mean(),
+        "response_length": kept.sum(-1).mean(),
+        "truncated": rollout.samples.truncated.float().mean(),
+        "advantage/std": targets.raw_advantages[mask].std(correction=0),
+        "advantage/sign_agreement": _sign_agreement(rollout, estimate, targets, config, step),
+    }
+    if estimate is not None:
+        found |= _describe_values(rollout, estimate, targets)
+    metrics = {name: float(value) for name, value in found.items()}
+    prefix = "accuracy" if metric == "accuracy" else "domain"
+    names = [domain_of(row) for row in rollout.rows]
+    for domain in dict.fromkeys(names):
+        member = torch.tensor([name == domain for name in names], device=mask.device)
+        metrics[f"{prefix}/{domain}"] = float(rollout.clean_rewards[member].mean())
+    return metrics
+
+
+def _describe_values(rollout: Rollout, estimate: Estimate, targets: Targets) -> dict[str, Tensor]:
+    mask = rollout.samples.mask
+    values = estimate.quantiles.mean(-1)
+    clean = rollout.clean_rewards.unsqueeze(-1).expand_as(values)
+    return {
+        "value/mean": masked_mean(values, mask),
+        "value/spread": masked_mean(targets.spread, mask),
+        "value/last_spread": masked_mean(targets.spread, last_tokens(mask)),
+        "value/bias": masked_mean(values - clean, mask),
+        "value/explained_variance": explained_variance(values[mask], clean[mask]),
+    }
+
+
+def count_rewards(scored: Scored, config: Config) -> dict[str, float]:
+    """What the rewards of one step were, in counts of answers, and the mean of each of several."""
+    low, high = config.critic.return_low, config.critic.return_high
+    values = scored.values[scored.values.isfinite()]
+    found = {
+        "reward/unscored": scored.unscored,
+        "reward/invalid": scored.invalid,
+        "reward/out_of_range": int(((values < low) | (values > high)).sum()),
+    }
+    parts = {name: scores[scores.isfinite()].mean() for name, scores in scored.parts.items()}
+    return found | {f"reward/of/{name}": float(mean) for name, mean in parts.items()}
+
+
+def explained_variance(predicted: Tensor, observed: Tensor) -> Tensor:  # [N], [N]
+    """1 - Var(observed - predicted) / Var(observed); 0 where the observed do not vary."""
+    variance = observed.var(correction=0)
+    residual = (observed - predicted).var(correction=0)
+    return torch.where(variance > 0, 1 - residual / variance.clamp_min(1e-12), 0.0)
+
+
+def _sign_agreement(
+    rollout: Rollout, estimate: Estimate | None, targets: Targets, config: Config, step: int
+) -> Tensor:
+    """Share of tokens whose advantage has the sign it would have under the clean reward."""
+    rollout = dataclasses.replace(rollout, rewards=rollout.clean_rewards)
+    clean = compute_targets(rollout, estimate, config, step).raw_advantages
+    return masked_mean(((clean > 0) == (targets.raw_advantages > 0)).float(), rollout.samples.mask)

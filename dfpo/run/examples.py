@@ -1,0 +1,108 @@
+"""A right and a wrong answer per domain (or a well and a badly rewarded one), and what a critic
+predicts along them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dfpo.config import Config
+from dfpo.config.draws import Stream, uniforms
+from dfpo.method.critic import Critic
+from dfpo.rewards.functions import Reward
+from dfpo.rollout.policy import Samples, decode, generate
+from dfpo.tasks import DOMAINS, slip_position
+from dfpo.tasks.source import Held, Row
+
+TRIES = 16
+
+
+class Example(NamedTuple):
+    """A right and a wrong answer to one prompt, in this order."""
+
+    domain: str
+    samples: Samples
+    words: list[list[str]]  # of each answer, one a token
+    slip: int | None  # first token of the wrong answer that is off, where the right one is known
+
+
+class Fan(NamedTuple):
+    """The predicted return before each token of one answer."""
+
+    domain: str
+    label: str  # which of the two answers
+    words: list[str]
+    slip: int | None
+    quantiles: np.ndarray  # [T, Q]
+
+
+def find_examples(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    held_out: Held,
+    reward: Reward,
+    config: Config,
+) -> list[Example]:
+    """For each domain the first prompt that the policy answers both ways, if any."""
+    found = []
+    for domain, splits in held_out.items():
+        prompts = next(iter(splits.values()))[: config.eval.examples]
+        for number, row in enumerate(prompts):
+            example = _right_and_wrong(policy, tokenizer, domain, row, number, reward, config)
+            if example is not None:
+                found.append(example)
+                break
+    return found
+
+
+def predict(critic: Critic, examples: list[Example], config: Config) -> list[Fan]:
+    """The critic's present predictions along the examples."""
+    fans = []
+    for example in examples:
+        generator = torch.Generator(example.samples.mask.device).manual_seed(config.seed)
+        quantiles = critic.estimate(example.samples, generator).quantiles.float().cpu()
+        mask = example.samples.mask.cpu()
+        verified = _verified(example.domain, config)
+        labels = ("right", "wrong") if verified else ("best-rewarded", "worst-rewarded")
+        for i, label in enumerate(labels):
+            values = quantiles[i][mask[i]].numpy()
+            slip = example.slip if i == 1 else None
+            fans.append(Fan(example.domain, label, example.words[i], slip, values))
+    return fans
+
+
+def _right_and_wrong(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    domain: str,
+    row: Row,
+    number: int,
+    reward: Reward,
+    config: Config,
+) -> Example | None:
+    length = config.rollout.max_new_tokens
+    ids = torch.arange(number * TRIES, (number + 1) * TRIES, device=policy.device)
+    draws = uniforms(config.eval.seed, Stream.EVALUATION, 1, ids, length)
+    samples = generate(policy, tokenizer, [row["prompt"]] * TRIES, length, uniforms=draws)
+    texts, token_ids = decode(tokenizer, samples)
+    scores = reward([row] * TRIES, texts, token_ids).values.numpy()
+    if np.isnan(scores).all() or np.nanmax(scores) == np.nanmin(scores):
+        return None
+    chosen = [int(np.nanargmax(scores)), int(np.nanargmin(scores))]
+    words = [[_printable(tokenizer.decode([t])) for t in token_ids[i]] for i in chosen]
+    slip = None
+    if _verified(domain, config):
+        slip = slip_position(texts[chosen[1]].split(), row["answer"].split())
+    return Example(domain, Samples(*(x[chosen] for x in samples)), words, slip)
+
+
+def _verified(domain: str, config: Config) -> bool:
+    """Whether answers of this domain are right or wrong, beside a canonical one."""
+    return config.data is None and not config.reward and domain in DOMAINS
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.strip())

@@ -1,0 +1,248 @@
+"""Configuration -> everything a run works with, checked before anything is written."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from dfpo.config import Config, ConfigError
+from dfpo.config.draws import Stream, uniforms
+from dfpo.config.noise import Noise, parse_noise
+from dfpo.method.critic import build_critic
+from dfpo.rewards.functions import Reward, RewardError, load_reward
+from dfpo.rollout.policy import (
+    compute_dtype,
+    context_length,
+    decode,
+    encode,
+    generate,
+    load_policy,
+    set_compute_dtype,
+    shipped_policy,
+)
+from dfpo.run.records import choose_run
+from dfpo.run.trackers import check_trackers
+from dfpo.tasks.source import Row, Source, absolute_task, open_source
+
+# Below this many parameters a token is too little work to share between threads, and a step of
+# the optimiser may be long.
+SMALL_MODEL = 2_000_000
+PROBED_PROMPTS = 16
+
+
+@dataclass(frozen=True)
+class Setup:
+    """One run's parts; the models and optimisers change, what they are does not."""
+
+    config: Config  # complete: every setting has its value
+    run: Path
+    accelerator: Accelerator
+    tokenizer: PreTrainedTokenizerBase
+    policy: PreTrainedModel
+    first_policy: PreTrainedModel
+    critic: torch.nn.Module
+    policy_optimizer: torch.optim.Optimizer
+    critic_optimizer: torch.optim.Optimizer | None  # None: the critic has nothing of its own
+    generator: torch.Generator
+    source: Source
+    reward: Reward
+    noise: Noise
+
+
+def set_up(config: Config, run: Path | None) -> Setup:
+    """Loads and checks all that the configuration names; writes nothing. ``run`` is the directory
+    of a run to continue, None for a new one. Raises ConfigError."""
+    accelerator, policy, tokenizer, source, reward = load_parts(config)
+    noise = parse_noise(config.noise)
+    if noise.vote and source.extract is None:
+        raise ConfigError(
+            f"noise: is {config.noise}, but votes need a task whose final answers can be compared: "
+            "a built-in suite or benchmarks"
+        )
+    first_policy = copy.deepcopy(policy)
+    check_trackers(config)
+    config = complete(config, policy, probe_reward(reward, source, policy, tokenizer, config))
+    run = run or choose_run(config)
+    critic = build_critic(policy, config)
+    if trunk := getattr(critic, "trunk", None):
+        set_compute_dtype(trunk, compute_dtype(config.policy.dtype, accelerator.device))
+    critic = accelerator.prepare(critic)
+    policy_optimizer, critic_optimizer = build_optimizers(policy, critic, config)
+    policy_optimizer = accelerator.prepare(policy_optimizer)
+    if critic_optimizer is not None:
+        critic_optimizer = accelerator.prepare(critic_optimizer)
+    generator = torch.Generator(accelerator.device).manual_seed(config.seed)
+    return Setup(
+        config, run, accelerator, tokenizer, policy, first_policy, critic,
+        policy_optimizer, critic_optimizer, generator, source, reward, noise,
+    )  # fmt: skip
+
+
+def build_optimizers(
+    policy: PreTrainedModel, critic: torch.nn.Module, config: Config
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+    """One for the policy and one for the critic, unless the critic's parameters, if any, are
+    trained by the policy's loss."""
+    trained = {"weight_decay": 0.0, "fused": True}
+    rate, own = config.policy.learning_rate, list(critic.parameters())
+    groups = [{"params": list(policy.parameters()), "lr": rate}]
+    if config.critic.kind in ("none", "partition"):
+        if own:
+            groups.append({"params": own, "lr": config.critic.learning_rate})
+        return torch.optim.AdamW(groups, **trained), None
+    critic_optimizer = torch.optim.AdamW(own, lr=config.critic.learning_rate, **trained)
+    return torch.optim.AdamW(groups, **trained), critic_optimizer
+
+
+def load_parts(
+    config: Config,
+) -> tuple[Accelerator, PreTrainedModel, PreTrainedTokenizerBase, Source, Reward]:
+    """What training and ``dfpo eval`` share: device, policy, prompts and rewards, checked."""
+    accelerator = make_accelerator(config)
+    set_seed(config.seed)
+    dtype = compute_dtype(config.policy.dtype, accelerator.device)
+    model = config.model or shipped_policy(config.task)
+    policy, tokenizer = load_policy(model, config.attention, dtype)
+    set_threads(config, policy)
+    policy = accelerator.prepare(policy)
+    source = open_source(config, chat=tokenizer.chat_template is not None)
+    reward = load_reward(config, source.verifier, accelerator.device, source.extract)
+    held_out = [
+        row for splits in source.held_out.values() for rows in splits.values() for row in rows
+    ]
+    known = source.rows or source.training(0, config.rollout.prompts)
+    check_prompts([*known, *held_out], policy, tokenizer, config)
+    return accelerator, policy, tokenizer, source, reward
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Puts the run on its device; raises ConfigError where that device is not there."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device not in ("cpu", "cuda") and not device.startswith("cuda:"):
+        raise ConfigError(f"device: is {config.device!r}, must be auto, cpu, cuda or cuda:N")
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ConfigError(f"device: is {config.device!r}, but torch finds no CUDA device here")
+    if ":" in device:
+        torch.cuda.set_device(device)
+    return Accelerator(cpu=device == "cpu")
+
+
+def set_threads(config: Config, policy: PreTrainedModel) -> None:
+    """``config.threads``; where that is 0, one for a small model, torch's choice for others."""
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    elif policy.num_parameters() < SMALL_MODEL:
+        torch.set_num_threads(1)
+
+
+def check_prompts(
+    rows: list[Row],
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+) -> None:
+    """Every prompt must be tokens that the model has, and with its longest answer fit into the
+    model's context."""
+    limit = context_length(policy, tokenizer)
+    room = limit - config.rollout.max_new_tokens
+    known = policy.get_input_embeddings().num_embeddings
+    for number, row in enumerate(rows, start=1):
+        ids = encode(tokenizer, row["prompt"])
+        length = len(ids)
+        if max(ids) >= known or tokenizer.pad_token_id >= known:
+            raise ConfigError(
+                f"model: its tokenizer gives token {max(*ids, tokenizer.pad_token_id)}, must be "
+                f"below {known}, the tokens that the model has"
+            )
+        if length > room:
+            raise ConfigError(
+                f"prompt {number} of {config.data or config.task or 'suite'} has {length} tokens, "
+                f"must be at most {room}: the model's context of {limit} less "
+                f"rollout.max_new_tokens = {config.rollout.max_new_tokens}; it starts "
+                f"{str(row['prompt'])[:60]!r}"
+            )
+
+
+def probe_reward(
+    reward: Reward,
+    source: Source,
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: Config,
+) -> Tensor:  # [N]
+    """Scores the policy's answers to a few prompts of the first step, in which nothing may fail.
+
+    Raises ConfigError naming the reward and what it did. Returns the scores that are not None.
+    """
+    rows = source.training(0, min(config.rollout.prompts, PROBED_PROMPTS))
+    length = config.rollout.max_new_tokens
+    ids = torch.arange(len(rows), device=policy.device)
+    draws = uniforms(config.seed, Stream.SAMPLING, 0, ids, length)
+    prompts = [row["prompt"] for row in rows]
+    samples = generate(
+        policy, tokenizer, prompts, length,
+        uniforms=draws, temperature=config.rollout.temperature,
+    )  # fmt: skip
+    completions, token_ids = decode(tokenizer, samples)
+    try:
+        values = reward(rows, completions, token_ids, strict=True).values
+    except RewardError as error:
+        raise ConfigError(f"reward: {error}") from error
+    return values[values.isfinite()]
+
+
+def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
+    """Fills in the settings whose defaults depend on the model and on its rewards, and makes paths
+    absolute, so that the stored configuration starts the same run from anywhere.
+
+    The range of rewards is what the critic is scaled by and what noise mirrors a reward in: [0, 1]
+    for a task's verifier and where all probed rewards lie in it, else mean -+ 2 standard
+    deviations of the probed rewards.
+    """
+    critic, optimiser = config.critic, config.policy
+    small = policy.num_parameters() < SMALL_MODEL
+    policy_rate, critic_rate = optimiser.learning_rate, critic.learning_rate
+    if policy_rate is None:
+        policy_rate = 1.5e-4 if small else 1e-6
+    if critic_rate is None:
+        critic_rate = 1e-3 if small else 1e-5
+    low, high, clip = critic.return_low, critic.return_high, critic.clip_returns
+    if low is not None:
+        clip = True if clip is None else clip
+    else:
+        binary = bool(((probed == 0) | (probed == 1)).all())
+        low, high = 0.0, 1.0
+        if bool(((probed < 0) | (probed > 1)).any()):
+            spread = 2 * float(probed.std(correction=0)) or 1.0
+            low, high = (float(f"{float(probed.mean()) + sign * spread:.4g}") for sign in (-1, 1))
+        clip = (binary or not config.reward) if clip is None else clip
+    return dataclasses.replace(
+        config,
+        model=_absolute(config.model),
+        task=absolute_task(config.task),
+        data=_absolute(config.data),
+        eval_data=_absolute(config.eval_data),
+        reward=tuple(_absolute(text) for text in config.reward),
+        policy=dataclasses.replace(optimiser, learning_rate=policy_rate),
+        critic=dataclasses.replace(
+            critic,
+            learning_rate=critic_rate, return_low=low, return_high=high, clip_returns=clip,
+        ),
+    )  # fmt: skip
+
+
+def _absolute(path: str | None) -> str | None:
+    return None if path is None else str(Path(path).absolute())

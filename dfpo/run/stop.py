@@ -1,0 +1,88 @@
+"""Why a run ends before its last step: an error it cannot go on from, Ctrl-C, SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from dfpo.config import ConfigError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class RunError(RuntimeError):
+    """Why a run ended early, in one line; its last checkpoint is there."""
+
+
+class Stopped(BaseException):
+    """The run was told to stop. Not an Exception, which a reward function might swallow."""
+
+    def __init__(self, signum: int, run: Path | None, proceed: str | None = None) -> None:
+        """``proceed`` says how to go on where that is not by resuming ``run``."""
+        found = run is not None and run.exists()
+        what = proceed or (how_to_resume(run) if found else "nothing was written")
+        super().__init__(f"stopped by {signal.Signals(signum).name}; {what}")
+        self.signum = signum
+
+
+def how_to_resume(run: Path) -> str:
+    return f"continue with: dfpo train --resume {run}"
+
+
+def exit_status(command: str, work: Callable[[], None]) -> int:
+    """Does the work of a command. What ends it early is one line on stderr and a status: 2 for
+    wrong input, 1 for a run that cannot go on, 128 and the signal's number for one."""
+    try:
+        work()
+    except ConfigError as error:
+        print(f"{command}: error: {error}", file=sys.stderr)
+        return 2
+    except RunError as error:
+        print(f"{command}: {error}", file=sys.stderr)
+        return 1
+    except Stopped as stopped:
+        print(f"{command}: {stopped}", file=sys.stderr)
+        return 128 + stopped.signum
+    return 0
+
+
+class StopRequest:
+    """Raises Stopped at once outside a step; inside one the first signal waits for the step's end
+    in ``signum``, the second does not."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        self.run: Path | None = None
+        self.in_step = False
+
+    @contextmanager
+    def listen(self) -> Iterator[StopRequest]:
+        # Python delivers signals to the main thread alone.
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        self.in_step = True
+        try:
+            yield
+        finally:
+            self.in_step = False
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        if not self.in_step or self.signum is not None:
+            raise Stopped(signum, self.run)
+        self.signum = signum
+        print("\nfinishing this step; once more to stop at once", file=sys.stderr)

@@ -1,0 +1,300 @@
+"""The training loop, one line a stage."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.tracking import GeneralTracker
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from dfpo.config import Config, to_yaml
+from dfpo.method.targets import compute_targets
+from dfpo.method.update import update
+from dfpo.rollout.collect import collect
+from dfpo.run import checkpoint
+from dfpo.run.diagnostics import count_rewards, describe
+from dfpo.run.evaluate import Scores, averages, evaluate, table
+from dfpo.run.examples import Example, find_examples, predict
+from dfpo.run.progress import Progress, ValueRecord
+from dfpo.run.records import (
+    MetricsLog,
+    create_run,
+    replace_text,
+    write_json,
+)
+from dfpo.run.setup import Setup, check_prompts, set_up
+from dfpo.run.stop import RunError, Stopped, StopRequest, how_to_resume
+from dfpo.run.trackers import start_trackers, track_images
+
+# Steps from whose rollouts the calibration plot is made: late, but not a single one.
+CALIBRATION_SHARE = 0.25
+# A checkpoint that takes more of a step than this is worth a word.
+SLOW_CHECKPOINT = 0.25
+
+
+def train(config: Config, resume: Path | None = None) -> Path:
+    """Runs the configuration to its end and returns the run's directory.
+
+    ``resume`` is the directory of a run whose settings ``config`` holds; it goes on from its last
+    checkpoint. Raises ConfigError before anything is written, then RunError where the run cannot
+    go on and Stopped where it is told to stop.
+    """
+    with StopRequest().listen() as stop:
+        setup = set_up(config, resume)
+        stop.run = setup.run
+        try:
+            return _train(setup, stop, resuming=resume is not None)
+        except OSError as error:
+            raise RunError(f"cannot write: {error}; {how_to_resume(setup.run)}") from error
+
+
+def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:
+    progress = begin(setup, resuming)
+    log = MetricsLog(setup.run / "metrics.jsonl", progress.step)
+    trackers = start_trackers(setup.config, setup.run)
+    print(describe_start(setup, progress))
+    if progress.before is None:
+        progress.before = _evaluate(setup, setup.first_policy)
+    examples = examples_of(setup, progress)
+    if progress.step == 0:
+        progress.fans = predict(setup.critic, examples, setup.config)
+    run_steps(setup, stop, progress, examples, log, trackers)
+    finish(setup, progress, log, trackers)
+    return setup.run
+
+
+def begin(setup: Setup, resuming: bool) -> Progress:
+    """What the run's last checkpoint holds, or a new run's directory and first checkpoint."""
+    progress = checkpoint.restore(setup) if resuming else None
+    if resuming:
+        replace_text(setup.run / "config.yaml", to_yaml(setup.config))
+    else:
+        create_run(setup.run, setup.config)
+    if progress is None:
+        progress = Progress()
+        checkpoint.save(setup, progress)
+    return progress
+
+
+def examples_of(setup: Setup, progress: Progress) -> list[Example]:
+    """Answers of the first policy along which the critic's values are drawn; none where there is
+    no critic or its picture is taken already."""
+    config = setup.config
+    if setup.critic_optimizer is None or progress.step >= max(config.critic.warmup_steps, 1):
+        return []
+    with checkpoint.apart(setup.generator, config.eval.seed):
+        return find_examples(
+            setup.first_policy, setup.tokenizer, setup.source.held_out, setup.reward, config
+        )
+
+
+def run_steps(
+    setup: Setup,
+    stop: StopRequest,
+    progress: Progress,
+    examples: list[Example],
+    log: MetricsLog,
+    trackers: list[GeneralTracker],
+) -> None:
+    """All steps that are left, with their checkpoints. Raises Stopped and RunError."""
+    config, run = setup.config, setup.run
+    bar = tqdm(
+        range(progress.step, config.steps), desc="train", unit="step",
+        initial=progress.step, total=config.steps,
+    )  # fmt: skip
+    for step in bar:
+        with stop.step():
+            record = train_step(setup, progress, examples, step)
+            log.append(record)
+            for tracker in trackers:
+                tracker.log(log.records[-1], step=step)
+            bar.set_postfix(headline(record, progress))
+            exhausted = progress.steps_unscored >= config.max_unscored_steps
+            due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps
+            if due or exhausted or stop.signum is not None:
+                started = time.perf_counter()
+                checkpoint.save(setup, progress)
+                hint = slow_checkpoint(time.perf_counter() - started, record, config)
+                if hint and due and progress.step == config.checkpoint_every:
+                    bar.write(hint)
+        if stop.signum is not None:
+            raise Stopped(stop.signum, run)
+        if exhausted:
+            raise RunError(
+                f"not one valid reward in {progress.steps_unscored} steps in a row, the last one's "
+                f"first problem: {progress.problem or 'every answer is unscored'}; stopped after "
+                f"step {step} with a checkpoint; {how_to_resume(run)}"
+            )
+
+
+def finish(
+    setup: Setup, progress: Progress, log: MetricsLog, trackers: list[GeneralTracker]
+) -> None:
+    """Evaluates, and writes models, plots and summary."""
+    config, run = setup.config, setup.run
+    after = _evaluate(setup, setup.policy)
+    checkpoint.write_models(run, setup)
+    if config.plots:
+        from dfpo.run.plots import plot_run  # matplotlib, which only drawing needs
+
+        plot_run(
+            run / "plots", config, setup.source.metric, log.records, progress.before, after,
+            progress.records, progress.fans,
+        )  # fmt: skip
+        track_images(trackers, run / "plots", config.steps)
+    for tracker in trackers:
+        tracker.finish()
+    progress.tick()
+    write_json(run / "summary.json", summarise(setup, progress, after, log.records))
+    if after:
+        print(table({"before": progress.before, "after": after}))
+    print(
+        f"{progress.seconds:.0f} s, {progress.cpu_seconds:.0f} CPU-s, "
+        f"{tokens_per_second(log.records):.0f} tokens/s in training, {peak_memory():.1f} GB at "
+        f"most; plots, policy and metrics in {run}"
+    )
+
+
+def train_step(
+    setup: Setup, progress: Progress, examples: list[Example], step: int
+) -> dict[str, float]:
+    """One step, rollout to update; returns its metrics."""
+    config, clock = setup.config, Clock()
+    rows = setup.source.training(step, config.rollout.prompts)
+    if setup.source.rows is None:
+        check_prompts(rows, setup.policy, setup.tokenizer, config)
+    with clock("rollout"):
+        rollout = collect(
+            setup.policy, setup.first_policy, setup.tokenizer, rows, setup.reward, setup.noise,
+            config, step,
+        )  # fmt: skip
+    tokens = int(rollout.samples.mask.sum())
+    metrics = {"step": step, "tokens": tokens, **count_rewards(rollout.scored, config)}
+    if rollout.rows:
+        with clock("targets"):
+            estimate = setup.critic.estimate(rollout.samples, setup.generator)
+            targets = compute_targets(rollout, estimate, config, step)
+        with clock("update"):
+            losses = update(
+                setup.accelerator, setup.policy, setup.critic,
+                setup.policy_optimizer, setup.critic_optimizer,
+                rollout, targets, config, setup.generator,
+                train_policy=step >= config.critic.warmup_steps,
+            )  # fmt: skip
+        metrics |= describe(rollout, estimate, targets, config, step, setup.source.metric) | losses
+        if estimate is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
+            progress.records.append(ValueRecord.from_rollout(rollout, estimate))
+    if examples and step + 1 == config.critic.warmup_steps:
+        # The last moment at which the examples are the policy's own.
+        progress.fans = predict(setup.critic, examples, config)
+    progress.count(rollout.scored, tokens)
+    return {**metrics, **clock.report(tokens)}
+
+
+def headline(record: dict[str, float], progress: Progress) -> dict[str, str]:
+    """What the progress bar shows."""
+    shown = {
+        "reward": record.get("reward/noisy"),
+        "clean": record.get("reward/clean"),
+        "kl": record.get("kl"),
+    }
+    found = {name: f"{value:.3g}" for name, value in shown.items() if value is not None}
+    if progress.unscored:
+        found["unscored"] = str(progress.unscored)
+    if progress.invalid:
+        found["invalid"] = f"{progress.invalid} ({progress.problem})"
+    return found
+
+
+class Clock:
+    """Wall seconds of the stages of one step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        yield
+        self.seconds[stage] = time.perf_counter() - started
+
+    def report(self, tokens: int) -> dict[str, float]:
+        total = sum(self.seconds.values())
+        stages = {f"perf/{stage}_seconds": value for stage, value in self.seconds.items()}
+        return {**stages, "perf/seconds": total, "perf/tokens_per_second": tokens / total}
+
+
+def _evaluate(setup: Setup, policy: PreTrainedModel) -> Scores:
+    with checkpoint.apart(setup.generator, setup.config.eval.seed):
+        return evaluate(policy, setup.tokenizer, setup.source.held_out, setup.reward, setup.config)
+
+
+def describe_start(setup: Setup, progress: Progress) -> str:
+    config, policy = setup.config, setup.policy
+    text = (
+        f"{setup.run}: {config.algorithm}, {type(policy).__name__} of "
+        f"{policy.num_parameters() / 1e6:.2f} M parameters on {policy.device}, "
+        f"noise {config.noise}"
+    )
+    low, high = config.critic.return_low, config.critic.return_high
+    if (low, high) != (0.0, 1.0):
+        text += f", rewards scaled by [{low:g}, {high:g}]"
+    if progress.step:
+        text += f"; continues after {progress.step} of {config.steps} steps"
+    return text
+
+
+def slow_checkpoint(seconds: float, record: dict[str, float], config: Config) -> str | None:
+    if seconds < SLOW_CHECKPOINT * record["perf/seconds"] * config.checkpoint_every:
+        return None
+    return (
+        f"a checkpoint takes {seconds:.1f} s, a step {record['perf/seconds']:.1f} s: "
+        f"--checkpoint-every {4 * config.checkpoint_every} would cost less"
+    )
+
+
+def summarise(
+    setup: Setup, progress: Progress, after: Scores, records: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Means at temperature 1 unless the key says greedy; averages over domains."""
+    before = progress.before
+    rewards = [m["reward/clean"] for m in records if m.get("reward/clean") is not None]
+    tenth = max(1, len(rewards) // 10)
+    return {
+        "metric": setup.source.metric,
+        "before": averages(before),
+        "after": averages(after),
+        "domains": {name: {"before": before[name], "after": after[name]} for name in before},
+        "training": {
+            "steps": progress.step,
+            "tokens": progress.tokens,
+            "tokens_per_second": tokens_per_second(records),
+            "reward_first_tenth": sum(rewards[:tenth]) / tenth if rewards else None,
+            "reward_last_tenth": sum(rewards[-tenth:]) / tenth if rewards else None,
+            "unscored": progress.unscored,
+            "invalid": progress.invalid,
+        },
+        "seconds": progress.seconds,
+        "cpu_seconds": progress.cpu_seconds,
+        "peak_memory_gb": peak_memory(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def tokens_per_second(records: list[dict[str, Any]]) -> float:
+    seconds = sum(m["perf/seconds"] for m in records)
+    return sum(m["tokens"] for m in records) / seconds if seconds else 0.0
+
+
+def peak_memory() -> float:
+    """Largest resident size of this process, GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -1,0 +1,129 @@
+"""Running the cells of a grid: what ``dfpo compare`` and ``dfpo tune`` share."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from dfpo.config import ConfigError, build_config, load_yaml
+from dfpo.run.setup import load_parts
+from dfpo.run.stop import RunError, StopRequest
+from dfpo.study.cell import settings_file, write_settings
+from dfpo.study.recipe import Cell, Recipe, Settings
+from dfpo.study.screen import make_board
+from dfpo.study.workers import run_cells
+
+
+def narrow(recipe: Recipe, output: Path | None, seeds: int | None) -> Recipe:
+    """The recipe with another output, and with the first ``seeds`` of its seeds."""
+    chosen = recipe.seeds if seeds is None else recipe.seeds[:seeds]
+    if seeds is not None and not 1 <= seeds <= len(recipe.seeds):
+        raise ConfigError(
+            f"seeds: is {seeds}, must be 1 to {len(recipe.seeds)}, the recipe's seeds"
+        )
+    return dataclasses.replace(recipe, output=output or recipe.output, seeds=chosen)
+
+
+def run(output: Path, cells: list[Cell], jobs: int | None, command: str) -> RunError | None:
+    """Checks and trains the cells, as ``command`` asked, and leaves results.jsonl in ``output``;
+    returns what to say of those that failed."""
+    jobs = jobs or cores()
+    with StopRequest().listen():
+        check_begun(cells)
+        check_loads(cells)
+    with locked(output):
+        for each in cells:
+            write_settings(each)
+        done = sum(c.result.exists() for c in cells)
+        print(f"{len(cells)} cells, {done} done before, {jobs} at a time; {output}", flush=True)
+        try:
+            failed = run_cells(cells, jobs, f"continue with: {command}", make_board())
+        finally:
+            lines = [json.dumps(result) + "\n" for result in collect(cells)]
+            (output / "results.jsonl").write_text("".join(lines))
+    if not failed:
+        return None
+    first, said = next(iter(failed.items()))
+    return RunError(
+        f"{len(failed)} of {len(cells)} cells failed, the first {first.label}: {said}\n"
+        f"{command} tries them again"
+    )
+
+
+def cores() -> int:
+    """Those that this process may use, where the system says."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def collect(cells: list[Cell]) -> list[dict[str, Any]]:
+    """Results of the finished cells, in the order of the grid."""
+    return [json.loads(c.result.read_text()) for c in cells if c.result.exists()]
+
+
+def check_begun(cells: list[Cell]) -> None:
+    """A cell that was begun goes on with its own settings, or not at all."""
+    for cell in cells:
+        path = settings_file(cell)
+        if not path.exists():
+            continue
+        before = load_yaml(path)
+        if build_config(before) != build_config(cell.settings):
+            names = [
+                k for k in {**before, **cell.settings} if before.get(k) != cell.settings.get(k)
+            ]
+            raise ConfigError(
+                f"{cell.run} was begun with other settings ({', '.join(names)}); give another "
+                "--output, or remove it"
+            )
+
+
+def check_loads(cells: list[Cell]) -> None:
+    """What only loading can check, models, prompts and rewards, once for each set of them."""
+    parts = {}
+    for cell in cells:
+        config = build_config(cell.settings)
+        key = (config.model, config.task, config.data, config.eval_data, config.reward)
+        parts.setdefault((*key, config.device), (cell, config))
+    for cell, config in parts.values():
+        try:
+            load_parts(config)
+        except ConfigError as error:
+            raise ConfigError(f"{cell.label}: {error}") from None
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """One comparison at a time in a directory."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        file = (output / ".lock").open("w")
+    except OSError as error:
+        raise ConfigError(f"output: cannot write {output}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"output: another comparison is at work in {output}") from None
+        yield
+
+
+def command_line(
+    command: str, path: Path | None, output: Path | None, seeds: int | None, flags: Settings
+) -> str:
+    """The command that goes on where this one stopped."""
+    words = ["dfpo", command, str(path) if path else "--quick"]
+    words += ["--output", str(output)] if output else []
+    words += ["--seeds", str(seeds)] if seeds else []
+    for name, value in flags.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return shlex.join(words)

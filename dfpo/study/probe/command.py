@@ -1,0 +1,140 @@
+"""``dfpo critic``: what the critics of some runs know, measured by playing on from their states."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from dfpo.config import ConfigError, build_config, stored_settings
+from dfpo.config.rules import predicts
+from dfpo.run import checkpoint
+from dfpo.run.records import write_json
+from dfpo.run.setup import set_up
+from dfpo.study.probe.replays import Played, play, plays_of, probe
+from dfpo.study.probe.scores import SCORES, scores
+from dfpo.study.statistics import student_interval
+
+
+def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) -> dict[str, Any]:
+    """Scores of each run's critic, also written to its critic.json and plots/. Raises ConfigError
+    for what is no run, or has no critic."""
+    if plays < 2:
+        raise ConfigError(f"plays: is {plays}, must be at least 2")
+    if plot is not None:
+        _check_plot(plot)
+    runs = list({run.resolve(): run for run in runs}.values())
+    configs = [build_config(stored_settings("run", run)) for run in runs]
+    for run, config in zip(runs, configs, strict=True):
+        if not predicts(config):
+            raise ConfigError(f"run: {run} is of {config.algorithm}, must be one that has a critic")
+        if checkpoint.newest(run) is None:
+            raise ConfigError(f"run: {run} holds no checkpoint yet")
+    from dfpo.study.probe.plots import plot_comparison, plot_probe  # matplotlib, only to draw
+
+    # Critics of one policy, as docs/critic.md compares them, look on at the same plays.
+    found: dict[str, Any] = {}
+    played: dict[str, Played] = {}
+    for run, config in zip(runs, configs, strict=True):
+        setup = set_up(config, run)
+        checkpoint.restore(setup)
+        key = plays_of(setup)
+        if key not in played:
+            played[key] = play(setup, answers, plays)
+        probed = probe(setup, played[key])
+        critic = setup.config.critic
+        report = {
+            "algorithm": config.algorithm,
+            "noise": config.noise,
+            "seed": config.seed,
+            "states": len(probed.answer),
+            "answers": len(probed.domains),
+            "plays": plays,
+            "scores": scores(probed, critic.return_high - critic.return_low),
+        }
+        (run / "plots").mkdir(exist_ok=True)
+        plot_probe(run / "plots", probed, setup.config)
+        write_json(run / "critic.json", report)
+        found[str(run)] = report
+    if plot is not None:
+        named = dict(zip(labels(list(found)), found.values(), strict=True))
+        means = summarise_groups(found)
+        plot_comparison(
+            plot, *({k: r["scores"] for k, r in part.items()} for part in (named, means))
+        )
+    return found
+
+
+def _check_plot(plot: Path) -> None:
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if plot.suffix[1:].lower() not in known:
+        raise ConfigError(f"plot: is {plot}, must end in one of .{', .'.join(known)}")
+    if not plot.parent.is_dir():
+        raise ConfigError(f"plot: is {plot}, but {plot.parent} is no directory")
+
+
+def labels(runs: list[str]) -> list[str]:
+    """The shortest ends of the paths of different runs that tell them apart."""
+    paths = [Path(run).resolve().parts for run in runs]
+    for length in range(1, max(map(len, paths)) + 1):
+        found = ["/".join(path[-length:]) for path in paths]
+        if len(set(found)) == len(found):
+            break
+    return found
+
+
+def summarise_groups(found: dict[str, Any]) -> dict[str, Any]:
+    """Mean of each score, with Student's interval, over the runs of one algorithm and noise; only
+    where there are several."""
+    members: dict[tuple[str, str], list[str]] = {}
+    for run, report in found.items():
+        members.setdefault((report["algorithm"], report["noise"]), []).append(run)
+    return {
+        f"{algorithm}, {noise}": {
+            "runs": runs,
+            "scores": {
+                key: _mean([found[run]["scores"][key][0] for run in runs]) for key in SCORES
+            },
+        }
+        for (algorithm, noise), runs in members.items()
+        if len(runs) > 1
+    }
+
+
+def _mean(values: list[float | None]) -> tuple[float | None, float | None, float | None]:
+    known = [value for value in values if value is not None]
+    if not known:
+        return None, None, None
+    low, high = student_interval(known)
+    return float(np.mean(known)), *(None if math.isnan(x) else x for x in (low, high))
+
+
+def describe(found: dict[str, Any]) -> str:
+    """A table of the scores, a column per run and per group of runs, and what they mean."""
+    first = next(iter(found.values()))
+    means = summarise_groups(found)
+    columns = [*found.values(), *means.values()]
+    lines = [[key, *(_cell(key, column["scores"][key]) for column in columns)] for key in SCORES]
+    headers = ["score [95 % interval]", *labels(list(found))]
+    headers += [f"{name}: mean of {len(group['runs'])}" for name, group in means.items()]
+    sizes = f"{first['states']} states of {first['answers']} answers, {first['plays']} plays each"
+    meaning = "\n".join(f"  {key}: {text}" for key, text in SCORES.items())
+    return f"{tabulate(lines, headers=headers, disable_numparse=True)}\n{sizes}\n{meaning}"
+
+
+def to_json(found: dict[str, Any]) -> str:
+    return json.dumps(found | {"groups": summarise_groups(found)}, indent=2)
+
+
+def _cell(key: str, score: tuple[float | None, float | None, float | None]) -> str:
+    if None in score:
+        return "-"
+    digits = 1 if key == "decided" else 3
+    value, low, high = (f"{x:.{digits}f}" for x in score)
+    return f"{value} [{low}, {high}]"

@@ -1,0 +1,230 @@
+"""Tables of a comparison, in Markdown and LaTeX: levels, paired differences, every benchmark."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from dfpo.study.results import GROUPS, Result, groups, mixed_versions, paired, per_seed
+from dfpo.study.statistics import wilson_interval
+
+MISSING = "–"
+NOT_FINITE = "not finite"
+EXPLAINED = """\
+Mean ± standard deviation over seeds, of the last policy of each run, not the best; {metric} at
+temperature 1 on {prompts} with clean rewards. ID, OOD and ALL AVG are plain means over
+benchmarks. Collapsed: ALL AVG below half of where the run started, or no longer finite, with
+Wilson's 95 % interval. KL: nats per answer from the first policy, last tenth of training."""
+SPENT = """\
+What each run was given and secondary numbers. Area: clean reward of training answers, mean over all
+steps. Length: tokens per answer, last tenth of training. Arms are on one budget where answers and
+policy updates agree: critic warm-up spends answers without updating the policy."""
+PAIRED = """\
+Arm minus {baseline}, seed by seed (same prompts, draws and noise), in points of 100. {intervals}
+Above: seeds on which the arm was ahead."""
+INTERVALS = """\
+Intervals are 95 %, over seeds: Student's t, then the percentile bootstrap, which is too narrow
+below about 20 seeds. Bold where both leave zero; {count} differences have intervals, of which
+{chance:.1f} would be bold by chance if no arm differed. Not finite where one side of a pair is."""
+NO_INTERVAL = "No difference has an interval: that takes two seeds, all finite."
+HELD_OUT = "held-out prompts"
+# What a benchmark of the split "train" is on.
+TRAINED = "training prompts (no others were given)"
+BUDGET = {"answers": "answers", "policy_updates": "policy updates"}
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    text: str  # what its numbers are
+    headers: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(frozen=True)
+class Markup:
+    """How a number's decorations are written."""
+
+    pm: str
+    minus: str
+    missing: str
+    bold: Callable[[str], str]
+    escape: Callable[[str], str]
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(f"\\{c}" if c in "&%$#_{}" else c for c in text)
+
+
+MARKDOWN = Markup(" ± ", "-", MISSING, lambda s: f"**{s}**", lambda s: s.replace("|", "\\|"))
+LATEX = Markup(r" $\pm$ ", "$-$", "--", lambda s: rf"\textbf{{{s}}}", _escape_latex)
+
+
+def write_tables(output: Path, results: list[Result], baseline: str, command: str) -> None:
+    """table.md and table.tex of the results, in the order of the grid."""
+    ran = mixed_versions(results) or f"{len(results)} runs, dfpo {results[0]['version']}."
+    heading = f"`{command}`\n\n{ran}"
+    text = [f"# Comparison\n\n{heading}\n"]
+    for table in tables(results, baseline, MARKDOWN):
+        body = tabulate(table.rows, table.headers, tablefmt="pipe", disable_numparse=True)
+        text.append(f"## {table.title}\n\n{table.text}\n\n{body}\n")
+    (output / "table.md").write_text("\n".join(text))
+    (output / "table.tex").write_text(latex(tables(results, baseline, LATEX), f"{command}: {ran}"))
+
+
+def latex(found: list[Table], heading: str) -> str:
+    """Tables to \\input; they need the package booktabs."""
+    parts = [f"% {heading}"]
+    for table in found:
+        caption = " ".join(LATEX.escape(f"{table.title}. {table.text}").split())
+        caption = caption.replace("±", r"$\pm$")
+        parts += [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
+        parts.append(rf"\begin{{tabular}}{{{'l' * len(table.headers)}}}")
+        parts += [r"\toprule", " & ".join(map(LATEX.escape, table.headers)) + r" \\", r"\midrule"]
+        parts += [" & ".join(row) + r" \\" for row in table.rows]
+        parts += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+    return "\n".join(parts)
+
+
+def tables(results: list[Result], baseline: str, markup: Markup) -> list[Table]:
+    """Those that have something to say; a grid may evaluate nothing."""
+    found = [levels(results, markup)]
+    if paired(results, baseline):
+        found.append(differences(results, baseline, markup))
+    found.append(budgets(results, markup))
+    return [*found, benchmarks(results, markup)] if any(r["benchmarks"] for r in results) else found
+
+
+def levels(results: list[Result], markup: Markup) -> Table:
+    rows = []
+    for key, runs in groups(results).items():
+        row = [*map(markup.escape, key), str(len(runs))]
+        row += [spread(list(per_seed(runs, group).values()), markup, 3) for group in GROUPS]
+        low, high = wilson_interval(fallen := sum(r["collapsed"] for r in runs), len(runs))
+        row.append(f"{fallen}/{len(runs)} [{low:.2f}, {high:.2f}]")
+        rows.append([*row, spread([r["kl"] for r in runs], markup, 2)])
+    headers = ["domain", "noise", "arm", "seeds", *GROUPS.values(), "collapsed", "KL"]
+    text = EXPLAINED.format(metric=results[0]["metric"], prompts=evaluated_on(results))
+    return Table("Levels", text, headers, rows)
+
+
+def evaluated_on(results: list[Result]) -> str:
+    """What kind of prompts the benchmarks hold."""
+    trained = {name.endswith("/train") for r in results for name in r["benchmarks"]}
+    if trained == {True}:
+        return TRAINED
+    return f"{HELD_OUT} or, in /train, {TRAINED}" if True in trained else HELD_OUT
+
+
+def budgets(results: list[Result], markup: Markup) -> Table:
+    """What every arm was given, and secondary numbers."""
+    rows = []
+    for key, runs in groups(results).items():
+        row = [*map(markup.escape, key)]
+        row.append(spread(list(per_seed(runs, "all_greedy").values()), markup, 3))
+        for name, digits in (("training_reward_area", 3), ("response_length", 1)):
+            row.append(spread([r[name] for r in runs], markup, digits))
+        row += [
+            f"{np.mean([r[name] for r in runs]):.0f}"
+            for name in ("answers", "tokens", "policy_updates")
+        ]
+        rows.append(row)
+    headers = [
+        "domain", "noise", "arm", "ALL AVG greedy", "area", "length", "answers", "tokens",
+        "policy updates",
+    ]  # fmt: skip
+    return Table("Training", SPENT, headers, rows)
+
+
+def differences(results: list[Result], baseline: str, markup: Markup) -> Table:
+    rows, count = [], 0
+    for (domain, noise, arm), group, found in paired(results, baseline):
+        broken = found.seeds and not math.isfinite(found.mean)
+        text = NOT_FINITE if broken else _points(found.mean, markup)
+        sure = all(low > 0 or high < 0 for low, high in (found.student, found.bootstrap))
+        rows.append([
+            *map(markup.escape, (domain, noise, arm)), GROUPS[group],
+            markup.bold(text) if sure else text,
+            _interval(found.student, markup), _interval(found.bootstrap, markup),
+            f"{found.above}/{found.seeds}",
+        ])  # fmt: skip
+        count += math.isfinite(found.student[0])
+    headers = ["domain", "noise", "arm", "over", "difference", "t", "bootstrap", "above"]
+    said = INTERVALS.format(count=count, chance=0.05 * count) if count else NO_INTERVAL
+    text = PAIRED.format(baseline=baseline, intervals=said)
+    unlike = unlike_budgets(results, baseline)
+    if unlike:
+        text += f"\n\nNot on the budget of {baseline}: {unlike}."
+    return Table(f"Differences to {baseline}", text, headers, rows)
+
+
+def unlike_budgets(results: list[Result], baseline: str) -> str:
+    """Arms that somewhere had more or fewer answers or policy updates than the baseline."""
+    every = groups(results)
+    found: dict[str, list[str]] = {}
+    for key, runs in every.items():
+        against = every.get((*key[:2], baseline), runs)
+        for name, words in BUDGET.items():
+            ours, theirs = (np.mean([r[name] for r in each]) for each in (runs, against))
+            if ours != theirs and words not in found.setdefault(key[2], []):
+                found[key[2]].append(words)
+    return "; ".join(f"{arm} ({', '.join(words)})" for arm, words in found.items() if words)
+
+
+def benchmarks(results: list[Result], markup: Markup) -> Table:
+    names = list(dict.fromkeys(name for r in results for name in r["benchmarks"]))
+    rows = []
+    for key, runs in groups(results).items():
+        found = [r["benchmarks"] for r in runs]
+        cells = [
+            spread([b[name]["after"] for b in found if name in b], markup, 3) for name in names
+        ]
+        rows.append([*map(markup.escape, key), *cells])
+    # All runs of a domain start from one policy on one set of prompts.
+    firsts: dict[str, dict[str, Any]] = {}
+    for result in results:
+        firsts.setdefault(result["domain"], result["benchmarks"])
+    starts = [
+        [markup.escape(domain), "", "first policy"]
+        + [_number(first[n]["before"] if n in first else None, 3, markup) for n in names]
+        for domain, first in firsts.items()
+    ]
+    rows = starts + rows
+    prompts = "; ".join(
+        f"{domain}: " + (", ".join(f"{n} {b['prompts']}" for n, b in first.items()) or "none")
+        for domain, first in firsts.items()
+    )
+    text = f"As above, one column a benchmark. Prompts of {prompts}."
+    return Table("Benchmarks", text, ["domain", "noise", "arm", *names], rows)
+
+
+def spread(values: list[float | None], markup: Markup, digits: int) -> str:
+    """mean ± standard deviation of values, the latter where there are two."""
+    if not values or any(v is None or not math.isfinite(v) for v in values):
+        return markup.missing if not values else NOT_FINITE
+    mean = _number(float(np.mean(values)), digits, markup)
+    if len(values) < 2:
+        return mean
+    return f"{mean}{markup.pm}{float(np.std(values, ddof=1)):.{digits}f}"
+
+
+def _number(value: float | None, digits: int, markup: Markup) -> str:
+    if value is None or not math.isfinite(value):
+        return markup.missing
+    return f"{value:.{digits}f}".replace("-", markup.minus)
+
+
+def _points(value: float, markup: Markup) -> str:
+    return f"{'+' if value > 0 else ''}{_number(100 * value, 1, markup)}"
+
+
+def _interval(bounds: tuple[float, float], markup: Markup) -> str:
+    if not all(map(math.isfinite, bounds)):
+        return markup.missing
+    return f"[{', '.join(_points(x, markup) for x in bounds)}]"

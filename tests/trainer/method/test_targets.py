@@ -1,0 +1,295 @@
+"""Advantages and critic targets from rollouts whose values are known."""
+
+import dataclasses
+
+import pytest
+import torch
+from small_rollouts import LENGTHS, T, make_estimate, make_rollout
+
+from dfpo.config import build_config
+from dfpo.method.targets import (
+    Estimate,
+    compute_targets,
+    path_targets,
+    rank_advantage,
+    token_rewards,
+    whiten,
+)
+from dfpo.rollout.policy import Samples
+from dfpo.run.diagnostics import describe
+from dfpo_kernels import FlowField, distributional_gae, lambda_mixture_targets
+
+
+def scalar_gae(rewards, values, lengths, gamma, lam):
+    """The textbook recursion, one answer at a time."""
+    advantages = torch.zeros_like(values)
+    for b, length in enumerate(lengths):
+        trace = 0.0
+        for t in reversed(range(length)):
+            last = t == length - 1
+            reward, following = (rewards[b], 0.0) if last else (0.0, values[b, t + 1])
+            trace = reward + gamma * following - values[b, t] + gamma * lam * trace
+            advantages[b, t] = trace
+    return advantages
+
+
+def test_reward_lies_on_the_last_token():
+    rewards, last = token_rewards(make_rollout((1.0, 2.0, 3.0, 4.0)), build_config({}))
+    assert rewards.sum(-1).tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert [int(row.nonzero()) for row in last] == [4, 2, 0, 4]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.9])
+@pytest.mark.parametrize("kind", ["gae", "lambda_mixture"])
+def test_advantage_is_gae_of_the_mean(gamma, kind):
+    config = build_config({"target.gamma": gamma, "target.lam": 0.8, "target.kind": kind})
+    rollout, estimate = make_rollout(), make_estimate()
+    targets = compute_targets(rollout, estimate, config, 0)
+    expected = scalar_gae(rollout.rewards, estimate.quantiles.mean(-1), LENGTHS, gamma, 0.8)
+    mask = rollout.samples.mask
+    torch.testing.assert_close(targets.raw_advantages[mask], expected[mask], atol=1e-5, rtol=1e-5)
+
+
+def test_mixture_at_the_ends_of_lambda():
+    """lam 1: every particle has the return; lam 0: one step and the next state's particle."""
+    rollout, estimate = make_rollout(), make_estimate()
+    full = compute_targets(rollout, estimate, build_config({"target.target_lam": 1.0}), 0)
+    step = compute_targets(rollout, estimate, build_config({"target.target_lam": 0.0}), 0)
+    for b, length in enumerate(LENGTHS):
+        assert (full.quantiles[b, :length] == rollout.rewards[b]).all()
+        assert torch.equal(step.quantiles[b, : length - 1], estimate.quantiles[b, 1:length])
+        assert (step.quantiles[b, length - 1] == rollout.rewards[b]).all()
+
+
+def test_targets_do_not_depend_on_the_batch():
+    config = build_config({})
+    rollout, estimate = make_rollout(), make_estimate()
+    whole = compute_targets(rollout, estimate, config, 0)
+    rows = torch.tensor([3, 1])
+    part = dataclasses.replace(
+        rollout,
+        samples=Samples(*(x[rows] for x in rollout.samples)),
+        sample_ids=rollout.sample_ids[rows],
+        rewards=rollout.rewards[rows],
+    )
+    some = compute_targets(
+        part, Estimate(estimate.quantiles[rows], estimate.final[rows], None, None), config, 0
+    )
+    mask = part.samples.mask
+    assert torch.equal(some.quantiles[mask], whole.quantiles[rows][mask])
+
+
+def test_truncated_answers_bootstrap_when_asked():
+    rollout = make_rollout(truncated=(True, False, False, False))
+    estimate = make_estimate()
+    settings = {"target.target_lam": 0.0, "target.lam": 0.0}
+    plain = compute_targets(rollout, estimate, build_config(settings), 0)
+    config = build_config({**settings, "target.bootstrap_on_truncation": True})
+    cut = compute_targets(rollout, estimate, config, 0)
+    torch.testing.assert_close(cut.quantiles[0, -1], rollout.rewards[0] + estimate.final[0])
+    assert torch.equal(plain.quantiles[1:], cut.quantiles[1:])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"algorithm": "dfpo-rank"},
+        {"algorithm": "grpo"},
+        {"risk": "cvar-lower"},
+        {"target.winsorise": 0.2},
+        {"target.bootstrap_on_truncation": True},
+    ],
+)
+def test_advantages_of_clean_rewards_have_the_clean_sign(settings):
+    """Whatever makes the advantage: without noise all signs agree."""
+    config = build_config({"critic.return_low": 0, "critic.return_high": 1, **settings})
+    rollout = make_rollout(truncated=(True, False, True, False))
+    estimate = make_estimate() if config.critic.kind != "none" else None
+    targets = compute_targets(rollout, estimate, config, 0)
+    found = describe(rollout, estimate, targets, config, 0, "reward")
+    assert found["advantage/sign_agreement"] == 1
+
+
+def test_a_flipped_reward_turns_the_signs_of_its_answer():
+    """At lam 1 and Z in (0, 1) an answer's advantages have the sign of its reward; the first, 5 of
+    all 14 tokens, was told the opposite."""
+    config = build_config({"target.lam": 1.0, "critic.return_low": 0, "critic.return_high": 1})
+    rollout, estimate = make_rollout((0.0, 0.0, 1.0, 1.0)), make_estimate()
+    rollout = dataclasses.replace(rollout, clean_rewards=torch.tensor([1.0, 0.0, 1.0, 1.0]))
+    targets = compute_targets(rollout, estimate, config, 0)
+    found = describe(rollout, estimate, targets, config, 0, "reward")
+    assert found["advantage/sign_agreement"] == pytest.approx(9 / 14)
+
+
+def test_whiten():
+    mask = torch.tensor([[True, True, False], [True, True, False]])
+    x = torch.tensor([[1.0, 2.0, 99.0], [3.0, 4.0, 99.0]])
+    white = whiten(x, mask)
+    # mean 2.5, variance 1.25
+    assert white[mask].tolist() == pytest.approx([(v - 2.5) / 1.25**0.5 for v in (1, 2, 3, 4)])
+    assert white[~mask].tolist() == [0.0, 0.0]
+
+
+def test_path_targets_one_token_on():
+    """path_lam 0 looks one token on: gamma times the next state's flow, reward of this token."""
+    config = build_config({"target.path_lam": 0.0, "target.gamma": 0.5})
+    rollout = make_rollout()
+    rewards = torch.rand(4, T)
+    field = FlowField(
+        torch.arange(4 * T * 2.0).reshape(4, T, 2), torch.rand(4, T, 2), torch.rand(4, T),
+        torch.rand(2), torch.rand(2),
+    )  # fmt: skip
+    path = path_targets(field, rewards, rollout.samples.mask, rollout.sample_ids, config, 0)
+    for b, length in enumerate(LENGTHS):
+        assert path.mask[b].tolist() == [t + 1 < length for t in range(T)]
+        for t in range(length - 1):
+            assert torch.equal(path.field.bias[b, t], field.bias[b, t + 1])
+            assert path.rewards[b, t].item() == pytest.approx(rewards[b, t].item(), abs=1e-5)
+            assert path.discount[b, t].item() == 0.5
+
+
+def test_path_horizon_is_geometric():
+    """Mean horizon 1 / (1 - lam) = 5; the return in between is the discounted sum."""
+    config = build_config({"target.path_lam": 0.8, "target.gamma": 0.9})
+    count, length = 400, 60
+    mask = torch.ones(count, length, dtype=torch.bool)
+    rewards = torch.rand(count, length)
+    zeros = torch.zeros(count, length)
+    position = torch.arange(length).expand(count, length).float()
+    field = FlowField(position[..., None], zeros[..., None], zeros, torch.ones(1), torch.ones(1))
+    path = path_targets(field, rewards, mask, torch.arange(count), config, 0)
+    horizon = (path.field.bias[..., 0] - position)[:, :20]
+    assert horizon.min() == 1
+    # The standard deviation of one horizon is sqrt(.8) / .2 = 4.5; 8000 draws.
+    assert horizon.mean().item() == pytest.approx(5.0, abs=5 * 4.5 / 8000**0.5)
+    t, steps = 3, int(horizon[0, 3])
+    expected = sum(0.9**i * rewards[0, t + i] for i in range(steps))
+    assert path.rewards[0, t].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert path.discount[0, t].item() == pytest.approx(0.9**steps, rel=1e-5)
+
+
+def test_quantile_wise_average_loses_the_spread():
+    """Why the critic's targets are a mixture: return R ~ Bernoulli(.3) six tokens away, exact
+    values q_i before each. The average is (1 - l^5) q_i + l^5 R, of variance
+    .21 ((1 - l^5)^2 + l^10) = .1085 at l = .9; the law itself has .21."""
+    tokens, quantiles, count = 6, 500, 2000
+    levels = (torch.arange(quantiles) + 0.5) / quantiles
+    values = (levels > 0.7).float().expand(count, tokens, quantiles).contiguous()
+    rewards = torch.zeros(count, tokens)
+    rewards[: int(0.3 * count), -1] = 1.0
+    mask = torch.ones(count, tokens)
+    _, average = distributional_gae(rewards, values, mask, gamma=1.0, lam=0.9)
+    mixture = lambda_mixture_targets(rewards, values, mask, gamma=1.0, lam=0.9, seed=0)
+    assert average[:, 0].std().item() == pytest.approx(0.1085**0.5, abs=0.002)
+    assert mixture[:, 0].std().item() == pytest.approx(0.21**0.5, abs=0.002)
+
+
+RANGE = {"critic.return_low": 0.0, "critic.return_high": 2.0}
+ROW = lambda value, length: [value] * length + [0.0] * (T - length)  # noqa: E731
+
+
+def targets_of(settings, rollout=None, estimate=None):
+    return compute_targets(rollout or make_rollout(), estimate, build_config(settings), 0)
+
+
+def test_group_advantages_by_hand():
+    # Rewards 1, 0 | 1, 0.5. Means 0.5 | 0.75, sample deviations sqrt(.5) | sqrt(.125): both
+    # standardise to +-.70711.
+    found = targets_of({"algorithm": "grpo"}).advantages
+    expected = [ROW(v, n) for v, n in zip((1, -1, 1, -1), LENGTHS, strict=True)]
+    torch.testing.assert_close(found, 0.70711 * torch.tensor(expected), atol=1e-4, rtol=0)
+    found = targets_of({"algorithm": "dr-grpo"}).advantages
+    expected = [ROW(v, n) for v, n in zip((0.5, -0.5, 0.25, -0.25), LENGTHS, strict=True)]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+def test_groups_are_prompts_whatever_is_left_of_them():
+    """An answer whose fellows have no reward learns nothing; equal rewards teach nothing."""
+    rollout = make_rollout((1.0, 0.0, 1.0, 1.0))
+    rollout = dataclasses.replace(rollout, groups=torch.tensor([7, 3, 5, 5]))
+    for algorithm in ("grpo", "dr-grpo"):
+        assert targets_of({"algorithm": algorithm}, rollout).advantages.abs().max() == 0
+
+
+def test_reward_to_go_with_a_kl_penalty_by_hand():
+    # Every token's log-ratio to the first policy is 0.5, the penalty 0.1: each costs 0.05.
+    # Two tokens left: 1 - 0.1, one left: 1 - 0.05.
+    rollout = make_rollout((1.0, 0.0, 1.0, 0.5))
+    rollout = dataclasses.replace(rollout, old_logprobs=torch.full((4, T), 0.5))
+    settings = {"algorithm": "reinforce++", "target.kl_penalty": 0.1}
+    found = targets_of(settings, rollout)
+    assert found.raw_advantages[0].tolist() == pytest.approx([0.75, 0.8, 0.85, 0.9, 0.95])
+    assert found.raw_advantages[2, 0].item() == pytest.approx(0.95)
+    kept = found.advantages[rollout.samples.mask]
+    assert kept.mean().item() == pytest.approx(0, abs=1e-6)
+    assert kept.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+
+
+def test_bounded_advantages_are_bounded_before_they_are_whitened():
+    # lam 1: the advantage is the return less the value. Range 2, bound 0.05 * 2 = 0.1.
+    settings = {"algorithm": "ppo", "target.lam": 1.0, **RANGE}
+    estimate = Estimate(torch.zeros(4, T, 1), torch.zeros(4, 1), None, None)
+    plain = targets_of(settings, estimate=estimate)
+    clipped = targets_of({**settings, "target.advantage_clip": 0.05}, estimate=estimate)
+    mask = make_rollout().samples.mask
+    assert torch.equal(plain.raw_advantages, clipped.raw_advantages)
+    expected = whiten(plain.raw_advantages.clamp(-0.1, 0.1), mask)
+    torch.testing.assert_close(clipped.advantages, expected)
+    # Rewards 1, 0, 1, 0.5 at value 0: all but the zero meet the bound, so two numbers are left.
+    assert len(clipped.advantages[mask].unique()) == 2
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "dfpo", "reinforce++"])
+def test_rewards_cut_to_their_range_by_hand(algorithm):
+    settings = {"algorithm": algorithm, "critic.return_low": -1, "critic.return_high": 2}
+    rollout = make_rollout((10.5, -9.0, 2.0, 0.5))
+    for clip, kept in ((True, [2.0, -1.0, 2.0, 0.5]), (False, [10.5, -9.0, 2.0, 0.5])):
+        config = build_config({**settings, "target.clip_reward": clip})
+        assert token_rewards(rollout, config)[0].sum(-1).tolist() == kept
+
+
+def test_winsorised_rewards_by_hand():
+    # Value 0.5 before each last token, window 0.1 * 2: rewards 1, 0, 1, 0.5 -> .7, .3, .7, .5.
+    quantiles = torch.stack([torch.full((4, T), 0.4), torch.full((4, T), 0.6)], -1)
+    estimate = Estimate(quantiles, torch.zeros(4, 2), None, None)
+    config = build_config({"target.winsorise": 0.1, **RANGE})
+    rewards, _ = token_rewards(make_rollout(), config, estimate)
+    assert rewards.sum(-1).tolist() == pytest.approx([0.7, 0.3, 0.7, 0.5])
+    settings = {"algorithm": "ppo-winsorised", "target.winsorise": 0.1, **RANGE}
+    settings |= {"target.lam": 1.0, "target.target_lam": 1.0}
+    found = targets_of(settings, estimate=estimate)
+    assert found.raw_advantages[:, 0].tolist() == pytest.approx([0.2, -0.2, 0.2, 0.0], abs=1e-6)
+    assert found.quantiles[0, 0].tolist() == pytest.approx([0.7, 0.7])  # lam 1: the return
+
+
+def test_expected_targets_are_the_mean_of_the_quantile_wise_average():
+    estimate = make_estimate()
+    found = targets_of({"algorithm": "dfpo-expected"}, estimate=estimate).quantiles
+    whole = targets_of({"target.kind": "gae"}, estimate=estimate).quantiles
+    mask = make_rollout().samples.mask
+    assert (found == found[..., :1]).all()
+    torch.testing.assert_close(found[mask][:, 0], whole[mask].mean(-1))
+
+
+def test_rank_advantages_by_hand():
+    # Z is 0, 0, 1, 4. Of G = 1 it is below with chance 1/2, above with 1/4; of 0: 0 and 1/2;
+    # of 10 and 1000 always below; of the law 0 and 10, half each: (-1/2 + 1) / 2.
+    law = torch.tensor([4.0, 0.0, 1.0, 0.0]).expand(1, 5, 4)
+    returns = torch.tensor([[1.0, 1], [0, 0], [10, 10], [1000, 1000], [0, 10]]).unsqueeze(0)
+    assert rank_advantage(law, returns)[0].tolist() == [0.25, -0.5, 1.0, 1.0, 0.25]
+
+
+def test_rank_advantages_are_gae_where_all_returns_are_0_or_1_and_bounded_elsewhere():
+    quantiles = torch.zeros(4, T, 4)
+    quantiles[..., 3] = 1
+    estimate = Estimate(quantiles, torch.zeros(4, 4), None, None)
+    settings = {"target.lam": 1.0, "critic.num_quantiles": 4, "target.advantage": "rank"}
+    mask = make_rollout().samples.mask
+    binary = make_rollout((1.0, 0.0, 1.0, 0.0))
+    rank = targets_of(settings, binary, estimate)
+    mean = targets_of({**settings, "target.advantage": "gae"}, binary, estimate)
+    torch.testing.assert_close(rank.raw_advantages[mask], mean.raw_advantages[mask])
+    wild = targets_of(settings, make_rollout((10.0, -10.0, 1.0, 0.0)), estimate).raw_advantages
+    # Above everything 1, below everything -1; 1 is above 3 of 4, 0 is below 1 of 4.
+    assert wild[:, 0].tolist() == [1.0, -1.0, 0.75, -0.25]

@@ -1,0 +1,129 @@
+"""One update: the direction it moves the policy, and what leaves it alone."""
+
+import copy
+import dataclasses
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from dfpo.config import build_config
+from dfpo.config.noise import Noise
+from dfpo.method.critic import build_critic
+from dfpo.method.targets import compute_targets
+from dfpo.method.update import update
+from dfpo.rewards.functions import Reward
+from dfpo.rollout.collect import collect
+from dfpo.rollout.policy import SHIPPED_POLICY, load_policy, token_logprobs
+from dfpo.run.records import MetricsLog
+from dfpo.tasks import reward
+from dfpo.tasks.source import training_rows
+
+CONFIG = build_config(
+    {
+        "rollout.prompts": 3,
+        "rollout.samples": 2,
+        "critic.num_quantiles": 8,
+        "critic.return_low": 0,
+        "critic.return_high": 1,
+    }
+)
+VERIFIER = Reward(("verifier",), (reward,), (1.0,))
+
+
+@pytest.fixture
+def parts():
+    policy, tokenizer = load_policy(SHIPPED_POLICY)
+    critic = build_critic(policy, CONFIG)
+    rows = training_rows(0, 0, 3)
+    rollout = collect(policy, policy, tokenizer, rows, VERIFIER, Noise(), CONFIG, 0)
+    estimate = critic.estimate(rollout.samples, torch.Generator().manual_seed(0))
+    return policy, critic, rollout, compute_targets(rollout, estimate, CONFIG, 0)
+
+
+def step(policy, critic, rollout, targets, *, train_policy=True):
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-3, fused=True) for m in (policy, critic)]
+    return update(
+        Accelerator(cpu=True), policy, critic, *optimizers, rollout, targets, CONFIG,
+        torch.Generator().manual_seed(0), train_policy=train_policy,
+    )  # fmt: skip
+
+
+def copies(module):
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(module, before):
+    return all(torch.equal(a, b) for a, b in zip(module.parameters(), before, strict=True))
+
+
+@torch.no_grad()
+def answer_logprobs(policy, rollout):
+    logprobs, _ = token_logprobs(policy, rollout.samples, 1.0)
+    return (logprobs * rollout.samples.mask).sum(-1)
+
+
+def test_the_policy_moves_towards_what_was_better(parts):
+    policy, critic, rollout, targets = parts
+    sign = torch.tensor([1.0, -1.0] * 3).unsqueeze(-1)
+    targets = dataclasses.replace(targets, advantages=sign * rollout.samples.mask)
+    before = answer_logprobs(policy, rollout)
+    step(policy, critic, rollout, targets)
+    moved = answer_logprobs(policy, rollout) - before
+    assert moved[0::2].mean() > 0 > moved[1::2].mean()
+
+
+def test_the_critic_moves_towards_its_targets(parts):
+    policy, critic, rollout, targets = parts
+    high = dataclasses.replace(
+        targets, quantiles=torch.ones_like(targets.quantiles), mean=torch.ones_like(targets.mean)
+    )
+    mask, draws = rollout.samples.mask, torch.Generator()
+    before = critic.estimate(rollout.samples, draws).quantiles[mask].mean()
+    step(policy, critic, rollout, high)
+    assert critic.estimate(rollout.samples, draws).quantiles[mask].mean() > before
+
+
+def test_warm_up_trains_the_critic_alone(parts):
+    policy, critic, rollout, targets = parts
+    first, values = copies(policy), copies(critic)
+    metrics = step(policy, critic, rollout, targets, train_policy=False)
+    assert same(policy, first) and not same(critic, values)
+    assert "loss/policy" not in metrics
+
+
+def test_a_gradient_that_is_not_finite_is_skipped_and_logged(parts, tmp_path):
+    policy, critic, rollout, targets = parts
+    broken = dataclasses.replace(targets, advantages=targets.advantages * float("nan"))
+    first, values = copies(policy), copies(critic)
+    metrics = step(policy, critic, rollout, broken)
+    assert same(policy, first) and not same(critic, values)
+    MetricsLog(tmp_path / "m.jsonl").append(metrics)
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    record = json.loads((tmp_path / "m.jsonl").read_text(), parse_constant=refuse)
+    assert record["loss/policy"] is None
+    assert record["loss/critic"] == metrics["loss/critic"]
+
+
+def test_parts_of_a_critic_are_clipped_apart(parts):
+    """A flow whose gradient is huge leaves the mean's step as it was; clipped together, the mean's
+    gradient would be scaled to nothing."""
+    policy, critic, rollout, targets = parts
+    means = []
+    for scale in (1.0, 1e6):
+        trained = copy.deepcopy(critic)
+        coefs = dataclasses.replace(critic.coefs, anchor=scale)
+        trained.coefs = coefs
+        optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, fused=True)
+        update(
+            Accelerator(cpu=True), policy, trained, optimizer, optimizer, rollout, targets, CONFIG,
+            torch.Generator().manual_seed(0), train_policy=False,
+        )  # fmt: skip
+        means.append(trained.head.mean.weight)
+    assert torch.equal(*means) and not torch.equal(means[0], critic.head.mean.weight)
+    law, rest = critic.parts()[1], critic.parts()[0]
+    assert len(law) + len(rest) == len(list(critic.parameters()))

@@ -1,0 +1,221 @@
+"""Sampling, masks and log-probabilities of the policy."""
+
+import copy
+import types
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import dfpo.rollout.policy
+from dfpo.config import ConfigError
+from dfpo.config.draws import Stream, uniforms
+from dfpo.rollout.policy import (
+    SHIPPED_POLICY,
+    _CounterSampler,
+    attention_of,
+    compute_dtype,
+    decode,
+    generate,
+    load_policy,
+    set_compute_dtype,
+    token_logprobs,
+)
+from dfpo.tasks.source import evaluation_rows
+
+LENGTH = 64
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy(SHIPPED_POLICY)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rows = evaluation_rows(0, 3)
+    return [row["prompt"] for splits in rows.values() for split in splits.values() for row in split]
+
+
+def draw(count, step=0, seed=0):
+    return uniforms(seed, Stream.SAMPLING, step, torch.arange(count), LENGTH)
+
+
+def test_sampler_inverts_the_cumulative_distribution():
+    # probabilities .1 .2 .3 .4, cumulative .1 .3 .6 1
+    scores = torch.tensor([0.1, 0.2, 0.3, 0.4]).log().repeat(6, 1)
+    u = torch.tensor([[0.0], [0.0999], [0.1001], [0.2999], [0.6001], [0.999999]])
+    chosen = _CounterSampler(u, 1.0, 5)(torch.zeros(6, 5, dtype=torch.int64), scores).argmax(-1)
+    assert chosen.tolist() == [0, 0, 1, 1, 3, 3]
+
+
+def test_sampler_never_picks_an_impossible_token():
+    scores = torch.tensor([[float("-inf"), 0.0, 0.0, float("-inf")]]).repeat(2, 1)
+    u = torch.tensor([[0.0], [1 - 2**-24]])
+    chosen = _CounterSampler(u, 1.0, 0)(torch.zeros(2, 0, dtype=torch.int64), scores).argmax(-1)
+    assert chosen.tolist() == [1, 2]
+
+
+def test_sampler_temperature():
+    # logits 0 and ln 3 at temperature 2: weights 1 and sqrt 3, so the first has .366
+    scores = torch.tensor([[0.0, 1.0986123]]).repeat(2, 1)
+    u = torch.tensor([[0.36], [0.37]])
+    chosen = _CounterSampler(u, 2.0, 0)(torch.zeros(2, 0, dtype=torch.int64), scores).argmax(-1)
+    assert chosen.tolist() == [0, 1]
+
+
+def test_draws_do_not_depend_on_the_batch(policy, prompts):
+    """A sample's answer is the same whatever is sampled beside it."""
+    u = draw(len(prompts))
+    together, _ = decode(policy[1], generate(*policy, prompts, LENGTH, uniforms=u))
+    alone = [
+        decode(policy[1], generate(*policy, [prompt], LENGTH, uniforms=u[i : i + 1]))[0][0]
+        for i, prompt in enumerate(prompts[:4])
+    ]
+    assert together[:4] == alone
+
+
+def test_steps_and_seeds_differ():
+    assert not torch.equal(draw(4), draw(4, step=1))
+    assert not torch.equal(draw(4), draw(4, seed=1))
+    assert torch.equal(draw(4), draw(8)[:4])
+
+
+def test_mask_ends_with_the_end_token(policy, prompts):
+    model, tokenizer = policy
+    samples = generate(model, tokenizer, prompts, LENGTH, uniforms=draw(len(prompts)))
+    answers = samples.input_ids[:, -samples.mask.shape[1] :]
+    for ids, mask, truncated in zip(answers, samples.mask, samples.truncated, strict=True):
+        count = int(mask.sum())
+        assert mask[:count].all() and not mask[count:].any()
+        assert (ids[:count] == tokenizer.eos_token_id).sum() == (0 if truncated else 1)
+        assert truncated or ids[count - 1] == tokenizer.eos_token_id
+
+
+def test_short_limit_truncates(policy, prompts):
+    samples = generate(*policy, prompts, 3, uniforms=draw(len(prompts)))
+    assert samples.truncated.all() and samples.mask.all() and samples.mask.shape[1] == 3
+
+
+def test_logprobs_against_one_unpadded_forward(policy, prompts):
+    """Padding, positions and temperature leave each token's log-probability what it is alone."""
+    model, tokenizer = policy
+    samples = generate(model, tokenizer, prompts, LENGTH, uniforms=draw(len(prompts)))
+    found, entropy = token_logprobs(model, samples, temperature=1.7)
+    for row in range(len(prompts)):
+        ids = samples.input_ids[row][samples.attention_mask[row].bool()]
+        count = int(samples.mask[row].sum())
+        logits = model(ids.unsqueeze(0)).logits[0, -count - 1 : -1] / 1.7
+        law = torch.distributions.Categorical(logits=logits)
+        torch.testing.assert_close(
+            found[row, :count], law.log_prob(ids[-count:]), atol=2e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(entropy[row, :count], law.entropy(), atol=2e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wish", ["auto", "sdpa", "eager"])
+def test_transformers_reports_the_attention(wish):
+    model, _ = load_policy(SHIPPED_POLICY, wish)
+    assert model.config._attn_implementation == ("sdpa" if wish == "auto" else wish)
+
+
+def test_flash_attn_is_chosen_where_it_is_installed_and_the_dtype_allows(monkeypatch):
+    for installed in (False, True):
+        monkeypatch.setattr(dfpo.rollout.policy, "is_flash_attn_2_available", lambda x=installed: x)
+        for dtype in (torch.bfloat16, torch.float16):
+            expected = "flash_attention_2" if installed else None
+            assert attention_of("auto", dtype) == expected
+        assert attention_of("auto", torch.float32) is None
+        assert attention_of("sdpa", torch.bfloat16) == "sdpa"
+    with pytest.raises(ConfigError, match="attention: flash_attention_2 takes bfloat16"):
+        attention_of("flash_attention_2", torch.float32)
+
+
+def test_flash_attn_is_what_transformers_is_asked_for(monkeypatch):
+    """By the dtype that the policy multiplies in; its weights are float32 either way."""
+    asked = []
+    own = AutoModelForCausalLM.from_pretrained
+
+    def from_pretrained(*, attn_implementation, dtype, **source):
+        asked.append((attn_implementation, dtype))
+        return own(**source, dtype=dtype)
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", from_pretrained)
+    monkeypatch.setattr(dfpo.rollout.policy, "is_flash_attn_2_available", lambda: True)
+    load_policy(SHIPPED_POLICY, dtype=torch.bfloat16)
+    load_policy(SHIPPED_POLICY, dtype=torch.float32)
+    load_policy(SHIPPED_POLICY, "sdpa", torch.bfloat16)
+    assert asked == [("flash_attention_2", torch.float32), (None, torch.float32),
+                     ("sdpa", torch.float32)]  # fmt: skip
+
+
+@pytest.mark.parametrize("wish", ["auto", "sdpa", "eager"])
+def test_transformers_reports_the_attention_in_bfloat16(wish):
+    model, _ = load_policy(SHIPPED_POLICY, wish, torch.bfloat16)
+    assert model.config._attn_implementation == ("sdpa" if wish == "auto" else wish)
+
+
+@pytest.mark.parametrize(
+    ("wish", "device", "has_bfloat16", "expected"),
+    [
+        ("auto", "cpu", True, torch.float32),
+        ("auto", "cuda", True, torch.bfloat16),
+        ("auto", "cuda", False, torch.float32),
+        ("float32", "cuda", True, torch.float32),
+        ("bfloat16", "cpu", False, torch.bfloat16),
+    ],
+)
+def test_auto_is_bfloat16_on_a_gpu_that_has_it(monkeypatch, wish, device, has_bfloat16, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bfloat16)
+    assert compute_dtype(wish, torch.device(device)) == expected
+
+
+def test_bfloat16_multiplies_and_float32_is_kept(prompts):
+    """2^-9 is what rounding to bfloat16 changes; nothing is as near to float32 as float32."""
+    both = [load_policy(SHIPPED_POLICY, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
+    (model, tokenizer), (half, _) = both
+    assert all(p.dtype == torch.float32 for p in half.parameters())
+    samples = generate(model, tokenizer, prompts, 16, uniforms=draw(len(prompts)))
+    multiplied = []
+    half.model.layers[0].mlp.up_proj.register_forward_hook(
+        lambda module, args, output: multiplied.append(output.dtype)
+    )
+    (found, entropy), (expected, _) = (token_logprobs(m, samples, 1.0) for m in (half, model))
+    assert multiplied == [torch.bfloat16]
+    assert found.dtype == entropy.dtype == torch.float32
+    difference = (found - expected)[samples.mask].abs()
+    assert 1e-6 < difference.mean() < 2e-2
+    (found * samples.mask).sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in half.parameters())
+
+
+def test_a_copy_in_bfloat16_has_weights_of_its_own(prompts):
+    """The reference policy is a deepcopy: what wraps its forward pass must not lead back."""
+    model, tokenizer = load_policy(SHIPPED_POLICY, dtype=torch.bfloat16)
+    first = copy.deepcopy(model)
+    samples = generate(model, tokenizer, prompts[:2], 8)
+    with torch.no_grad():
+        before, _ = token_logprobs(first, samples, 1.0)
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+        assert torch.equal(token_logprobs(first, samples, 1.0)[0], before)
+        assert not torch.equal(token_logprobs(model, samples, 1.0)[0], before)
+    assert isinstance(first.base_model.forward, types.MethodType)
+    assert first.base_model.forward.__self__ is first.base_model
+
+
+def test_float32_is_left_alone():
+    module = torch.nn.Linear(2, 2)
+    set_compute_dtype(module, torch.float32)
+    assert "forward" not in vars(module)
+
+
+def test_padding_or_none_makes_no_difference(policy):
+    """The mask is made whether or not it is full: a full one is causal attention."""
+    model, tokenizer = policy
+    samples = generate(model, tokenizer, ["1", "1"], 3)
+    assert samples.attention_mask.all()
+    with torch.no_grad():
+        masked = model(samples.input_ids, attention_mask=samples.attention_mask).logits
+        plain = model(samples.input_ids).logits
+    torch.testing.assert_close(masked, plain, atol=1e-5, rtol=1e-5)

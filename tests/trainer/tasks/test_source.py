@@ -1,0 +1,193 @@
+"""Prompts from files and from reasoning-gym."""
+
+import json
+from zlib import crc32
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from dfpo.config import ConfigError, build_config
+from dfpo.tasks.reasoning_gym import open_task
+from dfpo.tasks.source import open_source, read_rows
+
+GYM = ["chain_sum", "gcd", "leg_counting", "simple_equations", "time_intervals"]
+CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def source(tmp_path, rows, *, chat=True, **settings):
+    path = write(tmp_path / "train.jsonl", rows)
+    config = build_config({"data": str(path), "reward": "x.py:f", **settings})
+    return open_source(config, chat)
+
+
+def test_jsonl_and_parquet_hold_the_same(tmp_path):
+    rows = [{"prompt": CHAT, "answer": 4}, {"prompt": CHAT[1:], "answer": 5}]
+    path = write(tmp_path / "a.jsonl", rows)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    assert read_rows("data", path) == read_rows("data", tmp_path / "a.parquet") == rows
+
+
+def test_a_missing_column_is_none(tmp_path):
+    path = write(tmp_path / "a.jsonl", [{"prompt": "a", "x": 1}, {"prompt": "b", "y": 2}])
+    assert read_rows("data", path) == [
+        {"prompt": "a", "x": 1, "y": None},
+        {"prompt": "b", "x": None, "y": 2},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"prompt": "a"}\n\n{"prompt": \n', ["line 3", "not JSON"]),
+        ('{"prompt": "a"}\n["b"]\n', ["line 2", "list"]),
+        ('{"question": "a"}\n', ["line 1", "prompt", "question"]),
+        ('{"prompt": ""}\n', ["line 1", "''"]),
+        ('{"prompt": 3}\n', ["line 1", "3"]),
+        ('{"prompt": []}\n', ["line 1", "[]"]),
+        ('{"prompt": [{"role": "user"}]}\n', ["line 1", "role"]),
+        ('{"prompt": [{"role": "user", "content": 3}]}\n', ["line 1", "content"]),
+        ('{"prompt": "a", "completions": 1}\n', ["line 1", "completions"]),
+        ('{"prompt": "a", "domain": 1}\n', ["line 1", "domain"]),
+        ("\n", ["no rows"]),
+    ],
+)
+def test_wrong_lines_are_named(tmp_path, content, words):
+    path = tmp_path / "a.jsonl"
+    path.write_text(content)
+    with pytest.raises(ConfigError) as error:
+        read_rows("data", path)
+    assert "\n" not in str(error.value)
+    for word in [*words, "a.jsonl"]:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["absent.jsonl", "a.csv", "broken.parquet", "latin.jsonl"])
+def test_wrong_files_are_named(tmp_path, name):
+    (tmp_path / "a.csv").write_text("prompt\na\n")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 nothing")
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é"}'.encode("latin-1"))
+    with pytest.raises(ConfigError, match=name):
+        read_rows("data", tmp_path / name)
+
+
+def test_every_epoch_meets_every_prompt_once(tmp_path):
+    rows = [{"prompt": str(i)} for i in range(10)]
+    training = source(tmp_path, rows).training
+    seen = [row["prompt"] for step in range(5) for row in training(step, 4)]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == sorted(str(i) for i in range(10))
+    assert seen[:10] != seen[10:], "each epoch has an order of its own"
+    assert [row["prompt"] for row in training(3, 4)] == seen[12:16], "a step knows its place"
+    other = source(tmp_path, rows, seed=1).training(0, 4)
+    assert [row["prompt"] for row in other] != seen[:4]
+
+
+def test_held_out_rows_have_domains_and_splits(tmp_path):
+    rows = [
+        {"prompt": f"{i}", "domain": "ab"[i % 2], "split": "ood" if i < 4 else "test"}
+        for i in range(12)
+    ]
+    path = write(tmp_path / "eval.jsonl", rows)
+    held = source(tmp_path, rows, eval_data=str(path)).held_out
+    assert {d: {s: len(r) for s, r in splits.items()} for d, splits in held.items()} == {
+        "a": {"id": 4, "ood": 2}, "b": {"id": 4, "ood": 2}
+    }  # fmt: skip
+    few = source(tmp_path, rows, **{"eval_data": str(path), "eval.prompts": 3}).held_out
+    assert len(few["a"]["id"]) == 3 and len(few["a"]["ood"]) == 2
+    assert few == source(tmp_path, rows, **{"eval_data": str(path), "eval.prompts": 3}).held_out
+
+
+def test_without_held_out_rows_training_prompts_are_called_so(tmp_path):
+    rows = [{"prompt": str(i)} for i in range(5)]
+    held = source(tmp_path, rows).held_out
+    assert list(held) == ["data"] and list(held["data"]) == ["train"]
+    assert source(tmp_path, rows, **{"eval.prompts": 0}).held_out == {}
+
+
+@pytest.mark.parametrize("name", GYM)
+def test_reasoning_gym(name):
+    gym = open_task(name, chat=True)
+    train, held = gym.training_rows(3, 0, 8), gym.evaluation_rows(3, 8)
+    assert train[2:4] == gym.training_rows(3, 1, 2), "a row depends on its place alone"
+    assert {crc32(r["prompt"][0]["content"].encode()) % 5 == 0 for r in held} == {True}
+    assert {crc32(r["prompt"][0]["content"].encode()) % 5 == 0 for r in train} == {False}
+    entries = [row["entry"] for row in train]
+    right = [f"Let me see. <answer>{row['answer']}</answer>" for row in train]
+    assert gym.score(completions=right, entry=entries) == [1.0] * 8
+    bare = [[{"role": "assistant", "content": f" {row['answer']}\n"}] for row in train]
+    assert gym.score(completions=bare, entry=entries) == [1.0] * 8
+    wrong = gym.score(completions=["<answer>no idea</answer>"] * 8, entry=entries)
+    assert max(wrong) < 0.5
+
+
+def test_reasoning_gym_settings_and_plain_text():
+    gym = open_task("chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1", chat=False)
+    row = gym.training_rows(0, 0, 1)[0]
+    assert isinstance(row["prompt"], str)
+    assert (
+        row["entry"]["metadata"]["num_terms"] == 2 and row["entry"]["metadata"]["num_digits"] == 1
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ("reasoning_gym:chain_som", ["chain_som", "did you mean chain_sum?"]),
+        ("reasoning_gym:chain_sum,max_terms", ["max_terms", "KEY=VALUE"]),
+        ("reasoning_gym:chain_sum,terms=2", ["terms"]),
+        ("reasoning_gym:chain_sum,min_terms=9,max_terms=2", ["chain_sum"]),
+        ("arithmetic", ["arithmetic", "suite", "reasoning_gym:NAME"]),
+    ],
+)
+def test_wrong_tasks_are_named(task, words):
+    with pytest.raises(ConfigError) as error:
+        open_source(build_config({"task": task}), chat=True)
+    assert "\n" not in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_training_on_named_domains_makes_the_others_out_of_domain():
+    config = build_config({"task": "hard:science", "eval.prompts": 3})
+    source = open_source(config, chat=False)
+    rows = source.training(0, 5)
+    assert [row["domain"] for row in rows] == ["science"] * 5
+    assert rows[3:] == source.training(0, 5)[3:] and rows[0] != source.training(1, 5)[0]
+    counts = {d: {s: len(r) for s, r in splits.items()} for d, splits in source.held_out.items()}
+    # Of the other domains both ranges are out of domain.
+    assert counts == {"math": {"ood": 6}, "science": {"id": 3, "ood": 3}, "dialogue": {"ood": 6}}
+    whole = open_source(build_config({"task": "hard", "eval.prompts": 3}), chat=False)
+    assert source.held_out["science"] == whole.held_out["science"]
+    assert source.held_out["math"]["ood"] == [
+        row for split in ("id", "ood") for row in whole.held_out["math"][split]
+    ]
+    trained = {row["prompt"] for step in range(20) for row in source.training(step, 16)}
+    held = {
+        r["prompt"] for splits in whole.held_out.values() for rows in splits.values() for r in rows
+    }
+    assert not trained & held
+
+
+def test_two_named_domains_take_turns():
+    source = open_source(build_config({"task": "suite:math,dialogue"}), chat=False)
+    assert [r["domain"] for r in source.training(0, 4)] == ["math", "dialogue", "math", "dialogue"]
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("suit", "must be suite, hard"),
+        ("hard:", "names the domain ''"),
+        ("hard:maths", "names the domain 'maths', must be one of math, science, dialogue"),
+        ("benchmarks:", "or benchmarks:DIR"),
+        ("benchmarks:nowhere", "nowhere/train holds no file"),
+    ],
+)
+def test_unknown_tasks_and_domains_are_named(task, message):
+    with pytest.raises(ConfigError, match=message):
+        open_source(build_config({"task": task}), chat=False)
