@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from dfpo.run import train as training
 from dfpo.config import ConfigError, build_config
 from dfpo.config.noise import parse_noise
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
 from dfpo.rollout.votes import agreement, cast_votes, majority
+from dfpo.run import train as training
 from dfpo.run.setup import set_up
 from dfpo.tasks import SUITES
 from dfpo.tasks.source import training_rows
