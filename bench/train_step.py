@@ -18,9 +18,9 @@ from transformers.utils import logging
 
 from dfpo.config import build_config
 from dfpo.config.noise import Noise
-from dfpo.method.critic import build_critic
+from dfpo.method.critics import build_critic
 from dfpo.method.targets import compute_targets
-from dfpo.method.update import update
+from dfpo.method.update import Learner, update
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
@@ -51,12 +51,16 @@ class Arm:
         ]
         self.accelerator = Accelerator(cpu=True)
         self.generator = torch.Generator().manual_seed(0)
+        self.learner = Learner(
+            self.accelerator, self.policy, self.critic, *self.optimizers, self.generator
+        )
 
     def collect(self):
         rows = training_rows(0, 0, self.config.rollout.prompts)
         return collect(
-            self.policy, self.policy, self.tokenizer, rows, VERIFIER, Noise(), self.config, 0
-        )
+            self.policy, self.policy, self.tokenizer, rows,
+            reward=VERIFIER, noise=Noise(), config=self.config, step=0,
+        )  # fmt: skip
 
     def learn(self, rollout, seconds: dict[str, list[float]]) -> None:
         """Every stage but the rollout; appends to ``seconds``."""
@@ -66,10 +70,7 @@ class Arm:
         targets = compute_targets(rollout, estimate, self.config, 0)
         marks.append(time.process_time())
         for train_policy in (False, True):
-            update(
-                self.accelerator, self.policy, self.critic, *self.optimizers, rollout, targets,
-                self.config, self.generator, train_policy=train_policy,
-            )  # fmt: skip
+            update(self.learner, rollout, targets, self.config, train_policy=train_policy)
             marks.append(time.process_time())
         spans = [end - start for start, end in zip(marks, marks[1:], strict=False)]
         # The second update did the critic's part again.

@@ -6,6 +6,7 @@ Generation is transformers' and the same for every arm; a few tokens of it are t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,12 +18,11 @@ from card import DEVICE, DRY, keep, milliseconds, peak_gigabytes, synchronize
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dfpo.config import build_config
-from dfpo.method.critic import build_critic
+from dfpo.config.types import Answers, Rollout, Samples, Scored
+from dfpo.method.critics import build_critic
 from dfpo.method.targets import compute_targets
-from dfpo.method.update import update
-from dfpo.rewards.functions import Scored
-from dfpo.rollout.collect import Rollout
-from dfpo.rollout.policy import Samples, set_compute_dtype, token_logprobs
+from dfpo.method.update import Learner, update
+from dfpo.rollout.policy import set_compute_dtype, token_logprobs
 
 # Qwen2.5 0.5B and 1.5B, from their configurations on the hub.
 MODELS = {
@@ -63,19 +63,25 @@ def make_rollout(policy: Qwen2ForCausalLM) -> Rollout:
     ids = torch.randint(0, policy.config.vocab_size, shape, generator=generator, device=DEVICE)
     mask = torch.ones(ANSWERS, LENGTH, dtype=torch.bool, device=DEVICE)
     samples = Samples(
-        ids, torch.ones_like(ids), mask, torch.zeros(ANSWERS, dtype=torch.bool, device=DEVICE)
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mask=mask,
+        truncated=torch.zeros(ANSWERS, dtype=torch.bool, device=DEVICE),
     )
     logprobs = []
     with torch.no_grad():
         for rows in torch.arange(ANSWERS, device=DEVICE).chunk(MINIBATCHES):
-            part = Samples(*(x[rows] for x in samples))
+            part = samples.select(rows)
             logprobs.append(token_logprobs(policy, part, 1.0, entropy=False)[0])
     old = torch.cat(logprobs)
     rewards = torch.rand(ANSWERS, generator=generator, device=DEVICE).round()
     return Rollout(
         scored=Scored(values=rewards.cpu(), parts={}, unscored=0, invalid=0, problem=None),
-        rows=[{}] * ANSWERS, completions=[""] * ANSWERS, lengths=[LENGTH] * ANSWERS,
-        samples=samples, sample_ids=torch.arange(ANSWERS, device=DEVICE),
+        answers=Answers(
+            rows=[{}] * ANSWERS, texts=[""] * ANSWERS, token_ids=[[0] * LENGTH] * ANSWERS,
+            sample_ids=torch.arange(ANSWERS, device=DEVICE),
+        ),
+        samples=samples,
         groups=torch.arange(ANSWERS, device=DEVICE) // 4,
         clean_rewards=rewards, rewards=rewards,
         old_logprobs=old, ref_logprobs=old, entropy=torch.zeros_like(old),
@@ -100,25 +106,23 @@ def measure(model: str, arm: str) -> dict[str, object]:
         torch.optim.AdamW(module.parameters(), lr=1e-6, fused=True) for module in (policy, critic)
     ]
     generator = torch.Generator(DEVICE).manual_seed(0)
+    learner = Learner(accelerator, policy, critic, *optimizers, generator)
 
     def estimate():
         """In the same parts as the update: one batch of all answers would not fit."""
         parts = []
         for rows in torch.arange(ANSWERS, device=DEVICE).chunk(MINIBATCHES):
-            parts.append(critic.estimate(Samples(*(x[rows] for x in rollout.samples)), generator))
+            parts.append(critic.estimate(rollout.samples.select(rows), generator))
         first = parts[0]
         joined = {
             name: torch.cat([getattr(part, name) for part in parts])
             for name in ("quantiles", "final")
         }
-        return first._replace(**joined)
+        return dataclasses.replace(first, **joined)
 
     def step():
         targets = compute_targets(rollout, estimate(), config, 0)
-        update(
-            accelerator, policy, critic, *optimizers, rollout, targets, config, generator,
-            train_policy=True,
-        )  # fmt: skip
+        update(learner, rollout, targets, config, train_policy=True)
 
     step()  # compiles kernels and makes the optimiser's state
     rounds = 1 if DRY else 3

@@ -18,11 +18,12 @@ from card import DEVICE, DRY, keep
 
 from dfpo.config import build_config
 from dfpo.config.noise import Noise
-from dfpo.method.critic import build_critic
+from dfpo.config.types import Rollout
+from dfpo.method.critics import build_critic
+from dfpo.method.policy_losses import PolicyBatch, clip
 from dfpo.method.targets import compute_targets
-from dfpo.method.update import policy_loss
 from dfpo.rewards.functions import Reward
-from dfpo.rollout.collect import Rollout, collect
+from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy, set_compute_dtype
 from dfpo.tasks import reward
 from dfpo.tasks.source import training_rows
@@ -35,13 +36,14 @@ ARMS = ("dfpo", "dfpo-paper", "ppo")
 
 
 def to_device(rollout: Rollout, device: str) -> Rollout:
-    moved = {
-        field.name: value.to(device)
-        for field in dataclasses.fields(rollout)
-        if isinstance(value := getattr(rollout, field.name), torch.Tensor)
-    }
-    samples = type(rollout.samples)(*(x.to(device) for x in rollout.samples))
-    return dataclasses.replace(rollout, samples=samples, **moved)
+    """The rollout with all of its tensors there."""
+
+    def moved(part):
+        tensors = {k: v.to(device) for k, v in vars(part).items() if isinstance(v, torch.Tensor)}
+        return dataclasses.replace(part, **tensors)
+
+    parts = {"samples": moved(rollout.samples), "answers": moved(rollout.answers)}
+    return dataclasses.replace(moved(rollout), **parts)
 
 
 @contextmanager
@@ -68,13 +70,15 @@ def step_on(device: str, policy, critic, rollout: Rollout, config) -> dict[str, 
     with draws_of_the_cpu():
         estimate = critic.estimate(rollout.samples, generator)
         targets = compute_targets(rollout, estimate, config, 0)
-        loss, terms = critic.loss(rollout.samples, targets, generator, sum(rollout.lengths))
+        loss, terms = critic.loss(
+            rollout.samples, targets.critic, generator, sum(rollout.answers.lengths)
+        )
         loss.backward()
-    old, ref = rollout.old_logprobs, rollout.ref_logprobs
-    own, metrics = policy_loss(policy, critic, rollout.samples, targets, old, ref, config)
+    everything = torch.arange(len(rollout.answers), device=device)
+    own, metrics = clip(policy, critic, PolicyBatch.of(rollout, targets, everything), config)
     own.backward()
     values = {"quantiles": estimate.quantiles, "final": estimate.final}
-    values |= {"advantages": targets.advantages, "target_quantiles": targets.quantiles}
+    values |= {"advantages": targets.advantages, "target_quantiles": targets.critic.quantiles}
     values |= {"critic_loss": loss, "policy_loss": own}
     values |= {f"critic/{name}": x for name, x in terms.items()}
     values |= {f"policy/{name}": x for name, x in metrics.items()}
@@ -124,10 +128,10 @@ def main() -> int:
             for parameter in critic.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
         rows = training_rows(0, 0, config.rollout.prompts)
-        arguments = (tokenizer, rows, VERIFIER, Noise(), config, 0)
-        rollout = collect(policy, policy, *arguments)
+        arguments = {"reward": VERIFIER, "noise": Noise(), "config": config, "step": 0}
+        rollout = collect(policy, policy, tokenizer, rows, **arguments)
         there = copy.deepcopy(policy).to(DEVICE)
-        twin = collect(there, there, *arguments)
+        twin = collect(there, there, tokenizer, rows, **arguments)
         same = twin.samples.input_ids.shape == rollout.samples.input_ids.shape
         tokens = (
             float((twin.samples.input_ids.cpu() == rollout.samples.input_ids).float().mean())

@@ -103,6 +103,7 @@ def fit(
     critic: TokenCritic,
     optimizer: torch.optim.Optimizer,
     answers: Answers,
+    *,
     laws: Tensor,  # [B, T, Q]
     returns: Tensor,  # [B, T]
     config: ValueFlowConfig,

@@ -109,8 +109,9 @@ class ValueFlowGRPOTrainer(GRPOTrainer):
             config.seed + self.critic_batches,
         )
         loss = fit(
-            self.critic, self.critic_optimizer, answers, *targets, config, size,
-            self.critic_draws, self.accelerator,
+            self.critic, self.critic_optimizer, answers,
+            laws=targets[0], returns=targets[1], config=config, size=size,
+            draws=self.critic_draws, accelerator=self.accelerator,
         )  # fmt: skip
         warm = self.critic_batches >= config.warmup_batches
         self.critic_batches += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -10,54 +11,46 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dfpo.config import Config
-from dfpo.method.critic import Critic
-from dfpo.method.losses import clipped_loss, kl_loss, trajectory_balance_loss
-from dfpo.method.targets import Targets
-from dfpo.rollout.collect import Rollout
-from dfpo.rollout.policy import Samples, token_logprobs
+from dfpo.config.choices import POLICY_LOSSES
+from dfpo.config.types import Rollout, Targets
+from dfpo.method.critics import Critic
+from dfpo.method.policy_losses import PolicyBatch
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What an update changes."""
+
+    accelerator: Accelerator
+    policy: PreTrainedModel
+    critic: Critic
+    policy_optimizer: torch.optim.Optimizer
+    critic_optimizer: torch.optim.Optimizer | None  # None: the critic has nothing of its own
+    generator: torch.Generator
 
 
 def update(
-    accelerator: Accelerator,
-    policy: PreTrainedModel,
-    critic: Critic,
-    policy_optimizer: torch.optim.Optimizer,
-    critic_optimizer: torch.optim.Optimizer | None,
-    rollout: Rollout,
-    targets: Targets,
-    config: Config,
-    generator: torch.Generator,
-    *,
-    train_policy: bool,
+    learner: Learner, rollout: Rollout, targets: Targets, config: Config, *, train_policy: bool
 ) -> dict[str, float]:
     """Passes over the rollout in shuffled minibatches; returns the mean of each metric. A critic
     without an optimiser of its own is not trained, or with the policy."""
     sums: dict[str, list[Tensor]] = defaultdict(list)
-    count = rollout.samples.mask.shape[0]
-    longest = sorted(rollout.lengths, reverse=True)
-    parameters = [p for group in policy_optimizer.param_groups for p in group["params"]]
+    generator, count = learner.generator, len(rollout.answers)
+    longest = sorted(rollout.answers.lengths, reverse=True)
     epochs = config.policy.epochs if train_policy else config.critic.warmup_epochs
+
     for _ in range(epochs):
         order = torch.randperm(count, generator=generator, device=generator.device)
         for rows in order.chunk(config.policy.minibatches):
-            samples = Samples(*(x[rows] for x in rollout.samples))
-            batch = targets.select(rows)
-
-            found: dict[str, Tensor] = {}
-            if critic_optimizer is not None:
-                most = sum(longest[: len(rows)])
-                loss, terms = critic.loss(samples, batch, generator, most)
-                norm = _step(accelerator, critic_optimizer, loss, critic.parts(), config)
-                found |= {"loss/critic": loss, "grad_norm/critic": norm}
-                found |= {f"critic/{name}": term for name, term in terms.items()}
+            metrics: dict[str, Tensor] = {}
+            if learner.critic_optimizer is not None:
+                most_tokens = sum(longest[: len(rows)])
+                metrics |= _train_critic(learner, rollout, targets, rows, most_tokens, config)
             if train_policy:
-                old, ref = rollout.old_logprobs[rows], rollout.ref_logprobs[rows]
-                loss, metrics = policy_loss(policy, critic, samples, batch, old, ref, config)
-                norm = _step(accelerator, policy_optimizer, loss, [parameters], config)
-                found |= {"loss/policy": loss, "grad_norm/policy": norm}
-                found |= {f"policy/{name}": value for name, value in metrics.items()}
-            for name, value in found.items():
+                metrics |= _train_policy(learner, PolicyBatch.of(rollout, targets, rows), config)
+            for name, value in metrics.items():
                 sums[name].append(value.detach())
+
     if not sums:
         return {}
     # One wait for the device, not one per metric.
@@ -65,33 +58,32 @@ def update(
     return dict(zip(sums, means.tolist(), strict=True))
 
 
-def policy_loss(
-    policy: PreTrainedModel,
-    critic: Critic,
-    samples: Samples,
+def _train_critic(
+    learner: Learner,
+    rollout: Rollout,
     targets: Targets,
-    old_logprobs: Tensor,  # [B, T]
-    ref_logprobs: Tensor,  # [B, T]
+    rows: Tensor,
+    most_tokens: int,
     config: Config,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss that ``policy.loss`` names, its KL term included, and its metrics."""
-    settings, mask = config.policy, samples.mask
-    if settings.loss == "trajectory_balance":
-        with critic.watch(policy) as hidden:
-            logprobs, _ = token_logprobs(policy, samples, config.rollout.temperature, entropy=False)
-        return trajectory_balance_loss(
-            logprobs, old_logprobs, ref_logprobs, targets.advantages,
-            critic.log_partition(hidden[-1], samples), mask,
-            beta=settings.beta, clip=settings.clip, clip_high=settings.clip_high,
-        )  # fmt: skip
-    logprobs, _ = token_logprobs(policy, samples, config.rollout.temperature, entropy=False)
-    averaged = {"average": settings.average, "longest": config.rollout.max_new_tokens}
-    loss, metrics = clipped_loss(
-        logprobs, old_logprobs, targets.advantages, mask,
-        clip=settings.clip, clip_high=settings.clip_high, dual_clip=settings.dual_clip, **averaged,
-    )  # fmt: skip
-    kl = kl_loss(logprobs, ref_logprobs, mask, **averaged)
-    return loss + settings.kl_coef * kl, {**metrics, "kl": kl.detach()}
+) -> dict[str, Tensor]:
+    critic = learner.critic
+    samples, learned = rollout.samples.select(rows), targets.critic.select(rows)
+    loss, terms = critic.loss(samples, learned, learner.generator, most_tokens)
+
+    norm = _step(learner.accelerator, learner.critic_optimizer, loss, critic.parts(), config)
+    named = {f"critic/{name}": term for name, term in terms.items()}
+    return {"loss/critic": loss, "grad_norm/critic": norm, **named}
+
+
+def _train_policy(learner: Learner, batch: PolicyBatch, config: Config) -> dict[str, Tensor]:
+    optimizer = learner.policy_optimizer
+    policy_loss = POLICY_LOSSES[config.policy.loss].load()
+    loss, metrics = policy_loss(learner.policy, learner.critic, batch, config)
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = _step(learner.accelerator, optimizer, loss, [parameters], config)
+    named = {f"policy/{name}": value for name, value in metrics.items()}
+    return {"loss/policy": loss, "grad_norm/policy": norm, **named}
 
 
 def _step(
@@ -108,6 +100,7 @@ def _step(
     clip = config.policy.max_grad_norm
     norms = [accelerator.clip_grad_norm_(part, clip) for part in parts]
     norm = torch.stack(norms).norm()
+
     # The fused optimiser reads the flag on the device, where asking for it here would wait.
     fused = getattr(optimizer, "optimizer", optimizer)
     fused.grad_scale, fused.found_inf = None, (~torch.isfinite(norm)).float()

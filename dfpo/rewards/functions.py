@@ -13,7 +13,7 @@ import importlib.util
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,7 +23,8 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dfpo.config import Config, ConfigError
-from dfpo.tasks.source import Row, columns
+from dfpo.config.types import Row, Scored
+from dfpo.tasks.source import columns
 
 RewardFunction = Callable[..., Sequence[float | None]]
 REWARD_MODEL_BATCH = 16
@@ -31,23 +32,6 @@ REWARD_MODEL_BATCH = 16
 
 class RewardError(ValueError):
     """What a reward function did wrong, in one line."""
-
-
-@dataclass(frozen=True)
-class Scored:
-    """One number per answer; NaN where there is none."""
-
-    values: Tensor  # [B] float32, NaN where unscored or invalid
-    parts: dict[str, Tensor]  # name of each of several rewards -> [B]
-    unscored: int  # answers that every reward returned None for
-    invalid: int  # answers for which a reward failed
-    problem: str | None  # the first failure, in one line
-
-    def without(self, missing: Tensor) -> Scored:  # [B] bool
-        """The same with no score where there is none after noise."""
-        lost = int((missing & self.values.isfinite()).sum())
-        values = self.values.masked_fill(missing, math.nan)
-        return replace(self, values=values, unscored=self.unscored + lost)
 
 
 @dataclass(frozen=True)
@@ -93,7 +77,13 @@ class Reward:
         parts = {}
         if len(self.names) > 1:
             parts = {name: _tensor(scores) for name, scores in zip(self.names, found, strict=True)}
-        return Scored(_tensor(totals), parts, unscored, len(failed), problem)
+        return Scored(
+            values=_tensor(totals),
+            parts=parts,
+            unscored=unscored,
+            invalid=len(failed),
+            problem=problem,
+        )
 
 
 def _keywords(

@@ -2,7 +2,8 @@
 
 Noise touches the training reward only; evaluation and the logged clean reward never see it. Every
 draw is a function of (seed, step, sample id), or of (seed, prompt), so arms compared on one seed
-meet the same noise.
+meet the same noise. Each kind is a function (rewards, level, labels) -> rewards with a row in
+``dfpo.config.noise``.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import torch
 from torch import Tensor
 
 from dfpo.config.draws import Stream, uniforms
-from dfpo.config.noise import Noise
+from dfpo.config.noise import NOISES, Noise
 
 OUTLIER_SIZE = 10.0
-DRAWS = 5  # per answer: flip, outlier, its sign, heavy tail, missing
+DRAWS = 5  # per answer, by column: flip, outlier, its sign, heavy tail, missing
+FLIP, OUTLIER, SIGN, TAIL, MISSING = range(DRAWS)
 
 
 @dataclass(frozen=True)
-class Answers:
+class NoiseInputs:
     """What noise may look at beside the rewards."""
 
     sample_ids: Tensor  # [B] int64
@@ -34,10 +36,29 @@ class Answers:
     votes: Tensor | None = None  # [B], 1 where the answer is the vote's, 0 where not, NaN: no vote
 
 
+@dataclass(frozen=True)
+class Labels:
+    """The rewards before any error is made, and the draws that decide which errors are."""
+
+    rewards: Tensor  # [B], the truth or the vote; NaN where there is none
+    draws: Tensor  # [B, DRAWS] uniforms in [0, 1)
+    inputs: NoiseInputs
+    low: float
+    high: float
+
+    @property
+    def width(self) -> float:
+        return self.high - self.low
+
+    @property
+    def positive(self) -> Tensor:  # [B] bool
+        return self.rewards > (self.low + self.high) / 2
+
+
 def corrupt(
     noise: Noise,
     rewards: Tensor,  # [B], NaN where there is none
-    answers: Answers,
+    inputs: NoiseInputs,
     *,
     seed: int,
     step: int,
@@ -45,38 +66,49 @@ def corrupt(
     high: float,
 ) -> Tensor:  # [B]
     """The rewards that training sees, NaN where there is none."""
-    if noise == Noise():
+    if not noise:
         return rewards
     if noise.per == "prompt":
-        draws = uniforms(seed, Stream.PROMPT_NOISE, 0, answers.prompt_ids, DRAWS)
+        draws = uniforms(seed, Stream.PROMPT_NOISE, 0, inputs.prompt_ids, DRAWS)
     else:
-        draws = uniforms(seed, Stream.NOISE, step, answers.sample_ids, DRAWS)
+        draws = uniforms(seed, Stream.NOISE, step, inputs.sample_ids, DRAWS)
     if noise.vote:
-        label = low + (high - low) * answers.votes
-        rewards = torch.where(rewards.isfinite(), label, rewards)
-    positive = rewards > (low + high) / 2
-    rate = torch.where(positive, noise.false_negatives, noise.false_positives)
-    if noise.length < 1:
-        rate = _length_bias(noise.length, positive, rewards.isfinite(), answers)
-    noisy = torch.where(draws[:, 0] < rate, low + high - rewards, rewards)
-    size = OUTLIER_SIZE * (high - low) * torch.where(draws[:, 2] < 0.5, -1.0, 1.0)
-    noisy = torch.where(draws[:, 1] < noise.outliers, noisy + size, noisy)
-    if noise.heavy:
-        noisy = noisy + noise.heavy * (high - low) * student_t2(draws[:, 3])
-    return torch.where(draws[:, 4] < noise.missing, torch.nan, noisy)
+        rewards = vote(rewards, noise.vote, Labels(rewards, draws, inputs, low, high))
+
+    labels = Labels(rewards, draws, inputs, low, high)
+    for kind, level in noise.levels.items():
+        if kind != "vote":
+            rewards = NOISES[kind].load()(rewards, level, labels)
+    return rewards
 
 
-def _length_bias(
-    accuracy: float,
-    positive: Tensor,  # [B] bool
-    scored: Tensor,  # [B] bool
-    answers: Answers,
-) -> Tensor:  # [B]
-    """Probability of a wrong label: 2 (1 - accuracy) times the share of scored answers of the same
-    domain and label that are shorter, or, where the label is positive, longer.
+def vote(rewards: Tensor, count: int, labels: Labels) -> Tensor:
+    """The vote's verdict at the ends of the range; who has no reward gets none."""
+    verdict = labels.low + labels.width * labels.inputs.votes
+    return torch.where(rewards.isfinite(), verdict, rewards)
+
+
+def flip(rewards: Tensor, rate: float | Tensor, labels: Labels) -> Tensor:
+    """low + high - r, the reward mirrored in its range."""
+    hit = labels.draws[:, FLIP] < rate
+    return torch.where(hit, labels.low + labels.high - labels.rewards, rewards)
+
+
+def false_positive(rewards: Tensor, rate: float, labels: Labels) -> Tensor:
+    return flip(rewards, torch.where(labels.positive, 0.0, rate), labels)
+
+
+def false_negative(rewards: Tensor, rate: float, labels: Labels) -> Tensor:
+    return flip(rewards, torch.where(labels.positive, rate, 0.0), labels)
+
+
+def length_bias(rewards: Tensor, accuracy: float, labels: Labels) -> Tensor:
+    """Flips with probability 2 (1 - accuracy) times the share of scored answers of the same domain
+    and label that are shorter, or, where the label is positive, longer.
 
     Those shares have mean 1/2 in each group, ties halved, so the accuracy holds in each.
     """
+    positive, scored, answers = labels.positive, labels.rewards.isfinite(), labels.inputs
     rate = torch.zeros(len(positive), device=positive.device)
     for name in dict.fromkeys(answers.domains):
         member = torch.tensor([domain == name for domain in answers.domains], device=rate.device)
@@ -88,7 +120,23 @@ def _length_bias(
             within = torch.searchsorted(ordered, lengths, right=True)
             shorter = (below + within) / (2 * max(1, len(lengths)))
             rate[group] = 1 - shorter if label else shorter
-    return 2 * (1 - accuracy) * rate
+    return flip(rewards, 2 * (1 - accuracy) * rate, labels)
+
+
+def outliers(rewards: Tensor, rate: float, labels: Labels) -> Tensor:
+    """Ten ranges added or taken off, either sign alike."""
+    sign = torch.where(labels.draws[:, SIGN] < 0.5, -1.0, 1.0)
+    size = OUTLIER_SIZE * labels.width * sign
+    return torch.where(labels.draws[:, OUTLIER] < rate, rewards + size, rewards)
+
+
+def heavy(rewards: Tensor, scale: float, labels: Labels) -> Tensor:
+    """Student's t with 2 degrees of freedom added, ``scale`` in ranges."""
+    return rewards + scale * labels.width * student_t2(labels.draws[:, TAIL])
+
+
+def missing(rewards: Tensor, rate: float, labels: Labels) -> Tensor:
+    return torch.where(labels.draws[:, MISSING] < rate, torch.nan, rewards)
 
 
 def student_t2(uniform: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,30 +9,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dfpo.config import Config
 from dfpo.config.draws import Stream, uniforms
 from dfpo.config.noise import Noise
-from dfpo.rewards.functions import Reward, Scored
-from dfpo.rewards.noise import Answers, corrupt, prompt_id
-from dfpo.rollout.policy import Samples, decode, generate, token_logprobs
+from dfpo.config.types import Answers, Rollout, Row, Samples
+from dfpo.rewards.functions import Reward
+from dfpo.rewards.noise import NoiseInputs, corrupt, prompt_id
+from dfpo.rollout.policy import decode, generate, token_logprobs
 from dfpo.rollout.votes import agreement, cast_votes
-from dfpo.tasks.source import Row, domain_of
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """One step's answers that have a reward, and what is known of them before any value is
-    estimated. Answers without one are left out; ``scored`` counts them."""
-
-    scored: Scored  # of all answers
-    rows: list[Row]  # B rows, a prompt repeated for each of its scored samples
-    completions: list[str]
-    lengths: list[int]  # tokens of each answer, as the host knows them
-    samples: Samples
-    sample_ids: Tensor  # [B] int64, unique over the run
-    groups: Tensor  # [B] int64, which of the step's prompts is answered
-    clean_rewards: Tensor  # [B]
-    rewards: Tensor  # [B], what training sees
-    old_logprobs: Tensor  # [B, T]
-    ref_logprobs: Tensor  # [B, T]
-    entropy: Tensor  # [B, T]
+from dfpo.tasks.source import domain_of
 
 
 @torch.no_grad()
@@ -43,77 +23,104 @@ def collect(
     reference: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     rows: list[Row],
+    *,
     reward: Reward,
     noise: Noise,
     config: Config,
     step: int,
 ) -> Rollout:
-    """Samples ``config.rollout.samples`` answers to each row and scores them."""
-    settings = config.rollout
-    rows = [row for row in rows for _ in range(settings.samples)]
-    first, prompts = step * len(rows), [row["prompt"] for row in rows]
-    sample_ids = torch.arange(first, first + len(rows), device=policy.device)
-    draws = uniforms(config.seed, Stream.SAMPLING, step, sample_ids, settings.max_new_tokens)
-    samples = generate(
-        policy, tokenizer, prompts, settings.max_new_tokens,
-        uniforms=draws, temperature=settings.temperature,
-    )  # fmt: skip
-    completions, ids = decode(tokenizer, samples)
-    scored = reward(rows, completions, ids)
+    """Samples ``config.rollout.samples`` answers to each row, scores them, and keeps those that
+    have a reward after noise."""
+    samples, answers = sample(policy, tokenizer, rows, config, step)
+    first = step * len(answers)
+
+    scored = reward(answers.rows, answers.texts, answers.token_ids)
     noisy = noisy_rewards(
-        noise, scored.values.to(policy.device), rows, completions, samples.mask.sum(-1),
-        sample_ids, reference, tokenizer, reward, config, step,
+        scored.values.to(policy.device), answers,
+        noise=noise, reward=reward, reference=reference, tokenizer=tokenizer, config=config,
+        step=step,
     )  # fmt: skip
     scored = scored.without(noisy.isnan().cpu())
-    noisy = noisy[noisy.isfinite()]
+
     kept = scored.values.isfinite().nonzero().squeeze(-1)
-    if len(kept) < len(rows):
-        rows, completions, ids = ([x[i] for i in kept] for x in (rows, completions, ids))
-        kept = kept.to(policy.device)
-        samples, sample_ids = Samples(*(x[kept] for x in samples)), sample_ids[kept]
-    lengths = [len(answer) for answer in ids]
-    groups = (sample_ids - first) // settings.samples
+    if len(kept) < len(answers):
+        answers, samples = answers.select(kept), samples.select(kept.to(policy.device))
+
+    # Without a single answer there is nothing for the models to look at.
+    nothing = torch.zeros(samples.mask.shape, device=policy.device)
+    old_logprobs = ref_logprobs = entropy = nothing
+    if len(answers):
+        temperature = config.rollout.temperature
+        old_logprobs, entropy = token_logprobs(policy, samples, temperature)
+        ref_logprobs, _ = token_logprobs(reference, samples, temperature, entropy=False)
+
     clean = scored.values[scored.values.isfinite()].to(policy.device)
-    if not rows:
-        empty = torch.zeros(samples.mask.shape, device=policy.device)
-        return Rollout(
-            scored, rows, completions, lengths, samples, sample_ids, groups, clean, noisy,
-            empty, empty, empty,
-        )  # fmt: skip
-    old_logprobs, entropy = token_logprobs(policy, samples, settings.temperature)
-    ref_logprobs, _ = token_logprobs(reference, samples, settings.temperature, entropy=False)
     return Rollout(
-        scored, rows, completions, lengths, samples, sample_ids, groups, clean, noisy,
-        old_logprobs, ref_logprobs, entropy,
+        scored=scored,
+        answers=answers,
+        samples=samples,
+        groups=(answers.sample_ids - first) // config.rollout.samples,
+        clean_rewards=clean,
+        # The very same tensor where there is no noise, by which others know.
+        rewards=noisy[noisy.isfinite()] if noise else clean,
+        old_logprobs=old_logprobs,
+        ref_logprobs=ref_logprobs,
+        entropy=entropy,
+    )
+
+
+def sample(
+    policy: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Row],
+    config: Config,
+    step: int,
+) -> tuple[Samples, Answers]:
+    """``config.rollout.samples`` answers to each row, drawn as a function of (seed, step)."""
+    settings = config.rollout
+    rows = [row for row in rows for _ in range(settings.samples)]
+    first = step * len(rows)
+    sample_ids = torch.arange(first, first + len(rows), device=policy.device)
+
+    draws = uniforms(config.seed, Stream.SAMPLING, step, sample_ids, settings.max_new_tokens)
+    samples = generate(
+        policy, tokenizer, [row["prompt"] for row in rows], settings.max_new_tokens,
+        uniforms=draws, temperature=settings.temperature,
     )  # fmt: skip
+
+    texts, token_ids = decode(tokenizer, samples)
+    return samples, Answers(rows=rows, texts=texts, token_ids=token_ids, sample_ids=sample_ids)
 
 
 def noisy_rewards(
-    noise: Noise,
     clean: Tensor,  # [B], NaN where there is none
-    rows: list[Row],
-    completions: list[str],
-    lengths: Tensor,  # [B], tokens
-    sample_ids: Tensor,  # [B]
+    answers: Answers,
+    *,
+    noise: Noise,
+    reward: Reward,
     reference: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    reward: Reward,
     config: Config,
     step: int,
 ) -> Tensor:  # [B]
     """What training sees of the rewards of some answers, NaN where it sees none."""
-    answers = Answers(
-        sample_ids,
-        torch.tensor([prompt_id(row["prompt"]) for row in rows], device=clean.device),
-        lengths,
-        [domain_of(row) for row in rows],
-    )
+    if not noise:
+        return clean
+    votes = None
     if noise.vote:
-        votes = cast_votes(reference, tokenizer, rows, reward.extract, noise.vote, config)
-        same = agreement(votes, rows, completions, reward.extract)
-        answers = replace(answers, votes=same.to(clean.device))
+        voted = cast_votes(reference, tokenizer, answers.rows, reward.extract, noise.vote, config)
+        votes = agreement(voted, answers, reward.extract).to(clean.device)
+
+    prompt_ids = [prompt_id(row["prompt"]) for row in answers.rows]
+    inputs = NoiseInputs(
+        sample_ids=answers.sample_ids,
+        prompt_ids=torch.tensor(prompt_ids, device=clean.device),
+        lengths=torch.tensor(answers.lengths, device=clean.device),
+        domains=[domain_of(row) for row in answers.rows],
+        votes=votes,
+    )
     return corrupt(
-        noise, clean, answers, seed=config.seed, step=step,
+        noise, clean, inputs, seed=config.seed, step=step,
         low=config.critic.return_low, high=config.critic.return_high,
     )  # fmt: skip
 

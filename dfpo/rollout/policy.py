@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,9 +27,8 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import is_flash_attn_2_available
 
 from dfpo.config import ConfigError
+from dfpo.config.types import Prompt, Samples
 from dfpo.rollout import logprobs
-
-Prompt = str | list[dict[str, str]]  # text, or chat messages
 
 SHIPPED = Path(str(resources.files("dfpo.tasks"))) / "starting_policies"
 SHIPPED_POLICY = SHIPPED / "suite"
@@ -149,15 +148,6 @@ def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return min(positions or sys.maxsize, tokenizer.model_max_length)
 
 
-class Samples(NamedTuple):
-    """Answers to a batch of prompts; prompts padded left to P, answers right to T."""
-
-    input_ids: Tensor  # [B, P + T]
-    attention_mask: Tensor  # [B, P + T], prompt and answer tokens
-    mask: Tensor  # [B, T] bool, answer tokens including the end token
-    truncated: Tensor  # [B] bool, no end token within the limit
-
-
 def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     """Token ids of a prompt; chat messages go through the tokenizer's template, which writes its
     own special tokens and opens the assistant's turn.
@@ -251,13 +241,18 @@ def continue_from(
     # A token counts while no end token stands before it.
     mask = is_end.cumsum(-1) - is_end.int() == 0
     attention_mask = torch.cat([encoded["attention_mask"], mask.to(torch.int64)], dim=1)
-    return Samples(sequences, attention_mask, mask, ~is_end.any(-1))
+    return Samples(
+        input_ids=sequences,
+        attention_mask=attention_mask,
+        mask=mask,
+        truncated=~is_end.any(-1),
+    )
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, samples: Samples) -> tuple[list[str], list[list]]:
     """Texts without special tokens, and the token ids they come from."""
     # Two waits for the device, however many answers.
-    answers = samples.input_ids[:, -samples.mask.shape[1] :].tolist()
+    answers = samples.tokens.tolist()
     lengths = samples.mask.sum(-1).tolist()
     ids = [row[:length] for row, length in zip(answers, lengths, strict=True)]
     return tokenizer.batch_decode(ids, skip_special_tokens=True), ids
@@ -272,7 +267,7 @@ def token_logprobs(
     Where the logits would be more than ``logprobs.LOGITS_AT_ONCE``, they are made in parts, unless
     the model does more to them than its head.
     """
-    tokens = samples.input_ids[:, -samples.mask.shape[1] :]
+    tokens = samples.tokens
     # Each token is predicted by the state before it.
     before = slice(-tokens.shape[1] - 1, -1)
     inputs = {

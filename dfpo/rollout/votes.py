@@ -16,9 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config import Config
 from dfpo.config.draws import Stream, uniforms
+from dfpo.config.types import Answers, Row
 from dfpo.rewards.noise import prompt_id
 from dfpo.rollout.policy import decode, generate
-from dfpo.tasks.source import Row, domain_of
+from dfpo.tasks.source import domain_of
 
 Extract = Callable[[str, str], str | None]  # (completion, domain) -> final answer
 
@@ -62,12 +63,10 @@ def cast_votes(
     return [votes[prompt_id(row["prompt"])] for row in rows]
 
 
-def agreement(
-    votes: list[str | None], rows: list[Row], completions: list[str], extract: Extract
-) -> Tensor:  # [B]
+def agreement(votes: list[str | None], answers: Answers, extract: Extract) -> Tensor:  # [B]
     """1 where an answer is its prompt's vote, 0 where it is not, NaN where there is no vote."""
     same = [
         float("nan") if vote is None else float(extract(text, domain_of(row)) == vote)
-        for vote, row, text in zip(votes, rows, completions, strict=True)
+        for vote, row, text in zip(votes, answers.rows, answers.texts, strict=True)
     ]
     return torch.tensor(same)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
 from dfpo.config import Config
+from dfpo.config.types import Estimate, Rollout, Scored, Targets
 from dfpo.method.losses import masked_mean
-from dfpo.method.targets import Estimate, Targets, compute_targets
-from dfpo.rewards.functions import Scored
-from dfpo.rollout.collect import Rollout, last_tokens
+from dfpo.rollout.collect import last_tokens
 from dfpo.tasks.source import domain_of
 
 
@@ -20,11 +17,9 @@ def describe(
     rollout: Rollout,
     estimate: Estimate | None,
     targets: Targets,
-    config: Config,
-    step: int,
     metric: str,
 ) -> dict[str, float]:
-    """Metrics of the rollout of ``step``; those of values, which need a critic, are against the
+    """Metrics of a rollout; those of values, which need a critic, are against the
     clean return where they say so."""
     mask = rollout.samples.mask
     kept = mask.float()
@@ -39,13 +34,13 @@ def describe(
         "response_length": kept.sum(-1).mean(),
         "truncated": rollout.samples.truncated.float().mean(),
         "advantage/std": targets.raw_advantages[mask].std(correction=0),
-        "advantage/sign_agreement": _sign_agreement(rollout, estimate, targets, config, step),
+        "advantage/sign_agreement": _sign_agreement(targets, mask),
     }
     if estimate is not None:
         found |= _describe_values(rollout, estimate, targets)
     metrics = {name: float(value) for name, value in found.items()}
     prefix = "accuracy" if metric == "accuracy" else "domain"
-    names = [domain_of(row) for row in rollout.rows]
+    names = [domain_of(row) for row in rollout.answers.rows]
     for domain in dict.fromkeys(names):
         member = torch.tensor([name == domain for name in names], device=mask.device)
         metrics[f"{prefix}/{domain}"] = float(rollout.clean_rewards[member].mean())
@@ -58,8 +53,8 @@ def _describe_values(rollout: Rollout, estimate: Estimate, targets: Targets) -> 
     clean = rollout.clean_rewards.unsqueeze(-1).expand_as(values)
     return {
         "value/mean": masked_mean(values, mask),
-        "value/spread": masked_mean(targets.spread, mask),
-        "value/last_spread": masked_mean(targets.spread, last_tokens(mask)),
+        "value/spread": masked_mean(targets.critic.spread, mask),
+        "value/last_spread": masked_mean(targets.critic.spread, last_tokens(mask)),
         "value/bias": masked_mean(values - clean, mask),
         "value/explained_variance": explained_variance(values[mask], clean[mask]),
     }
@@ -85,10 +80,7 @@ def explained_variance(predicted: Tensor, observed: Tensor) -> Tensor:  # [N], [
     return torch.where(variance > 0, 1 - residual / variance.clamp_min(1e-12), 0.0)
 
 
-def _sign_agreement(
-    rollout: Rollout, estimate: Estimate | None, targets: Targets, config: Config, step: int
-) -> Tensor:
+def _sign_agreement(targets: Targets, mask: Tensor) -> Tensor:
     """Share of tokens whose advantage has the sign it would have under the clean reward."""
-    rollout = dataclasses.replace(rollout, rewards=rollout.clean_rewards)
-    clean = compute_targets(rollout, estimate, config, step).raw_advantages
-    return masked_mean(((clean > 0) == (targets.raw_advantages > 0)).float(), rollout.samples.mask)
+    same = (targets.clean_advantages > 0) == (targets.raw_advantages > 0)
+    return masked_mean(same.float(), mask)

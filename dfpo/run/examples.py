@@ -11,11 +11,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config import Config
 from dfpo.config.draws import Stream, uniforms
-from dfpo.method.critic import Critic
+from dfpo.config.types import Row, Samples
+from dfpo.method.critics import Critic
 from dfpo.rewards.functions import Reward
-from dfpo.rollout.policy import Samples, decode, generate
+from dfpo.rollout.policy import decode, generate
 from dfpo.tasks import DOMAINS, slip_position
-from dfpo.tasks.source import Held, Row
+from dfpo.tasks.source import Held
 
 TRIES = 16
 
@@ -51,7 +52,9 @@ def find_examples(
     for domain, splits in held_out.items():
         prompts = next(iter(splits.values()))[: config.eval.examples]
         for number, row in enumerate(prompts):
-            example = _right_and_wrong(policy, tokenizer, domain, row, number, reward, config)
+            example = _right_and_wrong(
+                policy, tokenizer, row, domain=domain, number=number, reward=reward, config=config
+            )
             if example is not None:
                 found.append(example)
                 break
@@ -77,8 +80,9 @@ def predict(critic: Critic, examples: list[Example], config: Config) -> list[Fan
 def _right_and_wrong(
     policy: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    domain: str,
     row: Row,
+    *,
+    domain: str,
     number: int,
     reward: Reward,
     config: Config,
@@ -96,7 +100,7 @@ def _right_and_wrong(
     slip = None
     if _verified(domain, config):
         slip = slip_position(texts[chosen[1]].split(), row["answer"].split())
-    return Example(domain, Samples(*(x[chosen] for x in samples)), words, slip)
+    return Example(domain, samples.select(chosen), words, slip)
 
 
 def _verified(domain: str, config: Config) -> bool:

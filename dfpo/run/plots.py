@@ -36,6 +36,7 @@ STYLE = {
 def plot_run(
     folder: Path,
     config: Config,
+    *,
     metric: str,
     metrics: list[dict[str, Any]],
     before: Scores,

@@ -9,9 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from dfpo.method.targets import Estimate
-from dfpo.rewards.functions import Scored
-from dfpo.rollout.collect import Rollout
+from dfpo.config.types import Estimate, Rollout, Scored
 from dfpo.run.evaluate import Scores
 from dfpo.run.examples import Fan
 
@@ -32,7 +30,7 @@ class ValueRecord(NamedTuple):
         length = mask.sum(-1)
         per_token = (
             x.repeat_interleave(length)
-            for x in (rollout.clean_rewards, rollout.rewards, rollout.sample_ids)
+            for x in (rollout.clean_rewards, rollout.rewards, rollout.answers.sample_ids)
         )
         # An odd stride meets every position of answers of equal length.
         stride = max(1, int(length.sum()) // RECORDED_TOKENS) | 1

@@ -17,7 +17,9 @@ from transformers.utils import logging as transformers_logging
 from dfpo.config import Config, ConfigError
 from dfpo.config.draws import Stream, uniforms
 from dfpo.config.noise import Noise, parse_noise
-from dfpo.method.critic import build_critic
+from dfpo.config.types import Row
+from dfpo.method.critics import build_critic
+from dfpo.method.update import Learner
 from dfpo.rewards.functions import Reward, RewardError, load_reward
 from dfpo.rollout.policy import (
     compute_dtype,
@@ -31,7 +33,7 @@ from dfpo.rollout.policy import (
 )
 from dfpo.run.records import choose_run
 from dfpo.run.trackers import check_trackers
-from dfpo.tasks.source import Row, Source, absolute_task, open_source
+from dfpo.tasks.source import Source, absolute_task, open_source
 
 # Below this many parameters a token is too little work to share between threads, and a step of
 # the optimiser may be long.
@@ -56,6 +58,12 @@ class Setup:
     source: Source
     reward: Reward
     noise: Noise
+
+    @property
+    def learner(self) -> Learner:
+        """The parts that an update changes."""
+        names = [field.name for field in dataclasses.fields(Learner)]
+        return Learner(**{name: getattr(self, name) for name in names})
 
 
 def set_up(config: Config, run: Path | None) -> Setup:
@@ -82,9 +90,20 @@ def set_up(config: Config, run: Path | None) -> Setup:
         critic_optimizer = accelerator.prepare(critic_optimizer)
     generator = torch.Generator(accelerator.device).manual_seed(config.seed)
     return Setup(
-        config, run, accelerator, tokenizer, policy, first_policy, critic,
-        policy_optimizer, critic_optimizer, generator, source, reward, noise,
-    )  # fmt: skip
+        config=config,
+        run=run,
+        accelerator=accelerator,
+        tokenizer=tokenizer,
+        policy=policy,
+        first_policy=first_policy,
+        critic=critic,
+        policy_optimizer=policy_optimizer,
+        critic_optimizer=critic_optimizer,
+        generator=generator,
+        source=source,
+        reward=reward,
+        noise=noise,
+    )
 
 
 def build_optimizers(

@@ -146,8 +146,9 @@ def finish(
         from dfpo.run.plots import plot_run  # matplotlib, which only drawing needs
 
         plot_run(
-            run / "plots", config, setup.source.metric, log.records, progress.before, after,
-            progress.records, progress.fans,
+            run / "plots", config,
+            metric=setup.source.metric, metrics=log.records, before=progress.before, after=after,
+            records=progress.records, fans=progress.fans,
         )  # fmt: skip
         track_images(trackers, run / "plots", config.steps)
     for tracker in trackers:
@@ -173,23 +174,19 @@ def train_step(
         check_prompts(rows, setup.policy, setup.tokenizer, config)
     with clock("rollout"):
         rollout = collect(
-            setup.policy, setup.first_policy, setup.tokenizer, rows, setup.reward, setup.noise,
-            config, step,
+            setup.policy, setup.first_policy, setup.tokenizer, rows,
+            reward=setup.reward, noise=setup.noise, config=config, step=step,
         )  # fmt: skip
     tokens = int(rollout.samples.mask.sum())
     metrics = {"step": step, "tokens": tokens, **count_rewards(rollout.scored, config)}
-    if rollout.rows:
+    if len(rollout.answers):
         with clock("targets"):
             estimate = setup.critic.estimate(rollout.samples, setup.generator)
             targets = compute_targets(rollout, estimate, config, step)
         with clock("update"):
-            losses = update(
-                setup.accelerator, setup.policy, setup.critic,
-                setup.policy_optimizer, setup.critic_optimizer,
-                rollout, targets, config, setup.generator,
-                train_policy=step >= config.critic.warmup_steps,
-            )  # fmt: skip
-        metrics |= describe(rollout, estimate, targets, config, step, setup.source.metric) | losses
+            train_policy = step >= config.critic.warmup_steps
+            losses = update(setup.learner, rollout, targets, config, train_policy=train_policy)
+        metrics |= describe(rollout, estimate, targets, setup.source.metric) | losses
         if estimate is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
             progress.records.append(ValueRecord.from_rollout(rollout, estimate))
     if examples and step + 1 == config.critic.warmup_steps:

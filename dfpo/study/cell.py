@@ -176,7 +176,8 @@ def validate(run: Path, validation: Validation) -> dict[str, float]:
     for step in range(math.ceil(validation.prompts / count)):
         rollout = collect(
             setup.policy, setup.first_policy, setup.tokenizer,
-            setup.source.training(step, count), setup.reward, setup.noise, setup.config, step,
+            setup.source.training(step, count),
+            reward=setup.reward, noise=setup.noise, config=setup.config, step=step,
         )  # fmt: skip
         found.append(rollout.rewards)
     rewards = torch.cat(found).double()

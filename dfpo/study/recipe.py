@@ -139,7 +139,15 @@ def grid(recipe: Recipe, tuned: Mapping[str, Settings]) -> list[Cell]:
     """
     arms = {arm: own_settings(recipe, arm) | tuned.get(arm, {}) for arm in recipe.arms}
     return [
-        make_cell(recipe, domain, noise, arm, own, seed, recipe.output / "cells")
+        make_cell(
+            recipe,
+            arm,
+            own,
+            domain=domain,
+            noise=noise,
+            seed=seed,
+            folder=recipe.output / "cells",
+        )  # fmt: skip
         for seed in recipe.seeds
         for domain in recipe.domains
         for noise in recipe.noises
@@ -156,10 +164,11 @@ def own_settings(recipe: Recipe, arm: str) -> Settings:
 
 def make_cell(
     recipe: Recipe,
-    domain: str,
-    noise: str,
     arm: str,
     own: Settings,  # the arm's
+    *,
+    domain: str,
+    noise: str,
     seed: int,
     folder: Path,
     validation: Validation | None = None,

@@ -71,8 +71,8 @@ def trials(recipe: Recipe) -> list[Cell]:
     validation = Validation(search.prompts, search.prompt_seed)
     return [
         make_cell(
-            recipe, domain, noise, f"{arm}-trial{number}", own_settings(recipe, arm) | trial, seed,
-            folder, validation,
+            recipe, f"{arm}-trial{number}", own_settings(recipe, arm) | trial,
+            domain=domain, noise=noise, seed=seed, folder=folder, validation=validation,
         )
         for seed in search.seeds
         for domain in search.domains

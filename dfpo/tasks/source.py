@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from dfpo.config import Config, ConfigError
+from dfpo.config.types import Row
 from dfpo.tasks import SPLITS, SUITES, Suite, benchmarks, reasoning_gym
 
-Row = dict[str, Any]  # "prompt" (text, or a list of chat messages) and the reward's columns
 Held = dict[str, dict[str, list[Row]]]  # domain -> split -> rows
 RESERVED = ("prompts", "completions", "completion_ids")  # the reward's other keywords
 

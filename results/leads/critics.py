@@ -27,9 +27,10 @@ import torch
 
 from dfpo.config import build_config
 from dfpo.config.noise import parse_noise
-from dfpo.method.targets import Targets, compute_targets
+from dfpo.config.types import CriticTargets, Rollout
+from dfpo.method.targets import compute_targets
 from dfpo.method.update import _step
-from dfpo.rollout.collect import Rollout, collect
+from dfpo.rollout.collect import collect
 from dfpo.run.setup import Setup, set_up
 from dfpo.study.probe.replays import play
 from dfpo.study.probe.scores import crps, wasserstein
@@ -85,7 +86,7 @@ def one_part(setup: Setup) -> None:
     setup.critic.parts = lambda: [list(setup.critic.parameters())]
 
 
-def drawn_mean(targets: Targets) -> Targets:
+def drawn_mean(targets: CriticTargets) -> CriticTargets:
     """The location learns the mean of the drawn horizons."""
     return dataclasses.replace(targets, mean=None)
 
@@ -96,7 +97,7 @@ class Variant:
 
     settings: dict[str, Any]
     change: Callable[[Setup], None] = lambda setup: None
-    targets: Callable[[Targets], Targets] = lambda targets: targets
+    targets: Callable[[CriticTargets], CriticTargets] = lambda targets: targets
     passes: int = 1
 
 
@@ -142,7 +143,7 @@ def rollouts(noise: str, seed: int) -> list[Rollout]:
     return [
         collect(
             setup.policy, setup.first_policy, setup.tokenizer, setup.source.training(step, 16),
-            setup.reward, setup.noise, setup.config, step,
+            reward=setup.reward, noise=setup.noise, config=setup.config, step=step,
         )
         for step in range(UPDATES)
     ]  # fmt: skip
@@ -156,10 +157,10 @@ def train_one(name: str, noise: str, seed: int, rolled: list[Rollout]) -> dict[s
     looks = []
     for step, rollout in enumerate(rolled):
         estimate = setup.critic.estimate(rollout.samples, setup.generator)
-        targets = variant.targets(compute_targets(rollout, estimate, setup.config, step))
+        targets = variant.targets(compute_targets(rollout, estimate, setup.config, step).critic)
         for _ in range(variant.passes):
             loss, _ = setup.critic.loss(
-                rollout.samples, targets, setup.generator, sum(rollout.lengths)
+                rollout.samples, targets, setup.generator, sum(rollout.answers.lengths)
             )
             parts = setup.critic.parts()
             _step(setup.accelerator, setup.critic_optimizer, loss, parts, setup.config)
@@ -172,7 +173,7 @@ def train_one(name: str, noise: str, seed: int, rolled: list[Rollout]) -> dict[s
 def score(setup: Setup, noise: str) -> dict[str, float]:
     """Of the mean and the law that were taught, which flips make of the clean ones."""
     samples, clean = pickle.loads(TRUTH.read_bytes())
-    flip = parse_noise(noise).false_positives
+    flip = parse_noise(noise).levels.get("flip", 0.0)
     value = flip + (1 - 2 * flip) * clean.mean(1)
     generator = torch.Generator().manual_seed(0)
     law = setup.critic.estimate(samples, generator).quantiles[samples.mask].numpy()

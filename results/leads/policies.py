@@ -24,8 +24,10 @@ from torch import Tensor, nn
 import dfpo.run.setup
 import dfpo.run.train
 from dfpo.config import Config, build_config
-from dfpo.method.targets import Estimate, Targets, compute_targets, token_rewards, whiten
-from dfpo.rollout.collect import Rollout, last_tokens
+from dfpo.config.types import Estimate, Rollout, Targets
+from dfpo.method.advantages import Returns
+from dfpo.method.targets import compute_targets, whiten
+from dfpo.rollout.collect import last_tokens
 from dfpo.study.cell import read_metrics
 from dfpo.study.statistics import compare
 
@@ -72,10 +74,10 @@ def with_rewards(make: Callable[[Rollout, Tensor], Tensor]) -> Compute:
 
 def lam_by_spread(targets: Targets, rollout: Rollout, estimate: Estimate, config: Config) -> Tensor:
     """GAE whose trace is .9 where the law is a point, 1 where it is as wide as it gets."""
-    rewards, _ = token_rewards(rollout, config, estimate)
+    rewards = Returns(rollout, rollout.rewards, estimate, config).token_rewards
     mask, value = rollout.samples.mask, estimate.quantiles.mean(-1)
     width = config.critic.return_high - config.critic.return_low
-    lam = 0.9 + 0.1 * (2 * targets.spread / width).clamp_max(1)
+    lam = 0.9 + 0.1 * (2 * targets.critic.spread / width).clamp_max(1)
     found, following, trace = torch.zeros_like(value), 0.0, 0.0
     for t in reversed(range(mask.shape[1])):
         lam_next = lam[:, t + 1] if t + 1 < mask.shape[1] else 1.0
@@ -89,7 +91,7 @@ def lam_by_spread(targets: Targets, rollout: Rollout, estimate: Estimate, config
 def by_certainty(targets: Targets, rollout: Rollout, estimate: Estimate, config: Config) -> Tensor:
     """Advantages weighted by 1 / (spread + a tenth of the reward's range)."""
     width = config.critic.return_high - config.critic.return_low
-    return targets.raw_advantages / (targets.spread / width + 0.1)
+    return targets.raw_advantages / (targets.critic.spread / width + 0.1)
 
 
 def to_support(rollout: Rollout, law: Tensor) -> Tensor:
@@ -114,8 +116,8 @@ class TwoCritics(nn.Module):
 
     def estimate(self, *arguments: Any) -> Estimate:
         found = [critic.estimate(*arguments) for critic in self.critics]
-        quantiles, final = (sum(x) / len(found) for x in zip(*(e[:2] for e in found), strict=True))
-        return Estimate(quantiles, final, None, None)
+        quantiles = sum(estimate.quantiles for estimate in found) / len(found)
+        return Estimate(quantiles, sum(estimate.final for estimate in found) / len(found))
 
     def loss(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
         found = [critic.loss(*arguments) for critic in self.critics]

@@ -44,8 +44,9 @@ def test_the_mean_learns_the_returns_and_not_the_laws(tmp_path):
         ours = copy.deepcopy(critic)
         optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-2)
         fit(
-            ours, optimizer, answers, torch.full((4, 3, 8), 0.5), torch.full((4, 3), returns),
-            config, 4, torch.Generator().manual_seed(0), accelerator,
+            ours, optimizer, answers, laws=torch.full((4, 3, 8), 0.5),
+            returns=torch.full((4, 3), returns), config=config, size=4,
+            draws=torch.Generator().manual_seed(0), accelerator=accelerator,
         )  # fmt: skip
         means.append(ours.values(answers, 4, accelerator).mean().item())
     assert means == pytest.approx([0.1, 0.9], abs=0.1)

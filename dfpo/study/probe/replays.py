@@ -15,11 +15,12 @@ from tqdm import tqdm
 from dfpo.config import Config, ConfigError
 from dfpo.config.draws import Stream, uniforms
 from dfpo.config.noise import Noise
+from dfpo.config.types import Answers, Rollout
 from dfpo.method.targets import compute_targets
-from dfpo.rollout.collect import Rollout, collect, last_tokens, noisy_rewards
+from dfpo.rollout.collect import collect, last_tokens, noisy_rewards
 from dfpo.rollout.policy import continue_from, decode
 from dfpo.run.setup import Setup
-from dfpo.tasks.source import Row, domain_of
+from dfpo.tasks.source import domain_of
 
 NOISE_DRAWS = 16  # of each answer's reward, over which advantages are averaged
 # Steps from here on are never trained, so that draws named by them are not training's.
@@ -71,10 +72,10 @@ def play(setup: Setup, answers: int, plays: int) -> Played:
         raise ConfigError("eval.prompts: is 0, must be at least 1 to probe a critic")
     # Without noise, which would leave out answers whose label it takes away.
     rollout = collect(
-        setup.policy, setup.first_policy, setup.tokenizer, rows, setup.reward, Noise(), config,
-        UNREACHED,
+        setup.policy, setup.first_policy, setup.tokenizer, rows,
+        reward=setup.reward, noise=Noise(), config=config, step=UNREACHED,
     )  # fmt: skip
-    if not rollout.rows:
+    if not len(rollout.answers):
         raise ConfigError(f"reward: scores none of {len(rows)} answers, must score one to probe")
     return Played(config, rollout, *_play_on(setup, rollout, config, plays))
 
@@ -109,15 +110,28 @@ def probe(setup: Setup, played: Played) -> Probe:
         compute_targets(draw, estimate, own, UNREACHED).raw_advantages[mask]
         for draw in _noise_draws(setup, rollout, config)
     ]
-    ids = decode(setup.tokenizer, rollout.samples)[1]
+    ids = rollout.answers.token_ids
     return Probe(
         *(x[mask].float().cpu().numpy() for x in (estimate.quantiles, clean, noisy, after)),
         torch.stack(advantages).float().cpu().numpy(),
         mask.nonzero()[:, 0].cpu().numpy(),
-        tuple(domain_of(row) for row in rollout.rows),
+        tuple(domain_of(row) for row in rollout.answers.rows),
         tuple(tuple(setup.tokenizer.decode([t]).strip() for t in row) for row in ids),
         rollout.clean_rewards.cpu().numpy(),
     )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """What plays start from: the tokens of each prompt and of its answer."""
+
+    rollout: Rollout
+    config: Config
+    prompts: list[list[int]]
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        return self.rollout.answers.token_ids
 
 
 def _play_on(
@@ -132,66 +146,68 @@ def _play_on(
             samples.input_ids[:, :-longest], samples.attention_mask[:, :-longest], strict=True
         )
     ]
-    tokens = decode(setup.tokenizer, samples)[1]
+    begun = _Start(rollout, config, prompts)
     clean, noisy = (torch.zeros(count, longest, plays, device=samples.mask.device) for _ in "cn")
+
     # All states of one position share the number of tokens that are left to them.
-    for t in tqdm(range(max(map(len, tokens))), desc="play on", unit="token", leave=False):
-        states = [i for i in range(count) if len(tokens[i]) > t]
+    for t in tqdm(range(max(rollout.answers.lengths)), desc="play on", unit="token", leave=False):
+        states = [i for i in range(count) if len(begun.tokens[i]) > t]
         repeated = [i for i in states for _ in range(plays)]
-        found = []
-        for start in range(0, len(repeated), config.eval.batch_size):
-            chunk = repeated[start : start + config.eval.batch_size]
-            found.append(_returns(setup, rollout, config, prompts, tokens, chunk, t, start))
-        both = torch.stack([torch.cat(part) for part in zip(*found, strict=True)])
+        parts = [
+            _returns(setup, begun, repeated[first : first + config.eval.batch_size], t, first)
+            for first in range(0, len(repeated), config.eval.batch_size)
+        ]
+        both = torch.stack([torch.cat(part) for part in zip(*parts, strict=True)])
         clean[states, t], noisy[states, t] = both.view(2, len(states), plays)
     return clean, noisy
 
 
 def _returns(
-    setup: Setup,
-    rollout: Rollout,
-    config: Config,
-    prompts: list[list[int]],
-    tokens: list[list[int]],
-    chunk: list[int],
-    t: int,
-    start: int,
+    setup: Setup, begun: _Start, chunk: list[int], t: int, first: int
 ) -> tuple[Tensor, Tensor]:  # [B], [B]
     """Clean and noisy rewards of the answers in ``chunk``, each cut before token ``t`` and played
     on; a play that no reward scores counts as the answer's own."""
-    device, longest = setup.policy.device, config.rollout.max_new_tokens
-    ids = torch.arange(start, start + len(chunk), device=device)
+    config, rollout = begun.config, begun.rollout
+    device, left = setup.policy.device, config.rollout.max_new_tokens - t
+    ids = torch.arange(first, first + len(chunk), device=device)
+
     samples = continue_from(
-        setup.policy, setup.tokenizer, [prompts[i] + tokens[i][:t] for i in chunk], longest - t,
-        uniforms=uniforms(config.seed, Stream.EVALUATION, 2 + t, ids, longest - t),
+        setup.policy, setup.tokenizer, [begun.prompts[i] + begun.tokens[i][:t] for i in chunk],
+        left, uniforms=uniforms(config.seed, Stream.EVALUATION, 2 + t, ids, left),
         temperature=config.rollout.temperature,
     )  # fmt: skip
-    answers = [
-        tokens[i][:t] + rest
-        for i, rest in zip(chunk, decode(setup.tokenizer, samples)[1], strict=True)
-    ]
-    texts = setup.tokenizer.batch_decode(answers, skip_special_tokens=True)
-    rows: list[Row] = [rollout.rows[i] for i in chunk]
-    scored = setup.reward(rows, texts, answers).values.to(device)
+    rest = decode(setup.tokenizer, samples)[1]
+    token_ids = [begun.tokens[i][:t] + more for i, more in zip(chunk, rest, strict=True)]
+    answers = Answers(
+        rows=[rollout.answers.rows[i] for i in chunk],
+        texts=setup.tokenizer.batch_decode(token_ids, skip_special_tokens=True),
+        token_ids=token_ids,
+        sample_ids=ids,
+    )
+
+    scored = setup.reward(answers.rows, answers.texts, answers.token_ids).values.to(device)
     clean = torch.where(scored.isfinite(), scored, rollout.clean_rewards[chunk])
-    lengths = torch.tensor([len(answer) for answer in answers], device=device)
-    noisy = noisy_rewards(
-        setup.noise, clean, rows, texts, lengths, ids, setup.first_policy, setup.tokenizer,
-        setup.reward, config, 2 * UNREACHED + t,
-    )  # fmt: skip
-    return clean, noisy
+    return clean, _corrupted(setup, clean, answers, config, 2 * UNREACHED + t)
 
 
 def _noise_draws(setup: Setup, rollout: Rollout, config: Config) -> list[Rollout]:
     """The rollout with its rewards corrupted anew, several times."""
-    ids = torch.arange(len(rollout.rows), device=setup.policy.device)
-    found = []
+    count = len(rollout.answers)
+    answers = dataclasses.replace(
+        rollout.answers, sample_ids=torch.arange(count, device=setup.policy.device)
+    )
+    drawn = []
     for draw in range(NOISE_DRAWS):
-        noisy = noisy_rewards(
-            setup.noise, rollout.clean_rewards, rollout.rows, rollout.completions,
-            rollout.samples.mask.sum(-1), ids, setup.first_policy, setup.tokenizer, setup.reward,
-            config, UNREACHED + 1 + draw,
-        )  # fmt: skip
+        noisy = _corrupted(setup, rollout.clean_rewards, answers, config, UNREACHED + 1 + draw)
         noisy = torch.where(noisy.isfinite(), noisy, rollout.clean_rewards)
-        found.append(dataclasses.replace(rollout, rewards=noisy))
-    return found
+        drawn.append(dataclasses.replace(rollout, rewards=noisy))
+    return drawn
+
+
+def _corrupted(
+    setup: Setup, clean: Tensor, answers: Answers, config: Config, step: int
+) -> Tensor:  # [B]
+    return noisy_rewards(
+        clean, answers, noise=setup.noise, reward=setup.reward, reference=setup.first_policy,
+        tokenizer=setup.tokenizer, config=config, step=step,
+    )  # fmt: skip

@@ -1,5 +1,6 @@
 """Every algorithm of the table: its critic, and a run of it."""
 
+import dataclasses
 import json
 
 import pytest
@@ -10,9 +11,13 @@ from dfpo.__main__ import main
 from dfpo.config import ALGORITHMS, ConfigError, build_config
 from dfpo.config.algorithms import Algorithm
 from dfpo.config.rules import predicts
-from dfpo.method.critic import LogPartition, NoCritic, QuantileCritic, ScalarCritic, build_critic
-from dfpo.method.targets import Targets
-from dfpo.rollout.policy import SHIPPED_POLICY, Samples, load_policy, token_logprobs
+from dfpo.config.types import CriticTargets, Samples
+from dfpo.method.critics import build_critic
+from dfpo.method.critics.none import NoCritic
+from dfpo.method.critics.partition import LogPartition
+from dfpo.method.critics.quantile import QuantileCritic
+from dfpo.method.critics.scalar import ScalarCritic
+from dfpo.rollout.policy import SHIPPED_POLICY, load_policy, token_logprobs
 from dfpo.run.setup import build_optimizers, complete
 
 SMALL = ["--steps", "2", "--critic.warmup-steps", "0", "--eval.prompts", "1", "--plots", "false"]
@@ -84,7 +89,7 @@ def test_what_does_not_go_together(settings, said):
 
 def targets_for(mask, quantiles):
     zeros = torch.zeros(mask.shape)
-    return Targets(zeros, zeros, quantiles, None, zeros, None, None)
+    return CriticTargets(quantiles=quantiles, spread=zeros)
 
 
 class Known(QuantileCritic):
@@ -181,10 +186,10 @@ def test_log_partition_sees_the_prompt_alone(policy):
     changed = samples.input_ids.clone()
     changed[:, -2] = (changed[:, -2] + 1) % 60
     plain = found(samples)
-    torch.testing.assert_close(found(samples._replace(input_ids=changed)), plain)
+    torch.testing.assert_close(found(dataclasses.replace(samples, input_ids=changed)), plain)
     torch.testing.assert_close(found(some_samples(policy, padding=3)), plain)
     changed[:, 2] = (changed[:, 2] + 1) % 60
-    assert (found(samples._replace(input_ids=changed)) - plain).abs() > 1e-4
+    assert (found(dataclasses.replace(samples, input_ids=changed)) - plain).abs() > 1e-4
 
 
 def test_log_partition_learns_with_the_policy(policy):

@@ -1,13 +1,17 @@
 """Critics on the trunk of a real policy."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from dfpo.config import build_config
 from dfpo.config.draws import Stream, uniforms
-from dfpo.method.critic import ScalarCritic, ValueFlowCritic, build_critic
-from dfpo.method.targets import Targets
-from dfpo.rollout.policy import SHIPPED_POLICY, Samples, generate, load_policy
+from dfpo.config.types import CriticTargets, Samples
+from dfpo.method.critics import build_critic
+from dfpo.method.critics.scalar import ScalarCritic
+from dfpo.method.critics.value_flow import ValueFlowCritic
+from dfpo.rollout.policy import SHIPPED_POLICY, generate, load_policy
 from dfpo.run.setup import complete
 from dfpo.tasks.source import training_rows
 
@@ -36,7 +40,7 @@ def generator():
 def targets_for(samples, values):
     quantiles = values.expand(*samples.mask.shape, values.shape[-1])
     zeros = torch.zeros(samples.mask.shape)
-    return Targets(zeros, zeros, quantiles, None, zeros, None, None)
+    return CriticTargets(quantiles=quantiles, spread=zeros)
 
 
 @pytest.mark.parametrize("algorithm", ["dfpo", "ppo"])
@@ -74,7 +78,7 @@ def test_value_before_a_token_does_not_see_it(policy, samples):
     changed = samples.input_ids.clone()
     changed[:, -length + 4] = (changed[:, -length + 4] + 1) % 60
     before = critic.estimate(samples, generator()).quantiles
-    after = critic.estimate(samples._replace(input_ids=changed), generator()).quantiles
+    after = critic.estimate(dataclasses.replace(samples, input_ids=changed), generator()).quantiles
     assert torch.equal(before[:, :5], after[:, :5])
     assert not torch.equal(before[:, 5], after[:, 5])
 

@@ -71,7 +71,9 @@ def test_advantage_is_gae_of_the_risk_value(text):
     neutral = compute_targets(
         rollout, estimate, build_config({"target.gamma": 0.9, "target.lam": 0.7}), 0
     )
-    assert torch.equal(found.quantiles, neutral.quantiles), "the critic's targets are as they were"
+    assert torch.equal(found.critic.quantiles, neutral.critic.quantiles), (
+        "the critic's targets are as they were"
+    )
     values = risk_value(estimate.quantiles, parse_risk(text)).double()
     for b, kept in enumerate(rollout.samples.mask):
         length, trace, ahead = int(kept.sum()), 0.0, 0.0

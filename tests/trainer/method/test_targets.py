@@ -7,15 +7,9 @@ import torch
 from small_rollouts import LENGTHS, T, make_estimate, make_rollout
 
 from dfpo.config import build_config
-from dfpo.method.targets import (
-    Estimate,
-    compute_targets,
-    path_targets,
-    rank_advantage,
-    token_rewards,
-    whiten,
-)
-from dfpo.rollout.policy import Samples
+from dfpo.config.types import Estimate
+from dfpo.method.advantages import Returns, rank_advantage
+from dfpo.method.targets import compute_targets, path_targets, whiten
 from dfpo.run.diagnostics import describe
 from dfpo_kernels import FlowField, distributional_gae, lambda_mixture_targets
 
@@ -34,7 +28,9 @@ def scalar_gae(rewards, values, lengths, gamma, lam):
 
 
 def test_reward_lies_on_the_last_token():
-    rewards, last = token_rewards(make_rollout((1.0, 2.0, 3.0, 4.0)), build_config({}))
+    rollout = make_rollout((1.0, 2.0, 3.0, 4.0))
+    returns = Returns(rollout, rollout.rewards, None, build_config({}))
+    rewards, last = returns.token_rewards, returns.last
     assert rewards.sum(-1).tolist() == [1.0, 2.0, 3.0, 4.0]
     assert [int(row.nonzero()) for row in last] == [4, 2, 0, 4]
 
@@ -56,9 +52,9 @@ def test_mixture_at_the_ends_of_lambda():
     full = compute_targets(rollout, estimate, build_config({"target.target_lam": 1.0}), 0)
     step = compute_targets(rollout, estimate, build_config({"target.target_lam": 0.0}), 0)
     for b, length in enumerate(LENGTHS):
-        assert (full.quantiles[b, :length] == rollout.rewards[b]).all()
-        assert torch.equal(step.quantiles[b, : length - 1], estimate.quantiles[b, 1:length])
-        assert (step.quantiles[b, length - 1] == rollout.rewards[b]).all()
+        assert (full.critic.quantiles[b, :length] == rollout.rewards[b]).all()
+        assert torch.equal(step.critic.quantiles[b, : length - 1], estimate.quantiles[b, 1:length])
+        assert (step.critic.quantiles[b, length - 1] == rollout.rewards[b]).all()
 
 
 def test_targets_do_not_depend_on_the_batch():
@@ -68,15 +64,16 @@ def test_targets_do_not_depend_on_the_batch():
     rows = torch.tensor([3, 1])
     part = dataclasses.replace(
         rollout,
-        samples=Samples(*(x[rows] for x in rollout.samples)),
-        sample_ids=rollout.sample_ids[rows],
+        samples=rollout.samples.select(rows),
+        answers=rollout.answers.select(rows),
         rewards=rollout.rewards[rows],
+        clean_rewards=rollout.clean_rewards[rows],
     )
     some = compute_targets(
-        part, Estimate(estimate.quantiles[rows], estimate.final[rows], None, None), config, 0
+        part, Estimate(estimate.quantiles[rows], estimate.final[rows]), config, 0
     )
     mask = part.samples.mask
-    assert torch.equal(some.quantiles[mask], whole.quantiles[rows][mask])
+    assert torch.equal(some.critic.quantiles[mask], whole.critic.quantiles[rows][mask])
 
 
 def test_truncated_answers_bootstrap_when_asked():
@@ -86,8 +83,8 @@ def test_truncated_answers_bootstrap_when_asked():
     plain = compute_targets(rollout, estimate, build_config(settings), 0)
     config = build_config({**settings, "target.bootstrap_on_truncation": True})
     cut = compute_targets(rollout, estimate, config, 0)
-    torch.testing.assert_close(cut.quantiles[0, -1], rollout.rewards[0] + estimate.final[0])
-    assert torch.equal(plain.quantiles[1:], cut.quantiles[1:])
+    torch.testing.assert_close(cut.critic.quantiles[0, -1], rollout.rewards[0] + estimate.final[0])
+    assert torch.equal(plain.critic.quantiles[1:], cut.critic.quantiles[1:])
 
 
 @pytest.mark.parametrize(
@@ -107,7 +104,7 @@ def test_advantages_of_clean_rewards_have_the_clean_sign(settings):
     rollout = make_rollout(truncated=(True, False, True, False))
     estimate = make_estimate() if config.critic.kind != "none" else None
     targets = compute_targets(rollout, estimate, config, 0)
-    found = describe(rollout, estimate, targets, config, 0, "reward")
+    found = describe(rollout, estimate, targets, "reward")
     assert found["advantage/sign_agreement"] == 1
 
 
@@ -118,7 +115,7 @@ def test_a_flipped_reward_turns_the_signs_of_its_answer():
     rollout, estimate = make_rollout((0.0, 0.0, 1.0, 1.0)), make_estimate()
     rollout = dataclasses.replace(rollout, clean_rewards=torch.tensor([1.0, 0.0, 1.0, 1.0]))
     targets = compute_targets(rollout, estimate, config, 0)
-    found = describe(rollout, estimate, targets, config, 0, "reward")
+    found = describe(rollout, estimate, targets, "reward")
     assert found["advantage/sign_agreement"] == pytest.approx(9 / 14)
 
 
@@ -140,7 +137,7 @@ def test_path_targets_one_token_on():
         torch.arange(4 * T * 2.0).reshape(4, T, 2), torch.rand(4, T, 2), torch.rand(4, T),
         torch.rand(2), torch.rand(2),
     )  # fmt: skip
-    path = path_targets(field, rewards, rollout.samples.mask, rollout.sample_ids, config, 0)
+    path = path_targets(field, rewards, rollout.samples.mask, rollout.answers.sample_ids, config, 0)
     for b, length in enumerate(LENGTHS):
         assert path.mask[b].tolist() == [t + 1 < length for t in range(T)]
         for t in range(length - 1):
@@ -229,7 +226,7 @@ def test_reward_to_go_with_a_kl_penalty_by_hand():
 def test_bounded_advantages_are_bounded_before_they_are_whitened():
     # lam 1: the advantage is the return less the value. Range 2, bound 0.05 * 2 = 0.1.
     settings = {"algorithm": "ppo", "target.lam": 1.0, **RANGE}
-    estimate = Estimate(torch.zeros(4, T, 1), torch.zeros(4, 1), None, None)
+    estimate = Estimate(torch.zeros(4, T, 1), torch.zeros(4, 1))
     plain = targets_of(settings, estimate=estimate)
     clipped = targets_of({**settings, "target.advantage_clip": 0.05}, estimate=estimate)
     mask = make_rollout().samples.mask
@@ -246,27 +243,30 @@ def test_rewards_cut_to_their_range_by_hand(algorithm):
     rollout = make_rollout((10.5, -9.0, 2.0, 0.5))
     for clip, kept in ((True, [2.0, -1.0, 2.0, 0.5]), (False, [10.5, -9.0, 2.0, 0.5])):
         config = build_config({**settings, "target.clip_reward": clip})
-        assert token_rewards(rollout, config)[0].sum(-1).tolist() == kept
+        assert (
+            Returns(rollout, rollout.rewards, None, config).token_rewards.sum(-1).tolist() == kept
+        )
 
 
 def test_winsorised_rewards_by_hand():
     # Value 0.5 before each last token, window 0.1 * 2: rewards 1, 0, 1, 0.5 -> .7, .3, .7, .5.
     quantiles = torch.stack([torch.full((4, T), 0.4), torch.full((4, T), 0.6)], -1)
-    estimate = Estimate(quantiles, torch.zeros(4, 2), None, None)
+    estimate = Estimate(quantiles, torch.zeros(4, 2))
     config = build_config({"target.winsorise": 0.1, **RANGE})
-    rewards, _ = token_rewards(make_rollout(), config, estimate)
+    rollout = make_rollout()
+    rewards = Returns(rollout, rollout.rewards, estimate, config).token_rewards
     assert rewards.sum(-1).tolist() == pytest.approx([0.7, 0.3, 0.7, 0.5])
     settings = {"algorithm": "ppo-winsorised", "target.winsorise": 0.1, **RANGE}
     settings |= {"target.lam": 1.0, "target.target_lam": 1.0}
     found = targets_of(settings, estimate=estimate)
     assert found.raw_advantages[:, 0].tolist() == pytest.approx([0.2, -0.2, 0.2, 0.0], abs=1e-6)
-    assert found.quantiles[0, 0].tolist() == pytest.approx([0.7, 0.7])  # lam 1: the return
+    assert found.critic.quantiles[0, 0].tolist() == pytest.approx([0.7, 0.7])  # lam 1: the return
 
 
 def test_expected_targets_are_the_mean_of_the_quantile_wise_average():
     estimate = make_estimate()
-    found = targets_of({"algorithm": "dfpo-expected"}, estimate=estimate).quantiles
-    whole = targets_of({"target.kind": "gae"}, estimate=estimate).quantiles
+    found = targets_of({"algorithm": "dfpo-expected"}, estimate=estimate).critic.quantiles
+    whole = targets_of({"target.kind": "gae"}, estimate=estimate).critic.quantiles
     mask = make_rollout().samples.mask
     assert (found == found[..., :1]).all()
     torch.testing.assert_close(found[mask][:, 0], whole[mask].mean(-1))
@@ -283,7 +283,7 @@ def test_rank_advantages_by_hand():
 def test_rank_advantages_are_gae_where_all_returns_are_0_or_1_and_bounded_elsewhere():
     quantiles = torch.zeros(4, T, 4)
     quantiles[..., 3] = 1
-    estimate = Estimate(quantiles, torch.zeros(4, 4), None, None)
+    estimate = Estimate(quantiles, torch.zeros(4, 4))
     settings = {"target.lam": 1.0, "critic.num_quantiles": 4, "target.advantage": "rank"}
     mask = make_rollout().samples.mask
     binary = make_rollout((1.0, 0.0, 1.0, 0.0))

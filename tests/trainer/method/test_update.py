@@ -10,9 +10,9 @@ from accelerate import Accelerator
 
 from dfpo.config import build_config
 from dfpo.config.noise import Noise
-from dfpo.method.critic import build_critic
+from dfpo.method.critics import build_critic
 from dfpo.method.targets import compute_targets
-from dfpo.method.update import update
+from dfpo.method.update import Learner, update
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy, token_logprobs
@@ -37,17 +37,18 @@ def parts():
     policy, tokenizer = load_policy(SHIPPED_POLICY)
     critic = build_critic(policy, CONFIG)
     rows = training_rows(0, 0, 3)
-    rollout = collect(policy, policy, tokenizer, rows, VERIFIER, Noise(), CONFIG, 0)
+    rollout = collect(
+        policy, policy, tokenizer, rows, reward=VERIFIER, noise=Noise(), config=CONFIG, step=0
+    )
     estimate = critic.estimate(rollout.samples, torch.Generator().manual_seed(0))
     return policy, critic, rollout, compute_targets(rollout, estimate, CONFIG, 0)
 
 
 def step(policy, critic, rollout, targets, *, train_policy=True):
     optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-3, fused=True) for m in (policy, critic)]
-    return update(
-        Accelerator(cpu=True), policy, critic, *optimizers, rollout, targets, CONFIG,
-        torch.Generator().manual_seed(0), train_policy=train_policy,
-    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    learner = Learner(Accelerator(cpu=True), policy, critic, *optimizers, generator)
+    return update(learner, rollout, targets, CONFIG, train_policy=train_policy)
 
 
 def copies(module):
@@ -76,9 +77,10 @@ def test_the_policy_moves_towards_what_was_better(parts):
 
 def test_the_critic_moves_towards_its_targets(parts):
     policy, critic, rollout, targets = parts
-    high = dataclasses.replace(
-        targets, quantiles=torch.ones_like(targets.quantiles), mean=torch.ones_like(targets.mean)
-    )
+    learned = targets.critic
+    ones = torch.ones_like(learned.quantiles)
+    learned = dataclasses.replace(learned, quantiles=ones, mean=torch.ones_like(learned.mean))
+    high = dataclasses.replace(targets, critic=learned)
     mask, draws = rollout.samples.mask, torch.Generator()
     before = critic.estimate(rollout.samples, draws).quantiles[mask].mean()
     step(policy, critic, rollout, high)
@@ -119,10 +121,11 @@ def test_parts_of_a_critic_are_clipped_apart(parts):
         coefs = dataclasses.replace(critic.coefs, anchor=scale)
         trained.coefs = coefs
         optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, fused=True)
-        update(
-            Accelerator(cpu=True), policy, trained, optimizer, optimizer, rollout, targets, CONFIG,
-            torch.Generator().manual_seed(0), train_policy=False,
+        generator = torch.Generator().manual_seed(0)
+        learner = Learner(
+            Accelerator(cpu=True), policy, trained, optimizer, optimizer, generator
         )  # fmt: skip
+        update(learner, rollout, targets, CONFIG, train_policy=False)
         means.append(trained.head.mean.weight)
     assert torch.equal(*means) and not torch.equal(means[0], critic.head.mean.weight)
     law, rest = critic.parts()[1], critic.parts()[0]

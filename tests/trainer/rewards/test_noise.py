@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from dfpo.config.noise import Noise, parse_noise
-from dfpo.rewards.noise import Answers, corrupt, prompt_id, student_t2
+from dfpo.rewards.noise import NoiseInputs, corrupt, prompt_id, student_t2
 
 COUNT = 20_000
 IDS = torch.arange(COUNT)
@@ -15,7 +15,7 @@ REWARDS = (IDS % 2).float()
 def answers(ids=IDS, prompts=None, lengths=None, domains=None, votes=None):
     prompts = ids // 4 if prompts is None else prompts  # four answers to a prompt
     lengths = torch.ones(len(ids)) if lengths is None else lengths
-    return Answers(ids, prompts, lengths, domains or ["math"] * len(ids), votes)
+    return NoiseInputs(ids, prompts, lengths, domains or ["math"] * len(ids), votes)
 
 
 def apply(text, rewards=REWARDS, seen=None, seed=0, step=0, low=0.0, high=1.0):
@@ -24,12 +24,19 @@ def apply(text, rewards=REWARDS, seen=None, seed=0, step=0, low=0.0, high=1.0):
 
 
 def test_parse():
-    assert parse_noise("none") == Noise()
-    assert parse_noise("flip=0.3") == Noise(0.3, 0.3, 0.0)
-    assert parse_noise("fp=0.2, fn=0.1,outliers=0.05") == Noise(0.2, 0.1, 0.05)
-    assert parse_noise("flip=0.3,per=prompt") == Noise(0.3, 0.3, per="prompt")
-    assert parse_noise("vote=16,missing=.2") == Noise(vote=16, missing=0.2)
-    assert parse_noise("length=0.72, heavy=1") == Noise(length=0.72, heavy=1.0)
+    assert parse_noise("none") == Noise() and not Noise()
+    assert parse_noise("flip=0.3") == Noise({"flip": 0.3})
+    assert parse_noise("outliers=0.05, fp=0.2,fn=0.1") == Noise(
+        {"fp": 0.2, "fn": 0.1, "outliers": 0.05}
+    )
+    assert parse_noise("flip=0.3,per=prompt") == Noise({"flip": 0.3}, per="prompt")
+    assert parse_noise("vote=16,missing=.2") == Noise({"vote": 16, "missing": 0.2})
+
+
+def test_kinds_are_applied_in_the_order_of_the_table():
+    assert list(parse_noise("missing=.1,heavy=1,flip=.2,vote=4").levels) == [
+        "vote", "flip", "heavy", "missing",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """Training in bfloat16: beside float32 on one rollout, and from the command line."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from dfpo.__main__ import main
 from dfpo.config import build_config
@@ -35,18 +35,19 @@ def test_one_update_is_nearly_that_of_float32(tmp_path):
     config = build_config({**SMALL, "critic.return_low": 0, "critic.return_high": 1})
     verifier = Reward(("verifier",), (reward,), (1.0,))
     rows = training_rows(0, 0, 3)
-    rollout = collect(policy, policy, tokenizer, rows, verifier, Noise(), config, 0)
+    rollout = collect(
+        policy, policy, tokenizer, rows, reward=verifier, noise=Noise(), config=config, step=0
+    )
     found = {}
     for dtype in ("float32", "bfloat16"):
         setup = set_up(build_config(settings(tmp_path, dtype)), None)
         estimate = setup.critic.estimate(rollout.samples, torch.Generator().manual_seed(0))
         assert estimate.quantiles.dtype == torch.float32
         targets = compute_targets(rollout, estimate, setup.config, 0)
-        found[dtype] = update(
-            Accelerator(cpu=True), setup.policy, setup.critic, setup.policy_optimizer,
-            setup.critic_optimizer, rollout, targets, setup.config,
-            torch.Generator().manual_seed(0), train_policy=True,
+        learner = dataclasses.replace(
+            setup.learner, generator=torch.Generator().manual_seed(0)
         )  # fmt: skip
+        found[dtype] = update(learner, rollout, targets, setup.config, train_policy=True)
         for model in (setup.policy, setup.critic):
             assert all(p.dtype == torch.float32 for p in model.parameters())
     exact, half = found["float32"], found["bfloat16"]

@@ -168,7 +168,7 @@ def test_a_model_that_caps_its_logits_keeps_them_whole(monkeypatch):
     torch.manual_seed(0)
     model = tiny_gemma2()
     monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 50)
-    samples = dfpo.rollout.policy.Samples(
+    samples = dfpo.config.types.Samples(
         torch.arange(10).view(2, 5), torch.ones(2, 5, dtype=torch.int64),
         torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, dtype=torch.bool),
     )  # fmt: skip

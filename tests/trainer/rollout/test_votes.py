@@ -7,6 +7,7 @@ import torch
 
 from dfpo.config import ConfigError, build_config
 from dfpo.config.noise import parse_noise
+from dfpo.config.types import Answers
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
@@ -34,7 +35,16 @@ def shipped():
 def rollout(shipped, text, config=CONFIG, step=0):
     policy, tokenizer = shipped
     rows = training_rows(config.seed, step, 4)
-    return collect(policy, policy, tokenizer, rows, VERIFIER, parse_noise(text), config, step)
+    return collect(
+        policy,
+        policy,
+        tokenizer,
+        rows,
+        reward=VERIFIER,
+        noise=parse_noise(text),
+        config=config,
+        step=step,
+    )
 
 
 def test_majority_by_hand():
@@ -47,7 +57,13 @@ def test_majority_by_hand():
 def test_agreement_by_hand():
     rows = [{"prompt": "p", "domain": "math"}] * 3
     votes = ["0 7", "0 7", None]
-    found = agreement(votes, rows, ["; so 0 7", "; so 0 8", "; so 0 7"], SUITE.extract)
+    answers = Answers(
+        rows=rows,
+        texts=["; so 0 7", "; so 0 8", "; so 0 7"],
+        token_ids=[],
+        sample_ids=torch.arange(3),
+    )
+    found = agreement(votes, answers, SUITE.extract)
     torch.testing.assert_close(found, torch.tensor([1.0, 0.0, torch.nan]), equal_nan=True)
 
 
@@ -88,22 +104,27 @@ def test_rewards_are_agreement_with_the_vote(shipped):
     policy, tokenizer = shipped
     noisy = rollout(shipped, "vote=9")
     clean = rollout(shipped, "none")
-    assert noisy.completions == clean.completions
+    assert noisy.answers.texts == clean.answers.texts
     assert torch.equal(noisy.clean_rewards, clean.clean_rewards), "the truth stays in the log"
-    votes = cast_votes(policy, tokenizer, noisy.rows, SUITE.extract, 9, CONFIG)
-    told = zip(noisy.completions, noisy.rows, votes, strict=True)
+    votes = cast_votes(policy, tokenizer, noisy.answers.rows, SUITE.extract, 9, CONFIG)
+    told = zip(noisy.answers.texts, noisy.answers.rows, votes, strict=True)
     expected = [float(SUITE.extract(text, row["domain"]) == vote) for text, row, vote in told]
     assert noisy.rewards.tolist() == expected
 
 
 def test_missing_labels_are_left_out_and_counted(shipped):
     clean, noisy = rollout(shipped, "none"), rollout(shipped, "missing=0.5")
-    kept = torch.isin(clean.sample_ids, noisy.sample_ids)
+    kept = torch.isin(clean.answers.sample_ids, noisy.answers.sample_ids)
     assert 0 < kept.sum() < 16
     assert noisy.scored.unscored == 16 - kept.sum()
     assert torch.equal(noisy.rewards, clean.rewards[kept])
     assert torch.equal(noisy.clean_rewards, clean.clean_rewards[kept])
-    assert noisy.old_logprobs.shape[0] == len(noisy.rows) == len(noisy.completions) == kept.sum()
+    assert (
+        noisy.old_logprobs.shape[0]
+        == len(noisy.answers.rows)
+        == len(noisy.answers.texts)
+        == kept.sum()
+    )
 
 
 def test_a_task_without_final_answers_refuses_votes():

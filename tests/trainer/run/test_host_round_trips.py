@@ -3,6 +3,7 @@ a GPU that is not there where torch was built for one."""
 
 import collections
 import contextlib
+import dataclasses
 import traceback
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import dfpo.rollout.policy
 from dfpo.config import ALGORITHMS, build_config
 from dfpo.config.noise import Noise
-from dfpo.method.critic import build_critic
+from dfpo.method.critics import build_critic
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import update
 from dfpo.rewards.functions import Reward
@@ -105,7 +106,9 @@ def parts():
     critic = build_critic(policy, config)
     verifier = Reward(("verifier",), (reward,), (1.0,))
     rows = training_rows(0, 0, 3)
-    rollout = collect(policy, policy, tokenizer, rows, verifier, Noise(), config, 0)
+    rollout = collect(
+        policy, policy, tokenizer, rows, reward=verifier, noise=Noise(), config=config, step=0
+    )
     estimate = critic.estimate(rollout.samples, torch.Generator().manual_seed(0))
     return tokenizer, policy, critic, rollout, compute_targets(rollout, estimate, config, 0)
 
@@ -120,11 +123,7 @@ def test_an_update_waits_for_the_device_no_more_often_than_is_known(tmp_path, pa
     assert not found
     targets = compute_targets(rollout, estimate, setup.config, 0)
     with waits() as found:
-        update(
-            setup.accelerator, setup.policy, setup.critic, setup.policy_optimizer,
-            setup.critic_optimizer, rollout, targets, setup.config, setup.generator,
-            train_policy=True,
-        )  # fmt: skip
+        update(setup.learner, rollout, targets, setup.config, train_policy=True)
     # All metrics leave at once.
     assert found == {"update.py": 1}
 
@@ -134,7 +133,7 @@ def test_the_value_flow_loss_waits_for_nothing_where_the_number_of_tokens_is_kno
     mask = rollout.samples.mask
     hidden, tokens = critic.hidden(rollout.samples)[:, :-1], int(mask.sum())
     with waits() as found:
-        loss, _ = critic.head.loss(hidden, targets.quantiles, mask, most_tokens=tokens)
+        loss, _ = critic.head.loss(hidden, targets.critic.quantiles, mask, most_tokens=tokens)
         loss.backward()
     assert not found and loss.isfinite()
 
@@ -144,7 +143,9 @@ def test_a_forward_pass_waits_for_nothing(parts, monkeypatch, attention):
     """Logits at once or in parts, with and without padding, forward and backward."""
     policy, _ = load_policy(SHIPPED_POLICY, attention)
     padded = parts[3].samples
-    full = padded._replace(attention_mask=torch.ones_like(padded.attention_mask))
+    full = dataclasses.replace(
+        padded, attention_mask=torch.ones_like(padded.attention_mask)
+    )  # fmt: skip
     assert not padded.attention_mask.all() and dfpo.rollout.policy._head_is_last(policy)
     for samples in (padded, full):
         for at_once in (logprobs.LOGITS_AT_ONCE, 75 * 10):
@@ -187,7 +188,9 @@ def test_forward_passes_on_a_gpu_that_is_not_there():
     with FakeTensorMode(), torch.device("cuda"):
         policy = AutoModelForCausalLM.from_config(model_config, attn_implementation="sdpa")
         ids, mask = torch.zeros(2, 9, dtype=torch.int64), torch.ones(2, 4, dtype=torch.bool)
-        samples = Samples(ids, torch.ones_like(ids), mask, mask[:, 0])
+        samples = Samples(
+            input_ids=ids, attention_mask=torch.ones_like(ids), mask=mask, truncated=mask[:, 0]
+        )
         chosen, entropy = token_logprobs(policy, samples, 1.0)
         assert chosen.device.type == "cuda" and chosen.shape == entropy.shape == (2, 4)
         head = ValueFlowHead(8, 16, return_range=(0.0, 1.0))

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dfpo.__main__ import main
 from dfpo.config import build_config
-from dfpo.config.noise import Noise
+from dfpo.config.noise import parse_noise
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import generate, load_policy, token_logprobs
@@ -141,15 +141,24 @@ def test_unscored_answers_are_left_out_of_training(files):
 
     def roll(function):
         reward = Reward(("f",), (function,), (1.0,))
-        return collect(policy, policy, tokenizer, rows, reward, Noise(0.5, 0.5), config, 4)
+        return collect(
+            policy,
+            policy,
+            tokenizer,
+            rows,
+            reward=reward,
+            noise=parse_noise("flip=0.5"),
+            config=config,
+            step=4,
+        )
 
     whole = roll(lambda **_: [0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
     part = roll(lambda completions, **_: [0.0, None, 0.0, 1.0, None, 1.0][: len(completions)])
     kept = [0, 2, 3, 5]
-    assert part.scored.unscored == 2 and len(part.rows) == 4
-    assert [row["prompt"] for row in part.rows] == ["a", "a", "bc", "bc"]
-    assert part.completions == [whole.completions[i] for i in kept]
-    assert part.sample_ids.tolist() == [24, 26, 27, 29]  # 4 steps of 6 answers before
+    assert part.scored.unscored == 2 and len(part.answers) == 4
+    assert [row["prompt"] for row in part.answers.rows] == ["a", "a", "bc", "bc"]
+    assert part.answers.texts == [whole.answers.texts[i] for i in kept]
+    assert part.answers.sample_ids.tolist() == [24, 26, 27, 29]  # 4 steps of 6 answers before
     for name in ("rewards", "clean_rewards", "old_logprobs", "entropy"):
         torch.testing.assert_close(
             getattr(part, name), getattr(whole, name)[kept], atol=1e-6, rtol=1e-5

@@ -1,0 +1,104 @@
+"""The tables of what a run can be made of: critics, policy losses, advantages, engines.
+
+To add one, write a file or a function and a row (CONTRIBUTING.md walks through each).
+"""
+
+from __future__ import annotations
+
+from dfpo.config.tables import Choice
+
+_TRUNK = ("critic.learning_rate", "critic.warmup_steps", "critic.warmup_epochs")
+_CLIPPED = ("policy.average", "policy.dual_clip", "policy.kl_coef")
+_RATIO = ("policy.clip", "policy.clip_high")
+_VALUES = ("target.lam", "target.bootstrap_on_truncation", "target.winsorise", "risk")
+_BOUND = ("target.advantage_clip",)
+
+CRITICS: dict[str, Choice] = {
+    "value_flow": Choice(
+        "a flow from base noise to the distribution of returns: the value flow",
+        "dfpo.method.critics.value_flow:build",
+        (
+            *_TRUNK, "critic.clip_returns", "critic.num_quantiles", "critic.width",
+            "critic.steps", "critic.method", "critic.channels", "critic.location",
+            "critic.readout", "critic.coupling", "critic.weight_mode",
+            "critic.weight_temperature", "critic.risk_form", "critic.tail",
+            "critic.lower_contraction", "critic.curvature", "critic.kappa", "coef.*",
+            "target.path_lam", "target.target_lam", "target.kind",
+        ),
+    ),
+    "scalar": Choice(
+        "PPO's: the expected return, from one linear head or the least of several",
+        "dfpo.method.critics.scalar:build",
+        (
+            *_TRUNK, "critic.heads", "critic.conditioner", "critic.width", "target.target_lam",
+            "target.kind",
+        ),
+    ),
+    "quantile": Choice(
+        "DVPO's: quantiles of the return, from an ensemble of heads",
+        "dfpo.method.critics.quantile:build",
+        (
+            *_TRUNK, "critic.heads", "critic.num_quantiles", "critic.width", "critic.tail",
+            "critic.risk_form", "critic.curvature", "critic.kappa", "coef.*",
+            "target.target_lam", "target.kind",
+        ),
+    ),
+    "none": Choice(
+        "no critic: for advantages that need no value",
+        "dfpo.method.critics.none:build",
+        ("critic.warmup_steps",),
+    ),
+    "partition": Choice(
+        "log Z of a prompt, which trajectory balance learns beside the policy",
+        "dfpo.method.critics.partition:build",
+        ("critic.learning_rate", "critic.warmup_steps"),
+    ),
+}  # fmt: skip
+
+POLICY_LOSSES: dict[str, Choice] = {
+    "clip": Choice(
+        "PPO's clipped objective and a KL term",
+        "dfpo.method.policy_losses:clip",
+        (*_RATIO, *_CLIPPED),
+    ),
+    "trajectory_balance": Choice(
+        "FlowRL's squared residual of trajectory balance; needs critic.kind = partition",
+        "dfpo.method.policy_losses:trajectory_balance",
+        (*_RATIO, "policy.beta"),
+    ),
+}
+
+ADVANTAGES: dict[str, Choice] = {
+    "gae": Choice(
+        "generalised advantage estimation from rewards and values",
+        "dfpo.method.advantages:gae",
+        (*_VALUES, *_BOUND),
+    ),
+    "rank": Choice(
+        "the chance that the return is above the predicted distribution, less that it is below",
+        "dfpo.method.advantages:rank",
+        _VALUES,
+    ),
+    "group": Choice(
+        "GRPO's: reward less its prompt's mean, over its prompt's standard deviation",
+        "dfpo.method.advantages:group",
+        _BOUND,
+    ),
+    "group_mean": Choice(
+        "Dr. GRPO's: reward less its prompt's mean",
+        "dfpo.method.advantages:group_mean",
+        _BOUND,
+    ),
+    "return": Choice(
+        "REINFORCE++'s: the reward that is still to come",
+        "dfpo.method.advantages:reward_to_go",
+        _BOUND,
+    ),
+}
+
+# Which setting chooses a row of which table.
+TABLES: dict[str, dict[str, Choice]] = {
+    "critic.kind": CRITICS,
+    "policy.loss": POLICY_LOSSES,
+    "target.advantage": ADVANTAGES,
+}

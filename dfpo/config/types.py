@@ -1,0 +1,147 @@
+"""What flows through a step, in the order in which it is made.
+
+    Row -> Answers -> Scored -> Rollout -> Estimate -> Targets
+
+All are frozen and built by name. Shapes: B answers, P prompt tokens (padded left), T answer tokens
+(padded right), Q quantiles.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from dfpo_kernels import FlowField
+from dfpo_kernels.nn import PathTargets
+
+Row = dict[str, Any]  # "prompt" (text, or a list of chat messages) and the reward's columns
+Prompt = str | list[dict[str, str]]  # text, or chat messages
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The tokens of a batch of prompts and of their answers."""
+
+    input_ids: Tensor  # [B, P + T]
+    attention_mask: Tensor  # [B, P + T], 1 on prompt and answer tokens
+    mask: Tensor  # [B, T] bool, answer tokens including the end token
+    truncated: Tensor  # [B] bool, no end token within the limit
+
+    @property
+    def tokens(self) -> Tensor:  # [B, T]
+        """The answers' part of ``input_ids``."""
+        return self.input_ids[:, -self.mask.shape[1] :]
+
+    def select(self, rows: Tensor | list[int]) -> Samples:
+        return Samples(**{name: value[rows] for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The policy's answers to some rows, before anything is said of them."""
+
+    rows: list[Row]  # B rows, a prompt repeated for each of its answers
+    texts: list[str]  # without special tokens
+    token_ids: list[list[int]]
+    sample_ids: Tensor  # [B] int64, unique over the run: what draws are a function of
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each answer, as the host knows them."""
+        return [len(ids) for ids in self.token_ids]
+
+    def select(self, rows: Tensor) -> Answers:  # [N] int64, on the host
+        places = rows.tolist()
+        return Answers(
+            rows=[self.rows[i] for i in places],
+            texts=[self.texts[i] for i in places],
+            token_ids=[self.token_ids[i] for i in places],
+            sample_ids=self.sample_ids[rows.to(self.sample_ids.device)],
+        )
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One number per answer; NaN where there is none."""
+
+    values: Tensor  # [B] float32, NaN where unscored or invalid
+    parts: dict[str, Tensor]  # name of each of several rewards -> [B]
+    unscored: int  # answers that every reward returned None for
+    invalid: int  # answers for which a reward failed
+    problem: str | None  # the first failure, in one line
+
+    def without(self, missing: Tensor) -> Scored:  # [B] bool
+        """The same with no score where there is none after noise."""
+        lost = int((missing & self.values.isfinite()).sum())
+        values = self.values.masked_fill(missing, math.nan)
+        return dataclasses.replace(self, values=values, unscored=self.unscored + lost)
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One step's answers that have a reward, and what is known of them before any value is
+    estimated. Answers without a reward are left out; ``scored`` counts them."""
+
+    scored: Scored  # of all answers
+    answers: Answers
+    samples: Samples
+    groups: Tensor  # [B] int64, which of the step's prompts is answered
+    clean_rewards: Tensor  # [B]
+    rewards: Tensor  # [B], what training sees
+    old_logprobs: Tensor  # [B, T]
+    ref_logprobs: Tensor  # [B, T]
+    entropy: Tensor  # [B, T]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A critic's prediction: values of the states before each answer token, and of the state
+    after the last one."""
+
+    quantiles: Tensor  # [B, T, Q], in units of return
+    final: Tensor  # [B, Q]
+    base: Tensor | None = None  # [B, T, Q], base noise where targets are paired with it by index
+    field: FlowField | None = None  # [B, T, ...], frozen field, for path-coupled matching
+
+
+@dataclass(frozen=True)
+class CriticTargets:
+    """What a critic learns from."""
+
+    quantiles: Tensor  # [B, T, Q], what it regresses to
+    mean: Tensor | None = None  # [B, T], the expected return at target.target_lam
+    spread: Tensor | None = None  # [B, T], standard deviation of the estimate
+    base: Tensor | None = None  # [B, T, Q]
+    path: PathTargets | None = None  # [B, T]
+
+    def select(self, rows: Tensor) -> CriticTargets:
+        return CriticTargets(**{
+            name: None if value is None else
+            value.select(rows) if isinstance(value, PathTargets) else value[rows]
+            for name, value in vars(self).items()
+        })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What one step's update learns from."""
+
+    advantages: Tensor  # [B, T], what the policy's loss takes; 0 off the answer
+    raw_advantages: Tensor  # [B, T], before bounds and whitening
+    clean_advantages: Tensor  # [B, T], the raw ones had the clean reward been told
+    critic: CriticTargets | None = None  # None where there is no critic
+
+    def select(self, rows: Tensor) -> Targets:
+        return Targets(
+            advantages=self.advantages[rows],
+            raw_advantages=self.raw_advantages[rows],
+            clean_advantages=self.clean_advantages[rows],
+            critic=self.critic and self.critic.select(rows),
+        )

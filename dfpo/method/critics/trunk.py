@@ -1,0 +1,46 @@
+"""What critics of token states share: a copy of the policy without its language head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, PreTrainedModel
+
+from dfpo.config import Config
+from dfpo.config.types import Samples
+from dfpo.rollout.policy import positions
+
+
+class TrunkCritic(nn.Module):
+    """What every critic shares: hidden states [B, T + 1, D] around the answer tokens."""
+
+    def __init__(self, trunk: PreTrainedModel) -> None:
+        super().__init__()
+        self.trunk = trunk
+
+    def parts(self) -> list[list[nn.Parameter]]:
+        return [list(self.parameters())]
+
+    def hidden(self, samples: Samples) -> Tensor:
+        length = samples.mask.shape[1]
+        states = self.trunk(
+            input_ids=samples.input_ids,
+            attention_mask=samples.attention_mask,
+            position_ids=positions(samples.attention_mask),
+        ).last_hidden_state
+        return states[:, -length - 1 :]
+
+
+def seeded_trunk(policy: PreTrainedModel, config: Config) -> PreTrainedModel:
+    """The policy without its language head, with weights of its own. What is drawn next, a head,
+    is drawn from ``config.seed``."""
+    trunk = AutoModel.from_config(policy.config)
+    trunk.load_state_dict(policy.base_model.state_dict())
+    torch.manual_seed(config.seed)
+    return trunk
+
+
+def return_units(config: Config) -> tuple[float, float]:
+    """Middle and half-width of the reward's range: heads predict (return - middle) / half-width."""
+    low, high = config.critic.return_low, config.critic.return_high
+    return (low + high) / 2, (high - low) / 2

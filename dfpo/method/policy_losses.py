@@ -1,0 +1,66 @@
+"""Policy losses by name: each (policy, critic, batch, config) -> (loss, metrics), with a row in
+``dfpo.config.choices``. The formulas are in ``losses.py``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from dfpo.config import Config
+from dfpo.config.types import Rollout, Samples, Targets
+from dfpo.method.critics import Critic
+from dfpo.method.losses import clipped_loss, kl_loss, trajectory_balance_loss
+from dfpo.rollout.policy import token_logprobs
+
+Loss = tuple[Tensor, dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """What a policy loss learns from: some answers of a rollout."""
+
+    samples: Samples
+    advantages: Tensor  # [B, T]
+    old_logprobs: Tensor  # [B, T]
+    ref_logprobs: Tensor  # [B, T]
+
+    @staticmethod
+    def of(rollout: Rollout, targets: Targets, rows: Tensor) -> PolicyBatch:
+        return PolicyBatch(
+            samples=rollout.samples.select(rows),
+            advantages=targets.advantages[rows],
+            old_logprobs=rollout.old_logprobs[rows],
+            ref_logprobs=rollout.ref_logprobs[rows],
+        )
+
+
+def clip(policy: PreTrainedModel, critic: Critic, batch: PolicyBatch, config: Config) -> Loss:
+    """PPO's clipped objective and ``policy.kl_coef`` times the KL to the first policy."""
+    settings, mask = config.policy, batch.samples.mask
+    temperature = config.rollout.temperature
+    logprobs, _ = token_logprobs(policy, batch.samples, temperature, entropy=False)
+
+    averaged = {"average": settings.average, "longest": config.rollout.max_new_tokens}
+    loss, metrics = clipped_loss(
+        logprobs, batch.old_logprobs, batch.advantages, mask,
+        clip=settings.clip, clip_high=settings.clip_high, dual_clip=settings.dual_clip, **averaged,
+    )  # fmt: skip
+    kl = kl_loss(logprobs, batch.ref_logprobs, mask, **averaged)
+    return loss + settings.kl_coef * kl, {**metrics, "kl": kl.detach()}
+
+
+def trajectory_balance(
+    policy: PreTrainedModel, critic: Critic, batch: PolicyBatch, config: Config
+) -> Loss:
+    """FlowRL's residual; the critic reads log Z off the policy's own states, so its gradient
+    reaches the policy."""
+    settings, temperature = config.policy, config.rollout.temperature
+    with critic.watch(policy) as hidden:
+        logprobs, _ = token_logprobs(policy, batch.samples, temperature, entropy=False)
+    return trajectory_balance_loss(
+        logprobs, batch.old_logprobs, batch.ref_logprobs, batch.advantages,
+        critic.log_partition(hidden[-1], batch.samples), batch.samples.mask,
+        beta=settings.beta, clip=settings.clip, clip_high=settings.clip_high,
+    )  # fmt: skip
