@@ -32,7 +32,7 @@ ARMS = {
     "dfpo Q32": {"algorithm": "dfpo", "critic.num_quantiles": 32},
     "dfpo Q64": {"algorithm": "dfpo", "critic.num_quantiles": 64},
 }
-SHARED = {"critic.warmup_epochs": 1, "critic.return_low": 0, "critic.return_high": 1}
+SHARED = {"critic.warmup_epochs": 1, "reward.low": 0, "reward.high": 1}
 VERIFIER = Reward(("verifier",), (reward,), (1.0,))
 STAGES = ("rollout", "estimate", "targets", "critic update", "policy update")
 

@@ -5,13 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import dfpo
 from dfpo.config import ConfigError, build_config, load_yaml, stored_settings
-from dfpo.config.build import describe, options, sections, suggestion
+from dfpo.config.build import options
+from dfpo.config.flags import (
+    HELP_ALL,
+    HelpFormatter,
+    Parser,
+    add_settings,
+    count,
+    dashed,
+    positive,
+)
+from dfpo.config.rules import only_read
 from dfpo.run.records import is_complete
 from dfpo.run.stop import exit_status
 
@@ -24,6 +35,7 @@ examples:
                                                your model, your prompts, your reward
   dfpo train --config runs/NAME/config.yaml    the same run again
   dfpo train --resume runs/NAME                go on where a run stopped, bit for bit
+  dfpo train --help-all                        every setting, each choice on a line of its own
 
 A YAML file holds the same settings, nested (critic: {width: 64}) or dotted (critic.width: 64);
 flags win over the file, the file over the algorithm's preset.
@@ -65,174 +77,97 @@ RESUMABLE = (
 GRID = ("algorithm", "seed", "noise", "name", "runs_dir", "plots", "trackers")
 # What an evaluation depends on.
 EVALUATED = (
-    "device", "attention", "threads", "task", "data", "eval_data", "reward", "reward_weights",
+    "device", "attention", "threads", "task", "data", "eval_data",
+    "reward.functions", "reward.weights",
     "rollout.max_new_tokens", "eval.prompts", "eval.batch_size", "eval.seed",
 )  # fmt: skip
 
 
-class Parser(argparse.ArgumentParser):
-    """One line on a wrong flag, with the nearest right one, and exit status 2."""
-
-    def error(self, message: str) -> Any:
-        self.exit(2, f"{self.prog}: error: {message}\n")
-
-    def refuse(self, word: str) -> Any:
-        flag = word.partition("=")[0]
-        known = {name: None for action in self._actions for name in action.option_strings}
-        self.error(f"{flag}: is no option{suggestion(flag, known)}")
-
-
-def build_parsers(command: str) -> tuple[Parser, dict[str, Parser]]:
-    """The parser of ``dfpo`` and those of its commands; arguments for ``command`` alone, since
-    those of sft take seconds to import."""
+def build_parsers(command: str, *, everything: bool = False) -> tuple[Parser, dict[str, Parser]]:
+    """The parser of ``dfpo`` and those of its commands. Only ``command`` gets its arguments, since
+    those of sft take seconds to import; "completion" needs them all."""
     parser = Parser(
         prog="dfpo", description="Post-train language models on rewards you cannot trust."
     )
+    parser.add_argument("--version", action="version", version=f"dfpo {dfpo.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    formatter = argparse.RawDescriptionHelpFormatter
-    train = commands.add_parser(
-        "train", help="train a policy with a value-flow critic, or a baseline",
-        description="Train a policy by PPO with a value-flow critic (DFPO), or a baseline.",
-        usage="dfpo train [--config FILE] [--SETTING VALUE ...]", epilog=TRAIN_EPILOG,
-        formatter_class=formatter, allow_abbrev=False,
-    )  # fmt: skip
-    evaluation = commands.add_parser(
-        "eval", help="score a run or a model on held-out prompts",
-        description="Accuracy or reward, sampled and greedy, per domain, in and out of domain.",
-        usage="dfpo eval RUN_OR_MODEL [--json] [--SETTING VALUE ...]", epilog=EVAL_EPILOG,
-        formatter_class=formatter, allow_abbrev=False,
-    )  # fmt: skip
-    comparison = commands.add_parser(
-        "compare", help="train a grid of arms, noises, domains and seeds, and compare them",
-        description="Train a grid of runs; write tables, plots and paired differences.",
-        usage="dfpo compare RECIPE | --quick [--jobs N] [--SETTING VALUE ...]",
-        epilog=COMPARE_EPILOG, formatter_class=formatter, allow_abbrev=False,
-    )  # fmt: skip
-    tuning = commands.add_parser(
-        "tune", help="choose settings for the arms of a comparison, on one budget",
-        description="Try each arm's settings on other seeds and noisy held-out rewards.",
-        usage="dfpo tune RECIPE [--jobs N] [--SETTING VALUE ...]",
-        epilog=COMPARE_EPILOG, formatter_class=formatter, allow_abbrev=False,
-    )  # fmt: skip
-    info = commands.add_parser(
-        "info", help="versions, backends of the kernels, device",
-        description="What is installed here and which backend answers which operator.",
-        formatter_class=formatter, allow_abbrev=False,
-    )  # fmt: skip
-    info.add_argument("--json", action="store_true", help="print JSON")
-    critic = commands.add_parser(
-        "critic", help="measure what the critics of some runs know",
-        description="Plays on from the states of a few answers many times with the run's own "
-        "policy, and compares the returns with what the critic predicts. Writes critic.json and "
-        "plots/critic_*.png into each run.",
-        usage="dfpo critic RUN [RUN ...] [--answers N] [--plays N] [--plot FILE] [--json]",
-        epilog=CRITIC_EPILOG, formatter_class=formatter, allow_abbrev=False,
-    )  # fmt: skip
-    warm_start = commands.add_parser(
-        "sft", help="make the starting policy that ships with dfpo",
-        description="Fine-tune the small starting policy on a sloppy demonstrator.",
-        formatter_class=formatter, allow_abbrev=False,
-    )  # fmt: skip
-    if command == "train":
-        train.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
-        train.add_argument(
-            "--resume", type=Path, metavar="RUN",
-            help=f"directory of a run to continue; only {', '.join(map(_flag, RESUMABLE))} may be "
-            "given with it",
+    parsers = {}
+    for name, entry in COMMANDS.items():
+        parsers[name] = commands.add_parser(
+            name, help=entry.help, description=entry.description, usage=entry.usage,
+            epilog=entry.epilog, formatter_class=HelpFormatter, allow_abbrev=False,
         )  # fmt: skip
-        _add_settings(train, None)
-    elif command == "eval":
-        evaluation.add_argument(
-            "target", metavar="RUN_OR_MODEL", help="directory of a run, or of a model"
-        )
-        evaluation.add_argument(
-            "--show", type=_count, default=0, metavar="N", help="print N greedy answers"
-        )
-        evaluation.add_argument("--json", action="store_true", help="print JSON")
-        _add_settings(evaluation, EVALUATED)
-    elif command == "critic":
-        critic.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="directory of a run")
-        critic.add_argument(
-            "--answers", type=_positive, default=6, metavar="N",
-            help="answers per domain whose states are probed (default: 6)",
-        )  # fmt: skip
-        critic.add_argument(
-            "--plays", type=_positive, default=64, metavar="N",
-            help="plays from each state (default: 64)",
-        )  # fmt: skip
-        critic.add_argument(
-            "--plot", type=Path, metavar="FILE", help="draw the runs' scores side by side"
-        )
-        critic.add_argument("--json", action="store_true", help="print JSON")
-    elif command in ("compare", "tune"):
-        _add_grid(comparison if command == "compare" else tuning)
-    elif command == "sft":
-        from dfpo.study import starting_policy
-
-        starting_policy.add_arguments(warm_start)
-    return parser, {
-        "train": train, "eval": evaluation, "critic": critic, "compare": comparison,
-        "tune": tuning, "info": info, "sft": warm_start,
-    }  # fmt: skip
+        if command in (name, "completion"):
+            entry.add_arguments(parsers[name], everything)
+    return parser, parsers
 
 
-def _add_grid(parser: argparse.ArgumentParser) -> None:
+def add_train(parser: Parser, everything: bool) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML file of settings")
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN",
+        help="directory of a run to continue, bit for bit",
+    )  # fmt: skip
+    add_settings(parser, everything=everything)
+
+
+def add_eval(parser: Parser, everything: bool) -> None:
+    parser.add_argument("target", metavar="RUN_OR_MODEL", help="directory of a run, or of a model")
+    parser.add_argument("--show", type=count, default=0, metavar="N", help="print N greedy answers")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_settings(parser, chosen=EVALUATED, everything=True)
+
+
+def add_critic(parser: Parser, everything: bool) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="directory of a run")
+    parser.add_argument(
+        "--answers", type=positive, default=6, metavar="N",
+        help="answers per domain whose states are probed (default: 6)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plays", type=positive, default=64, metavar="N",
+        help="plays from each state (default: 64)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the runs' scores side by side"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_compare(parser: Parser, everything: bool) -> None:
+    parser.add_argument("--quick", action="store_true", help="the built-in recipe")
+    parser.add_argument(
+        "--seeds", type=positive, metavar="N", help="the first N of the recipe's seeds alone"
+    )
+    add_tune(parser, everything)
+
+
+def add_tune(parser: Parser, everything: bool) -> None:
     parser.add_argument(
         "recipe", type=Path, nargs="?", metavar="RECIPE", help="YAML file: docs/compare.md"
     )
-    if parser.prog.endswith("compare"):
-        parser.add_argument("--quick", action="store_true", help="the built-in recipe")
-        parser.add_argument(
-            "--seeds", type=_positive, metavar="N", help="the first N of the recipe's seeds alone"
-        )
     parser.add_argument(
-        "--jobs", type=_positive, metavar="N", help="cells at a time (default: one a core)"
+        "--jobs", type=positive, metavar="N", help="cells at a time (default: one a core)"
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where to write (default: the recipe's)"
     )
-    _add_settings(parser, tuple(name for name, _, _ in options() if name not in GRID))
+    of_cells = [name for name, _, _ in options() if name not in GRID]
+    add_settings(parser, chosen=of_cells, everything=everything)
 
 
-def _add_settings(parser: argparse.ArgumentParser, chosen: tuple[str, ...] | None) -> None:
-    """A flag per setting of Config, grouped as the tree is; ``chosen`` keeps only those."""
-    groups: dict[str, argparse._ArgumentGroup] = {}
-    for dotted, item, kind in options():
-        if chosen is not None and dotted not in chosen:
-            continue
-        section = dotted.rpartition(".")[0]
-        title = section or item.metadata["group"]
-        if title not in groups:
-            about = sections()[section].__doc__.splitlines()[0] if section else None
-            groups[title] = parser.add_argument_group(title, about)
-        several = typing.get_origin(kind) is tuple
-        base = kind if isinstance(kind, type) and not several else typing.get_args(kind)[0]
-        more = {"nargs": "+", "action": "extend"} if several else {}
-        default = "" if item.default in (None, ()) else f" (default: {item.default})"
-        # A text option says itself what it may be.
-        plain = base is str and not item.metadata["choices"]
-        must_be = "" if plain else f"; {describe(item, base)}"
-        groups[title].add_argument(
-            _flag(dotted), dest=dotted, default=argparse.SUPPRESS, metavar=base.__name__.upper(),
-            help=f"{item.metadata['doc']}{must_be}{default}".replace("%", "%%"),
-            **more,
-        )  # fmt: skip
+def add_info(parser: Parser, everything: bool) -> None:
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
 
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"is {text!r}, must be an integer >= 0")
-    return int(text)
+def add_sft(parser: Parser, everything: bool) -> None:
+    from dfpo.study import starting_policy
+
+    starting_policy.add_arguments(parser)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"is {text!r}, must be an integer >= 1")
-    return int(text)
-
-
-def _flag(dotted: str) -> str:
-    return f"--{dotted.replace('_', '-')}"
+def add_completion(parser: Parser, everything: bool) -> None:
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="whose completion")
 
 
 def run_train(args: argparse.Namespace) -> None:
@@ -240,7 +175,7 @@ def run_train(args: argparse.Namespace) -> None:
     if args.resume is not None:
         settings = _resumed_settings(args, flags)
     else:
-        settings = (load_yaml(args.config) if args.config else {}) | flags
+        settings = (_settings_of_file(args.config, flags) if args.config else {}) | flags
     config = build_config(settings)
     if args.resume is not None and is_complete(args.resume, config):
         print(f"{args.resume}: finished after {config.steps} steps; --steps N would go on to N")
@@ -248,6 +183,18 @@ def run_train(args: argparse.Namespace) -> None:
     from dfpo.run.train import train
 
     train(config, args.resume)
+
+
+def _settings_of_file(path: Path, flags: dict[str, Any]) -> dict[str, Any]:
+    """What the file says. Where a flag names another algorithm than the file, the same file makes
+    the baseline: what that algorithm does not read is left out, and said."""
+    settings = load_yaml(path)
+    if "algorithm" not in flags:
+        return settings
+    kept = only_read(settings, {"algorithm": flags["algorithm"]})
+    if left := [name for name in settings if name not in kept]:
+        print(f"{path}: {', '.join(left)} left out: {flags['algorithm']} does not read it")
+    return kept
 
 
 def _resumed_settings(args: argparse.Namespace, flags: dict[str, Any]) -> dict[str, Any]:
@@ -270,7 +217,7 @@ def run_eval(args: argparse.Namespace) -> None:
         if "data" in flags:
             settings |= {"task": None, "eval_data": None}
         if "task" in flags:
-            settings |= {"data": None, "eval_data": None, "reward": ()}
+            settings |= {"data": None, "eval_data": None, "reward.functions": ()}
     config = build_config(settings | {"model": str(target)} | flags)
     from dfpo.run.eval_command import evaluate_target
 
@@ -318,27 +265,88 @@ def run_sft(args: argparse.Namespace) -> None:
     starting_policy.main(args)
 
 
+def run_completion(args: argparse.Namespace) -> None:
+    import shtab
+
+    print(shtab.complete(build_parsers("completion")[0], shell=args.shell))
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its words in ``--help``, its arguments, what it does."""
+
+    help: str
+    description: str
+    add_arguments: Callable[[Parser, bool], None]
+    run: Callable[[argparse.Namespace], None]
+    usage: str | None = None
+    epilog: str | None = None
+
+
 COMMANDS = {
-    "train": run_train, "eval": run_eval, "critic": run_critic, "compare": run_compare,
-    "tune": run_tune, "info": run_info, "sft": run_sft,
+    "train": Command(
+        "train a policy with a value-flow critic, or a baseline",
+        "Train a policy by PPO with a value-flow critic (DFPO), or a baseline.",
+        add_train, run_train,
+        "dfpo train [--config FILE] [--SETTING VALUE ...]", TRAIN_EPILOG,
+    ),
+    "eval": Command(
+        "score a run or a model on held-out prompts",
+        "Accuracy or reward, sampled and greedy, per domain, in and out of domain.",
+        add_eval, run_eval,
+        "dfpo eval RUN_OR_MODEL [--json] [--SETTING VALUE ...]", EVAL_EPILOG,
+    ),
+    "compare": Command(
+        "train a grid of arms, noises, domains and seeds, and compare them",
+        "Train a grid of runs; write tables, plots and paired differences.",
+        add_compare, run_compare,
+        "dfpo compare RECIPE | --quick [--jobs N] [--SETTING VALUE ...]", COMPARE_EPILOG,
+    ),
+    "tune": Command(
+        "choose settings for the arms of a comparison, on one budget",
+        "Try each arm's settings on other seeds and noisy held-out rewards.",
+        add_tune, run_tune,
+        "dfpo tune RECIPE [--jobs N] [--SETTING VALUE ...]", COMPARE_EPILOG,
+    ),
+    "critic": Command(
+        "measure what the critics of some runs know",
+        "Plays on from the states of a few answers many times with the run's own policy, and "
+        "compares the returns with what the critic predicts. Writes critic.json and "
+        "plots/critic_*.png into each run.",
+        add_critic, run_critic,
+        "dfpo critic RUN [RUN ...] [--answers N] [--plays N] [--plot FILE] [--json]",
+        CRITIC_EPILOG,
+    ),
+    "info": Command(
+        "versions, backends of the kernels, device",
+        "What is installed here and which backend answers which operator.",
+        add_info, run_info,
+    ),
+    "sft": Command(
+        "make the starting policy that ships with dfpo",
+        "Fine-tune the small starting policy on a sloppy demonstrator.",
+        add_sft, run_sft,
+    ),
+    "completion": Command(
+        "print a completion script for your shell",
+        "Completion of commands and flags; for bash: eval \"$(dfpo completion bash)\"",
+        add_completion, run_completion,
+    ),
 }  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; wrong input is one line on stderr and exit status 2."""
-    words = list(sys.argv[1:] if argv is None else argv)
-    # Flags may be written with underscores, as the YAML keys are.
-    words = [_dashed(word) if word.startswith("--") else word for word in words]
-    parser, commands = build_parsers(words[0] if words else "")
+    words = [dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
+    everything = HELP_ALL in words
+    parser, commands = build_parsers(words[0] if words else "", everything=everything)
+    if everything and words[0] in commands:
+        commands[words[0]].print_help()
+        return 0
     args, unknown = parser.parse_known_args(words)
     if unknown:
         commands[args.command].refuse(unknown[0])
-    return exit_status(f"dfpo {args.command}", lambda: COMMANDS[args.command](args))
-
-
-def _dashed(word: str) -> str:
-    flag, equals, value = word.partition("=")
-    return flag.replace("_", "-") + equals + value
+    return exit_status(f"dfpo {args.command}", lambda: COMMANDS[args.command].run(args))
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def measure(model: str, arm: str) -> dict[str, object]:
     policy = make_policy(model)
     config = build_config(
         {
-            "algorithm": arm, "critic.return_low": 0, "critic.return_high": 1,
+            "algorithm": arm, "reward.low": 0, "reward.high": 1,
             "critic.clip_returns": True, "policy.minibatches": MINIBATCHES,
             "policy.learning_rate": 1e-6, "critic.learning_rate": 1e-5,
         }

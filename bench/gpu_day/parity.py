@@ -116,7 +116,7 @@ def main() -> int:
     for arm in ARMS:
         config = build_config(
             {
-                "algorithm": arm, "critic.return_low": 0, "critic.return_high": 1,
+                "algorithm": arm, "reward.low": 0, "reward.high": 1,
                 "rollout.prompts": 2 if DRY else 16, "policy.learning_rate": 1e-4,
                 "critic.learning_rate": 1e-3, "critic.clip_returns": True,
             }

@@ -14,8 +14,20 @@ import yaml
 
 from dfpo.config.algorithms import ALGORITHMS
 from dfpo.config.errors import ConfigError
-from dfpo.config.rules import check_together
+from dfpo.config.rules import check_read, check_together
 from dfpo.config.settings import Config
+
+# A word that people type for a setting.
+SHORT = {"reward": "reward.functions"}
+# What settings were called before, so that an old file is answered in its own words.
+RENAMED = {
+    "critic.return_low": "reward.low",
+    "critic.return_high": "reward.high",
+    "target.clip_reward": "reward.clip",
+    "reward_weights": "reward.weights",
+    "policy.dtype": "dtype",
+    "policy.max_grad_norm": "max_grad_norm",
+}
 
 
 def sections() -> dict[str, type]:
@@ -41,6 +53,9 @@ def build_config(settings: Mapping[str, Any]) -> Config:
     Raises ConfigError for an unknown name or a value of the wrong type or out of its bounds.
     """
     known = {dotted: (item, kind) for dotted, item, kind in options()}
+    settings = {SHORT.get(dotted, dotted): value for dotted, value in settings.items()}
+    if old := [dotted for dotted in settings if dotted in RENAMED]:
+        raise ConfigError("; ".join(f"{dotted}: is called {RENAMED[dotted]} now" for dotted in old))
     for dotted in settings:
         if dotted not in known:
             raise ConfigError(f"{dotted}: is no setting{suggestion(dotted, known)}")
@@ -50,8 +65,12 @@ def build_config(settings: Mapping[str, Any]) -> Config:
             f"algorithm: is {algorithm!r}, must be one of {', '.join(ALGORITHMS)}"
             + suggestion(str(algorithm), ALGORITHMS)
         )
-    merged = {**ALGORITHMS[algorithm].settings, **settings}
-    values = {dotted: _check(dotted, *known[dotted], value) for dotted, value in merged.items()}
+    preset = ALGORITHMS[algorithm].settings
+    values, usual = (
+        {dotted: _check(dotted, *known[dotted], value) for dotted, value in given.items()}
+        for given in ({**preset, **settings}, preset)
+    )
+    check_read(values, usual)
     try:
         groups = {
             section: cls(**_below(values, section))
@@ -105,7 +124,7 @@ def suggestion(name: str, known: Mapping[str, Any]) -> str:
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
@@ -126,7 +145,7 @@ def _check(dotted: str, item: dataclasses.Field, kind: Any, value: Any) -> Any:
         parts = value if isinstance(value, (list, tuple)) else [value]
         words = [w for p in parts for w in (p.split(",") if isinstance(p, str) else [p])]
         return tuple(_check(dotted, item, typing.get_args(kind)[0], w) for w in words if w != "")
-    wrong = ConfigError(f"{dotted}: is {value!r}, must be {describe(item, kind)}")
+    wrong = ConfigError(f"{dotted}: is {value!r}, must be {must_be(item, kind)}")
     if kind is bool:
         text = str(value).lower()
         if text not in ("true", "false"):
@@ -153,7 +172,7 @@ def _check(dotted: str, item: dataclasses.Field, kind: Any, value: Any) -> Any:
     return value
 
 
-def describe(item: dataclasses.Field, kind: Any) -> str:
+def must_be(item: dataclasses.Field, kind: Any) -> str:
     """What a value must be, in words."""
     low, high, choices = (item.metadata.get(key) for key in ("low", "high", "choices"))
     if choices:

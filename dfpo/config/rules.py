@@ -2,10 +2,73 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from dfpo.config.algorithms import ALGORITHMS
+from dfpo.config.choices import TABLES
 from dfpo.config.errors import ConfigError
 from dfpo.config.noise import parse_noise
 from dfpo.config.risk import parse_risk
 from dfpo.config.settings import Config
+from dfpo.config.tables import readers
+
+
+def check_read(values: Mapping[str, Any], usual: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a setting, of ``values``, that the chosen critic, policy loss and
+    advantage do not read and that is not as in the preset, ``usual``, or by default."""
+    defaults = default_values()
+    chosen = {name: values.get(name, defaults[name]) for name in TABLES}
+    for dotted, value in values.items():
+        if value == usual.get(dotted, defaults[dotted]) or _has_reader(chosen, dotted):
+            continue
+        name = next(name for name, table in TABLES.items() if readers(table, dotted))
+        reading = ", ".join(readers(TABLES[name], dotted))
+        read = ", ".join(TABLES[name][chosen[name]].reads) or "nothing"
+        raise ConfigError(
+            f"{dotted}: is {value}, but {name} = {chosen[name]} does not read it, only {reading}; "
+            f"{chosen[name]} reads {read}"
+        )
+
+
+def only_read(shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of settings that several arms share which the arm of ``own`` settings reads."""
+    algorithm = own.get("algorithm", shared.get("algorithm", Config.algorithm))
+    known = isinstance(algorithm, str) and algorithm in ALGORITHMS
+    preset = ALGORITHMS[algorithm].settings if known else {}
+    values = default_values() | preset | shared | own
+    return {
+        dotted: value
+        for dotted, value in shared.items()
+        if dotted in own or _has_reader(values, dotted)
+    }
+
+
+def _has_reader(values: Mapping[str, Any], dotted: str) -> bool:
+    tables = [table for table, rows in TABLES.items() if readers(rows, dotted)]
+    chosen = [TABLES[table].get(values[table]) for table in tables]
+    # A choice that is none is another error's business.
+    return not tables or any(choice is None or choice.does_read(dotted) for choice in chosen)
+
+
+def is_read(config: Config, dotted: str) -> bool:
+    """Whether the run's critic, policy loss and advantage leave a use to the setting."""
+    return _has_reader(dict(_leaves("", config)), dotted)
+
+
+def default_values() -> dict[str, Any]:
+    """Every setting's default, by dotted name."""
+    return dict(_leaves("", Config()))
+
+
+def _leaves(prefix: str, tree: Any) -> Iterator[tuple[str, Any]]:
+    for item in dataclasses.fields(tree):
+        value = getattr(tree, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _leaves(f"{prefix}{item.name}.", value)
+        else:
+            yield f"{prefix}{item.name}", value
 
 
 def check_together(config: Config) -> None:
@@ -19,7 +82,7 @@ def check_together(config: Config) -> None:
     if config.risk != "neutral" and kind not in ("value_flow", "quantile"):
         raise ConfigError(
             f"risk: is {config.risk}, must be neutral with a critic of kind {kind}, which predicts "
-            "no law"
+            "no distribution"
         )
     if predicts(config) == (kind in ("none", "partition")):
         raise ConfigError(
@@ -29,7 +92,8 @@ def check_together(config: Config) -> None:
     if config.target.advantage == "rank" and (config.risk != "neutral" or kind == "scalar"):
         raise ConfigError(
             f"target.advantage: is rank with risk {config.risk} and a critic of kind {kind}; it "
-            "takes the whole law, so risk must be neutral and the critic must predict a law"
+            "takes the whole distribution, so risk must be neutral and the critic must predict a "
+            "distribution"
         )
     if config.target.advantage == "rank" and config.target.advantage_clip:
         raise ConfigError(
@@ -55,15 +119,15 @@ def check_together(config: Config) -> None:
             f"target.winsorise: is {config.target.winsorise}, must be 0 without a critic, whose "
             "values it takes"
         )
-    low, high = config.critic.return_low, config.critic.return_high
+    low, high = config.reward.low, config.reward.high
     if (low is None) != (high is None):
         given, missing = ("low", "high") if high is None else ("high", "low")
-        raise ConfigError(f"critic.return_{missing}: is not given, but critic.return_{given} is")
+        raise ConfigError(f"reward.{missing}: is not given, but reward.{given} is")
     if low is not None and not low < high:
-        raise ConfigError(f"critic.return_low: is {low}, must be below critic.return_high = {high}")
+        raise ConfigError(f"reward.low: is {low}, must be below reward.high = {high}")
     if config.data is not None and config.task is not None:
         raise ConfigError(f"task: is {config.task}, but data gives the prompts; give one of them")
-    if config.data is not None and not config.reward:
+    if config.data is not None and not config.reward.functions:
         raise ConfigError(
             "reward: is not given, must say what scores the prompts of data: FILE.py:FUNCTION or "
             "a reward model's directory"
@@ -73,10 +137,10 @@ def check_together(config: Config) -> None:
             f"eval_data: is {config.eval_data}, but a task brings its own held-out prompts; it "
             "goes with data"
         )
-    if config.reward_weights and len(config.reward_weights) != len(config.reward):
+    if config.reward.weights and len(config.reward.weights) != len(config.reward.functions):
         raise ConfigError(
-            f"reward_weights: has {len(config.reward_weights)} numbers, must have one for each of "
-            f"the {len(config.reward)} rewards"
+            f"reward.weights: has {len(config.reward.weights)} numbers, must have one for each of "
+            f"the {len(config.reward.functions)} rewards"
         )
     answers = config.rollout.prompts * config.rollout.samples
     if config.policy.minibatches > answers:

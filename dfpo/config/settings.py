@@ -7,10 +7,12 @@ of ``--config``, flags. Every field carries its meaning, its unit and its bounds
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfpo.config.algorithms import ALGORITHMS
+from dfpo.config.choices import ADVANTAGES, CRITICS, POLICY_LOSSES
+from dfpo.config.tables import Choice
 from dfpo_kernels import nn as flow_nn
 
 DATA, RECORDS = "data and reward", "records"  # groups of --help
@@ -24,11 +26,19 @@ def option(
     low: float | None = None,
     high: float | None = None,
     choices: tuple[str, ...] | None = None,
+    table: Mapping[str, Choice] | None = None,
     group: str = "run",
+    common: bool = False,
 ) -> Any:
-    """A documented field; ``low`` and ``high`` are inclusive bounds, ``group`` its place in
-    ``--help`` where the field is at the top of the tree."""
-    metadata = {"doc": doc, "low": low, "high": high, "choices": choices, "group": group}
+    """A documented field; ``low`` and ``high`` are inclusive bounds, ``table`` says what each of
+    its choices is, ``group`` is its place in ``--help`` where the field is at the top of the tree.
+    What is ``common`` stands in ``--help``, everything in ``--help-all``."""
+    if table is not None:
+        choices = tuple(table)
+    metadata = {
+        "doc": doc, "low": low, "high": high, "choices": choices, "table": table, "group": group,
+        "common": common,
+    }  # fmt: skip
     return field(default=default, metadata=metadata)
 
 
@@ -36,21 +46,19 @@ def option(
 class RolloutConfig:
     """What one step samples."""
 
-    prompts: int = option(16, "prompts per step", low=1)
-    samples: int = option(4, "answers sampled per prompt", low=1)
-    max_new_tokens: int = option(64, "longest answer, in tokens", low=1)
-    temperature: float = option(1.0, "sampling temperature in training", low=1e-3, high=100.0)
+    prompts: int = option(16, "prompts per step", low=1, common=True)
+    samples: int = option(4, "answers sampled per prompt", low=1, common=True)
+    max_new_tokens: int = option(64, "longest answer, in tokens", low=1, common=True)
+    temperature: float = option(
+        1.0, "sampling temperature in training", low=1e-3, high=100.0, common=True
+    )
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
     """The policy's loss and its optimiser."""
 
-    loss: str = option(
-        "clip",
-        "PPO's clipped objective, or FlowRL's trajectory balance",
-        choices=("clip", "trajectory_balance"),
-    )
+    loss: str = option("clip", "loss of the policy", table=POLICY_LOSSES)
     average: str = option(
         "token",
         "mean of the clipped objective over all answer tokens; over each answer's, then over "
@@ -58,16 +66,11 @@ class PolicyConfig:
         choices=("token", "answer", "constant"),
     )
 
-    dtype: str = option(
-        "auto",
-        "what policy and critic multiply in, their weights stay float32; auto is bfloat16 on a GPU "
-        "that has it, else float32",
-        choices=("auto", "float32", "bfloat16"),
-    )
     learning_rate: float | None = option(
         None,
         "AdamW step size of the policy; default 1.5e-4 below 2 M parameters, 1e-6 above",
         low=0.0,
+        common=True,
     )
     clip: float = option(0.2, "ratio clip: the ratio counts within [1 - clip, 1 + clip]", low=0.0)
     clip_high: float | None = option(
@@ -79,10 +82,11 @@ class PolicyConfig:
     dual_clip: float = option(
         3.0, "bound on the ratio where the advantage is negative; 0 switches it off", low=0.0
     )
-    kl_coef: float = option(0.001, "weight of the k3 estimate of KL to the first policy", low=0.0)
+    kl_coef: float = option(
+        0.001, "weight of the k3 estimate of KL to the first policy", low=0.0, common=True
+    )
     epochs: int = option(1, "passes over each step's rollouts", low=1)
     minibatches: int = option(1, "optimiser steps per pass", low=1)
-    max_grad_norm: float = option(1.0, "gradient clip of policy and critic", low=0.0)
 
 
 @dataclass(frozen=True)
@@ -91,22 +95,18 @@ class TargetConfig:
 
     gamma: float = option(1.0, "discount per token", low=0.0, high=1.0)
     advantage: str = option(
-        "gae",
-        "from rewards and values by GAE; by the chance that the return is above a return of the "
-        "predicted law, less that it is below; the reward less its prompt's mean, over its "
-        "prompt's standard deviation or not; or the reward to go",
-        choices=("gae", "rank", "group", "group_mean", "return"),
+        "gae", "what the policy's loss takes as advantage", table=ADVANTAGES, common=True
     )
     lam: float = option(0.95, "GAE trace of the advantage", low=0.0, high=1.0)
     target_lam: float = option(0.95, "trace of the critic's targets", low=0.0, high=1.0)
     kind: str = option(
         "lambda_mixture",
-        "critic targets: a mixture of n-step return laws, their quantile-wise average, or the "
-        "mean of that",
-        choices=("lambda_mixture", "gae", "expected"),
-    )
-    clip_reward: bool = option(
-        False, "cuts each reward to the range from critic.return_low to critic.return_high"
+        "targets of the critic",
+        table={
+            "lambda_mixture": Choice("draws from the mixture of n-step return distributions"),
+            "gae": Choice("the average of n-step returns, quantile by quantile"),
+            "expected": Choice("the mean of that average alone"),
+        },
     )
     advantage_clip: float = option(
         0.0, "bound on advantages, in ranges of the reward; 0 switches it off", low=0.0
@@ -133,12 +133,7 @@ class TargetConfig:
 class CriticConfig:
     """The critic: a copy of the policy's trunk and a head."""
 
-    kind: str = option(
-        "value_flow",
-        "head of the critic; none for group and return advantages; partition is trajectory "
-        "balance's log Z of a prompt",
-        choices=("value_flow", "scalar", "quantile", "none", "partition"),
-    )
+    kind: str = option("value_flow", "kind of critic", table=CRITICS, common=True)
     heads: int = option(
         1, "heads of a scalar critic, whose least is its value, or of a quantile critic, whose "
         "mean is", low=1,
@@ -151,14 +146,10 @@ class CriticConfig:
         "AdamW step size of trunk and head; default 1e-3 below 2 M parameters, 1e-5 above",
         low=0.0,
     )
-    warmup_steps: int = option(15, "first steps in which the critic alone trains", low=0)
+    warmup_steps: int = option(
+        15, "first steps in which the critic alone trains", low=0, common=True
+    )
     warmup_epochs: int = option(4, "passes over each of those steps' rollouts", low=1)
-    return_low: float | None = option(
-        None, "low end of the reward's range; default 0, or measured where rewards leave [0, 1]"
-    )
-    return_high: float | None = option(
-        None, "high end of the reward's range; default 1, or measured where rewards leave [0, 1]"
-    )
     clip_returns: bool | None = option(
         None, "clip predicted and target quantiles to that range; default where it is given or "
         "the first rewards are all 0 or 1",
@@ -172,7 +163,7 @@ class CriticConfig:
     channels: int = option(2, "2: velocity and one-step map; 1: velocity alone", low=1, high=2)
     location: bool = option(
         True,
-        "the law's mean is a linear value that learns as PPO's does, and the flow leaves the trunk "
+        "the mean is a linear value that learns as PPO's does, and the flow leaves the trunk "
         "alone; false: all terms train the trunk, and the mean is the flow's",
     )
     readout: str = option(
@@ -203,10 +194,36 @@ class CriticConfig:
 
 
 @dataclass(frozen=True)
+class RewardConfig:
+    """What scores answers, and the range of the scores."""
+
+    functions: tuple[str, ...] = option(
+        (),
+        "FILE.py:FUNCTION in TRL's signature, or a reward model's directory; several are summed; "
+        "default the task's verifier",
+        common=True,
+    )
+    weights: tuple[float, ...] = option((), "weight of each function in that sum; default 1")
+    low: float | None = option(
+        None,
+        "low end of the reward's range; default 0, or measured where rewards leave [0, 1]",
+        common=True,
+    )
+    high: float | None = option(
+        None,
+        "high end of the reward's range; default 1, or measured where rewards leave [0, 1]",
+        common=True,
+    )
+    clip: bool = option(False, "cuts each reward to that range")
+
+
+@dataclass(frozen=True)
 class EvalConfig:
     """Evaluation before and after training, on held-out prompts, rewards clean."""
 
-    prompts: int = option(200, "prompts per domain and split; 0 switches it off", low=0)
+    prompts: int = option(
+        200, "prompts per domain and split; 0 switches it off", low=0, common=True
+    )
     batch_size: int = option(300, "answers generated at once", low=1)
     examples: int = option(
         20, "prompts per domain searched for a right and a wrong answer to plot; 0 for none", low=0
@@ -219,15 +236,24 @@ class Config:
     """One run."""
 
     # No choices, so that a row added to the table counts.
-    algorithm: str = option("dfpo", f"preset to start from: {', '.join(ALGORITHMS)}")
-    seed: int = option(0, "seed of prompts, sampling, noise and critic", low=0, high=2**31 - 1)
-    steps: int = option(60, "training steps, critic warm-up included", low=0)
+    algorithm: str = option("dfpo", "preset to start from", common=True)
+    seed: int = option(
+        0, "seed of prompts, sampling, noise and critic", low=0, high=2**31 - 1, common=True
+    )
+    steps: int = option(60, "training steps, critic warm-up included", low=0, common=True)
     risk: str = option(
         "neutral",
         "risk measure of the value in the advantage: neutral, cvar-lower[=TAIL], "
         "cvar-upper[=TAIL] (tail fraction, default 0.25) or wang[=SHIFT] (default 0.75)",
     )
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    device: str = option("auto", "auto, cpu, cuda or cuda:N", common=True)
+    dtype: str = option(
+        "auto",
+        "what policy and critic multiply in, their weights stay float32; auto is bfloat16 on a GPU "
+        "that has it, else float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
+    max_grad_norm: float = option(1.0, "gradient clip of policy and critic, each its own", low=0.0)
     attention: str = option(
         "auto",
         "attention of the policy; auto takes flash-attn where it is installed and takes the dtype, "
@@ -238,43 +264,37 @@ class Config:
         0, "CPU threads; 0 is 1 for models below 2 M parameters and torch's choice above", low=0
     )
     model: str | None = option(
-        None, "model directory or .gguf file; default the policy that ships with dfpo", group=DATA
+        None,
+        "model directory or .gguf file; default the policy that ships with dfpo",
+        group=DATA,
+        common=True,
     )
     task: str | None = option(
         None,
-        "built-in prompts: suite (the default) or hard, either also with the domains to train on "
+        "built-in prompts, suite (default) or hard; either also with the domains to train on "
         "(hard:science); reasoning_gym:NAME[,KEY=VALUE...]; benchmarks:DIR",
         group=DATA,
+        common=True,
     )
     data: str | None = option(
-        None, "training prompts instead of a task: .jsonl or .parquet with a column prompt",
-        group=DATA,
-    )  # fmt: skip
+        None, "training prompts, a .jsonl or .parquet with a column prompt", group=DATA, common=True
+    )
     eval_data: str | None = option(
-        None, "held-out prompts for evaluation, a file of the same form", group=DATA
-    )
-    reward: tuple[str, ...] = option(
-        (),
-        "what scores answers: FILE.py:FUNCTION in TRL's signature, or a directory of a "
-        "sequence-classification model; several are summed; default the task's verifier",
-        group=DATA,
-    )
-    reward_weights: tuple[float, ...] = option(
-        (), "weight of each reward in that sum; default 1", group=DATA
+        None, "held-out prompts for evaluation, a file of the same form", group=DATA, common=True
     )
     noise: str = option(
         "none",
-        "what corrupts the training reward, joined by commas: flip=P, fp=P, fn=P, length=ACCURACY, "
-        "vote=ANSWERS, outliers=P, heavy=SCALE, missing=P, per=prompt",
+        "what corrupts the training reward, as in flip=0.3,missing=0.1; parts joined by commas",
         group=DATA,
+        common=True,
     )
     max_unscored_steps: int = option(
         5, "steps in a row without one valid reward after which the run stops", low=1, group=DATA
     )
     name: str | None = option(
-        None, "name of the run; default the algorithm and the seed", group=RECORDS
+        None, "name of the run; default the algorithm and the seed", group=RECORDS, common=True
     )
-    runs_dir: str = option("runs", "where run directories are made", group=RECORDS)
+    runs_dir: str = option("runs", "where run directories are made", group=RECORDS, common=True)
     checkpoint_every: int = option(
         1, "steps between checkpoints, from which --resume continues", low=1, group=RECORDS
     )
@@ -282,6 +302,7 @@ class Config:
     trackers: tuple[str, ...] = option(
         (), "who else gets metrics and plots", choices=TRACKERS, group=RECORDS
     )
+    reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     target: TargetConfig = field(default_factory=TargetConfig)

@@ -18,7 +18,7 @@ class Choice:
     """One row."""
 
     doc: str  # one line of --help
-    target: str  # "module:name"
+    target: str = ""  # "module:name"; empty where the reader of the setting knows it by name
     reads: tuple[str, ...] = ()  # dotted settings, or "section.*", that matter for this choice
 
     def load(self) -> Any:

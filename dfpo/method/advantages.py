@@ -39,15 +39,15 @@ class Returns:
         """The answer's reward r on its last token; each token loses ``target.kl_penalty`` times
         log(policy / first policy).
 
-        r is cut to the reward's range where ``target.clip_reward`` says so, and to
+        r is cut to the reward's range where ``reward.clip`` says so, and to
         V -+ ``target.winsorise`` ranges around the mean V predicted before the last token.
         """
-        settings, critic, rewards = self.config.target, self.config.critic, self.rewards
-        if settings.clip_reward:
-            rewards = rewards.clamp(critic.return_low, critic.return_high)
+        settings, reward, rewards = self.config.target, self.config.reward, self.rewards
+        if reward.clip:
+            rewards = rewards.clamp(reward.low, reward.high)
         if settings.winsorise and self.estimate is not None:
             value = torch.where(self.last, self.estimate.quantiles.mean(-1), 0.0).sum(-1)
-            window = settings.winsorise * (critic.return_high - critic.return_low)
+            window = settings.winsorise * (reward.high - reward.low)
             rewards = rewards.clamp(value - window, value + window)
 
         on_token = torch.where(self.last, rewards.unsqueeze(-1), 0.0)

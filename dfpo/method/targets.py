@@ -31,7 +31,7 @@ def compute_targets(
 
     advantages = raw
     if settings.advantage_clip:
-        bound = settings.advantage_clip * (config.critic.return_high - config.critic.return_low)
+        bound = settings.advantage_clip * (config.reward.high - config.reward.low)
         advantages = advantages.clamp(-bound, bound)
     if settings.advantage in WHITENED:
         advantages = whiten(advantages, mask)

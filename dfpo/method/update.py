@@ -97,7 +97,7 @@ def _step(
     over all parts, each of which is clipped by its own."""
     optimizer.zero_grad(set_to_none=True)
     accelerator.backward(loss)
-    clip = config.policy.max_grad_norm
+    clip = config.max_grad_norm
     norms = [accelerator.clip_grad_norm_(part, clip) for part in parts]
     norm = torch.stack(norms).norm()
 

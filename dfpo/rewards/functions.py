@@ -175,11 +175,11 @@ def load_reward(
     extract: Callable[[str, str], str | None] | None = None,
 ) -> Reward:
     """The rewards that the configuration names, else the task's verifier."""
-    if not config.reward:
+    if not config.reward.functions:
         return Reward(("verifier",), (verifier,), (1.0,), extract)
-    loaded = [load_function(text, device) for text in config.reward]
+    loaded = [load_function(text, device) for text in config.reward.functions]
     names = _distinct([name for name, _ in loaded])
-    weights = config.reward_weights or (1.0,) * len(loaded)
+    weights = config.reward.weights or (1.0,) * len(loaded)
     functions = tuple(function for _, function in loaded)
     return Reward(names, functions, weights, extract)
 

@@ -121,7 +121,7 @@ def noisy_rewards(
     )
     return corrupt(
         noise, clean, inputs, seed=config.seed, step=step,
-        low=config.critic.return_low, high=config.critic.return_high,
+        low=config.reward.low, high=config.reward.high,
     )  # fmt: skip
 
 

@@ -70,7 +70,7 @@ AttentionMaskInterface.register("sdpa", _unread_mask)
 
 
 def compute_dtype(wish: str, device: torch.device) -> torch.dtype:
-    """``policy.dtype`` on this device; auto is bfloat16 on a GPU that has it, else float32."""
+    """``dtype`` on this device; auto is bfloat16 on a GPU that has it, else float32."""
     if wish != "auto":
         return getattr(torch, wish)
     half = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -62,7 +62,7 @@ def _describe_values(rollout: Rollout, estimate: Estimate, targets: Targets) -> 
 
 def count_rewards(scored: Scored, config: Config) -> dict[str, float]:
     """What the rewards of one step were, in counts of answers, and the mean of each of several."""
-    low, high = config.critic.return_low, config.critic.return_high
+    low, high = config.reward.low, config.reward.high
     values = scored.values[scored.values.isfinite()]
     found = {
         "reward/unscored": scored.unscored,

@@ -105,7 +105,7 @@ def _right_and_wrong(
 
 def _verified(domain: str, config: Config) -> bool:
     """Whether answers of this domain are right or wrong, beside a canonical one."""
-    return config.data is None and not config.reward and domain in DOMAINS
+    return config.data is None and not config.reward.functions and domain in DOMAINS
 
 
 def _printable(text: str) -> str:

@@ -64,7 +64,7 @@ def plot_training(metrics: list[dict[str, Any]], config: Config) -> plt.Figure:
     """Reward, accuracy per domain, KL and the critic's fit over steps."""
     figure, axes = plt.subplots(2, 2, figsize=(8, 5), sharex=True, constrained_layout=True)
     steps = [m["step"] for m in metrics]
-    scale = config.critic.return_high - config.critic.return_low
+    scale = config.reward.high - config.reward.low
 
     def curve(ax: plt.Axes, key: str, label: str, colour: str, unit: float = 1.0) -> None:
         values = np.array([m.get(key, np.nan) for m in metrics], dtype=float) / unit
@@ -205,7 +205,7 @@ def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
         left.errorbar(
             centres, means, errors, color=colour, marker="o", markersize=4, linewidth=1, label=label
         )
-    low, high = config.critic.return_low, config.critic.return_high
+    low, high = config.reward.low, config.reward.high
     left.plot([low, high], [low, high], color=GREY, linewidth=0.8, linestyle="--")
     margin = 0.03 * (high - low)
     bounds = (low - margin, high + margin)

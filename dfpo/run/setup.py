@@ -17,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from dfpo.config import Config, ConfigError
 from dfpo.config.draws import Stream, uniforms
 from dfpo.config.noise import Noise, parse_noise
+from dfpo.config.rules import is_read
 from dfpo.config.types import Row
 from dfpo.method.critics import build_critic
 from dfpo.method.update import Learner
@@ -82,7 +83,7 @@ def set_up(config: Config, run: Path | None) -> Setup:
     run = run or choose_run(config)
     critic = build_critic(policy, config)
     if trunk := getattr(critic, "trunk", None):
-        set_compute_dtype(trunk, compute_dtype(config.policy.dtype, accelerator.device))
+        set_compute_dtype(trunk, compute_dtype(config.dtype, accelerator.device))
     critic = accelerator.prepare(critic)
     policy_optimizer, critic_optimizer = build_optimizers(policy, critic, config)
     policy_optimizer = accelerator.prepare(policy_optimizer)
@@ -128,7 +129,7 @@ def load_parts(
     """What training and ``dfpo eval`` share: device, policy, prompts and rewards, checked."""
     accelerator = make_accelerator(config)
     set_seed(config.seed)
-    dtype = compute_dtype(config.policy.dtype, accelerator.device)
+    dtype = compute_dtype(config.dtype, accelerator.device)
     model = config.model or shipped_policy(config.task)
     policy, tokenizer = load_policy(model, config.attention, dtype)
     set_threads(config, policy)
@@ -231,34 +232,38 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
     for a task's verifier and where all probed rewards lie in it, else mean -+ 2 standard
     deviations of the probed rewards.
     """
-    critic, optimiser = config.critic, config.policy
+    critic, optimiser, reward = config.critic, config.policy, config.reward
     small = policy.num_parameters() < SMALL_MODEL
     policy_rate, critic_rate = optimiser.learning_rate, critic.learning_rate
     if policy_rate is None:
         policy_rate = 1.5e-4 if small else 1e-6
-    if critic_rate is None:
+    if critic_rate is None and is_read(config, "critic.learning_rate"):
         critic_rate = 1e-3 if small else 1e-5
-    low, high, clip = critic.return_low, critic.return_high, critic.clip_returns
+    low, high, clip = reward.low, reward.high, critic.clip_returns
     if low is not None:
-        clip = True if clip is None else clip
+        bounded = True
     else:
         binary = bool(((probed == 0) | (probed == 1)).all())
         low, high = 0.0, 1.0
         if bool(((probed < 0) | (probed > 1)).any()):
             spread = 2 * float(probed.std(correction=0)) or 1.0
             low, high = (float(f"{float(probed.mean()) + sign * spread:.4g}") for sign in (-1, 1))
-        clip = (binary or not config.reward) if clip is None else clip
+        bounded = binary or not reward.functions
+    if clip is None and is_read(config, "critic.clip_returns"):
+        clip = bounded
     return dataclasses.replace(
         config,
         model=_absolute(config.model),
         task=absolute_task(config.task),
         data=_absolute(config.data),
         eval_data=_absolute(config.eval_data),
-        reward=tuple(_absolute(text) for text in config.reward),
+        reward=dataclasses.replace(
+            reward, functions=tuple(map(_absolute, reward.functions)), low=low, high=high
+        ),
         policy=dataclasses.replace(optimiser, learning_rate=policy_rate),
         critic=dataclasses.replace(
             critic,
-            learning_rate=critic_rate, return_low=low, return_high=high, clip_returns=clip,
+            learning_rate=critic_rate, clip_returns=clip,
         ),
     )  # fmt: skip
 

@@ -241,7 +241,7 @@ def describe_start(setup: Setup, progress: Progress) -> str:
         f"{policy.num_parameters() / 1e6:.2f} M parameters on {policy.device}, "
         f"noise {config.noise}"
     )
-    low, high = config.critic.return_low, config.critic.return_high
+    low, high = config.reward.low, config.reward.high
     if (low, high) != (0.0, 1.0):
         text += f", rewards scaled by [{low:g}, {high:g}]"
     if progress.step:

@@ -104,7 +104,7 @@ def describe(cell: Cell) -> dict[str, Any]:
     config = build_config(stored_settings("run", cell.run))
     benchmarks = _benchmarks(summary["domains"])
     before, after = (averages(benchmarks, when) for when in ("before", "after"))
-    fell = bool(benchmarks) and collapsed(before["all"], after["all"], config.critic.return_low)
+    fell = bool(benchmarks) and collapsed(before["all"], after["all"], config.reward.low)
     updates = sum("loss/policy" in m for m in metrics)
     return {
         "domain": cell.domain,

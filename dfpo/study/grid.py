@@ -91,7 +91,7 @@ def check_loads(cells: list[Cell]) -> None:
     parts = {}
     for cell in cells:
         config = build_config(cell.settings)
-        key = (config.model, config.task, config.data, config.eval_data, config.reward)
+        key = (config.model, config.task, config.data, config.eval_data, config.reward.functions)
         parts.setdefault((*key, config.device), (cell, config))
     for cell, config in parts.values():
         try:

@@ -14,6 +14,7 @@ from typing import Any
 
 from dfpo.config import Config, ConfigError, build_config
 from dfpo.config.build import flatten, read_yaml, suggestion
+from dfpo.config.rules import only_read
 
 Settings = dict[str, Any]  # dotted
 KEYS = (
@@ -189,7 +190,9 @@ def make_cell(
                 "be called by what did not run"
             )
         varied |= settings
-    settings = QUIET | recipe.base | recipe.flags | varied | {"seed": seed}
+    # What the base and the flags say holds for the arms that read it.
+    shared = only_read(recipe.base | recipe.flags, varied)
+    settings = QUIET | shared | varied | {"seed": seed}
     if validation:
         settings["eval.prompts"] = 0
     try:

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from dfpo.config import ConfigError
-from dfpo.config.build import describe
+from dfpo.config.build import must_be
 from dfpo.config.settings import option
 from dfpo.run.model_card import model_card
 from dfpo.tasks import SPLITS, SUITES, Problem, Suite, slip_position
@@ -78,7 +78,7 @@ class SFTConfig:
                 or not (low is None or value >= low)
                 or not (high is None or value <= high)
             ):
-                expected = describe(item, type(item.default))
+                expected = must_be(item, type(item.default))
                 raise ConfigError(f"{item.name}: is {value!r}, must be {expected}")
 
 
@@ -354,7 +354,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             type=kind,
             default=item.default,
             metavar=kind.__name__.upper(),
-            help=f"{item.metadata['doc']}; {describe(item, kind)} (default: {item.default})",
+            help=f"{item.metadata['doc']}; {must_be(item, kind)} (default: {item.default})",
         )
 
 

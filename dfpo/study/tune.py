@@ -36,7 +36,7 @@ from dfpo.study.tuned import described, learning_flags
 BUDGET = (
     "steps", "rollout.prompts", "rollout.samples", "rollout.max_new_tokens", "rollout.temperature",
     "policy.epochs", "policy.minibatches", "critic.warmup_steps", "critic.warmup_epochs", "model",
-    "task", "data", "reward", "reward_weights", "noise",
+    "task", "data", "reward.functions", "reward.weights", "noise",
 )  # fmt: skip
 
 

@@ -81,7 +81,7 @@ def _trained_domains(task: str, suite: Suite) -> tuple[str, ...]:
 
 def _from_suite(config: Config, suite: Suite, trained: tuple[str, ...]) -> Source:
     return Source(
-        "reward" if config.reward else "accuracy",
+        "reward" if config.reward.functions else "accuracy",
         lambda step, count: training_rows(config.seed, step, count, suite, trained),
         evaluation_rows(config.eval.seed, config.eval.prompts, suite, trained),
         None,
@@ -161,7 +161,7 @@ def _from_benchmarks(config: Config, folder: Path, chat: bool) -> Source:
     except (OSError, ValueError) as error:
         raise ConfigError(f"task: {error}") from None
     return Source(
-        "reward" if config.reward else "accuracy",
+        "reward" if config.reward.functions else "accuracy",
         _epochs(rows, config),
         _by_domain(held_out, config),
         rows,

@@ -76,7 +76,7 @@ def lam_by_spread(targets: Targets, rollout: Rollout, estimate: Estimate, config
     """GAE whose trace is .9 where the law is a point, 1 where it is as wide as it gets."""
     rewards = Returns(rollout, rollout.rewards, estimate, config).token_rewards
     mask, value = rollout.samples.mask, estimate.quantiles.mean(-1)
-    width = config.critic.return_high - config.critic.return_low
+    width = config.reward.high - config.reward.low
     lam = 0.9 + 0.1 * (2 * targets.critic.spread / width).clamp_max(1)
     found, following, trace = torch.zeros_like(value), 0.0, 0.0
     for t in reversed(range(mask.shape[1])):
@@ -90,7 +90,7 @@ def lam_by_spread(targets: Targets, rollout: Rollout, estimate: Estimate, config
 
 def by_certainty(targets: Targets, rollout: Rollout, estimate: Estimate, config: Config) -> Tensor:
     """Advantages weighted by 1 / (spread + a tenth of the reward's range)."""
-    width = config.critic.return_high - config.critic.return_low
+    width = config.reward.high - config.reward.low
     return targets.raw_advantages / (targets.critic.spread / width + 0.1)
 
 
@@ -141,7 +141,7 @@ LEADS: dict[str, tuple[Compute | None, dict[str, Any]]] = {
     "lam-by-spread": (with_advantages(lam_by_spread), {}),
     "by-certainty": (with_advantages(by_certainty), {}),
     "support": (with_rewards(to_support), {}),
-    "range": (None, {"target.clip_reward": True}),
+    "range": (None, {"reward.clip": True}),
     "half-value": (with_rewards(towards_value), {}),
     "two-critics": (None, {}),
     "shared-noise": (None, {"critic.location": False, "critic.coupling": "shared_noise"}),

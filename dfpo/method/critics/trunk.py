@@ -42,5 +42,5 @@ def seeded_trunk(policy: PreTrainedModel, config: Config) -> PreTrainedModel:
 
 def return_units(config: Config) -> tuple[float, float]:
     """Middle and half-width of the reward's range: heads predict (return - middle) / half-width."""
-    low, high = config.critic.return_low, config.critic.return_high
+    low, high = config.reward.low, config.reward.high
     return (low + high) / 2, (high - low) / 2

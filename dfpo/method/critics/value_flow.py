@@ -74,9 +74,7 @@ def flow_head(trunk: PreTrainedModel, config: Config) -> ValueFlowHead:
         trunk.config.hidden_size,
         return_mean=mean,
         return_scale=scale,
-        return_range=(
-            (settings.return_low, settings.return_high) if settings.clip_returns else None
-        ),
+        return_range=((config.reward.low, config.reward.high) if settings.clip_returns else None),
         **{name: value for name, value in dataclasses.asdict(settings).items() if name in names},
     )
 

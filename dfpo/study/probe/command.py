@@ -46,7 +46,7 @@ def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) ->
         if key not in played:
             played[key] = play(setup, answers, plays)
         probed = probe(setup, played[key])
-        critic = setup.config.critic
+        told = setup.config.reward
         report = {
             "algorithm": config.algorithm,
             "noise": config.noise,
@@ -54,7 +54,7 @@ def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) ->
             "states": len(probed.answer),
             "answers": len(probed.domains),
             "plays": plays,
-            "scores": scores(probed, critic.return_high - critic.return_low),
+            "scores": scores(probed, told.high - told.low),
         }
         (run / "plots").mkdir(exist_ok=True)
         plot_probe(run / "plots", probed, setup.config)

@@ -31,7 +31,7 @@ def plot_probe(folder: Path, probe: Probe, config: Config) -> None:
 def plot_values(probe: Probe, config: Config) -> plt.Figure:
     """Predicted mean against true value; rank of plays in the predicted law."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), constrained_layout=True)
-    low, high = config.critic.return_low, config.critic.return_high
+    low, high = config.reward.low, config.reward.high
     predicted, true = probe.quantiles.mean(1), probe.clean.mean(1)
     domains = np.array(probe.domains)[probe.answer]
     for name, colour in zip(dict.fromkeys(probe.domains), DOMAIN_COLOURS, strict=False):
@@ -63,7 +63,7 @@ def plot_values(probe: Probe, config: Config) -> plt.Figure:
 def plot_answers(probe: Probe, config: Config) -> plt.Figure:
     """One answer per domain, the one whose true value falls most at one token: every token
     coloured by the value and spread predicted before it, and by its true value."""
-    low, high = config.critic.return_low, config.critic.return_high
+    low, high = config.reward.low, config.reward.high
     chosen = [_most_fallen(probe, name) for name in dict.fromkeys(probe.domains)]
     figure, axes = plt.subplots(
         len(chosen), 1, figsize=(11, 2.1 * len(chosen)), constrained_layout=True, squeeze=False

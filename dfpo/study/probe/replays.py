@@ -84,9 +84,9 @@ def plays_of(setup: Setup) -> str:
     """Equal for runs that ``play`` would play alike: policy, prompts, rewards, noise and draws."""
     config = setup.config
     what = [
-        config.model, config.task, config.data, config.eval_data, config.reward,
-        config.reward_weights, config.noise, config.rollout, config.eval,
-        config.critic.return_low, config.critic.return_high,
+        config.model, config.task, config.data, config.eval_data, config.reward.functions,
+        config.reward.weights, config.noise, config.rollout, config.eval,
+        config.reward.low, config.reward.high,
     ]  # fmt: skip
     digest = hashlib.sha256(repr(what).encode())
     for weight in setup.policy.state_dict().values():

@@ -3,8 +3,10 @@
 import pytest
 import yaml
 
-from dfpo.config import ConfigError, build_config, load_yaml, to_yaml
-from dfpo.config.build import options
+from dfpo.__main__ import main
+from dfpo.config import ALGORITHMS, ConfigError, build_config, load_yaml, to_yaml
+from dfpo.config.build import RENAMED, flatten, options
+from dfpo.config.rules import only_read
 
 
 def test_defaults_are_dfpo():
@@ -67,16 +69,16 @@ def test_every_option_is_documented():
             {"algorithm": "dfpo-rank", "target.advantage_clip": 0.5},
             ["target.advantage_clip", "0.5", "rank"],
         ),
-        ({"critic.return_low": 2.0, "critic.return_high": 1.0}, ["critic.return_low", "below"]),
-        ({"critic.return_low": 2.0}, ["critic.return_high", "not given"]),
+        ({"reward.low": 2.0, "reward.high": 1.0}, ["reward.low", "below"]),
+        ({"reward.low": 2.0}, ["reward.high", "not given"]),
         ({"risk": "cvar"}, ["risk", "'cvar'", "cvar-lower"]),
         ({"risk": "cvar-lower=1.5"}, ["risk", "1.5", "(0, 1]"]),
         ({"risk": "wang", "algorithm": "ppo"}, ["risk", "scalar"]),
         ({"data": "a.jsonl"}, ["reward", "not given"]),
         ({"data": "a.jsonl", "task": "suite", "reward": "a.py:f"}, ["task", "suite"]),
         ({"eval_data": "a.jsonl"}, ["eval_data", "a.jsonl"]),
-        ({"reward": "a.py:f,b.py:f", "reward_weights": "1"}, ["reward_weights", "2 rewards"]),
-        ({"reward": "a.py:f", "reward_weights": "one"}, ["reward_weights", "'one'", "number"]),
+        ({"reward": "a.py:f,b.py:f", "reward.weights": "1"}, ["reward.weights", "2 rewards"]),
+        ({"reward": "a.py:f", "reward.weights": "one"}, ["reward.weights", "'one'", "number"]),
         ({"trackers": "tensorbord"}, ["trackers", "did you mean tensorboard?"]),
         ({"policy.minibatches": 65}, ["policy.minibatches", "64"]),
         ({"rollout.prompts": True}, ["rollout.prompts", "True"]),
@@ -109,3 +111,62 @@ def test_yaml_holds_every_setting():
     for dotted, _, _ in options():
         section, _, name = dotted.rpartition(".")
         assert name in (tree[section] if section else tree)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"algorithm": "ppo", "critic.coupling": "shared_noise"},
+         ["critic.coupling", "shared_noise", "scalar does not read it", "only value_flow",
+          "critic.heads"]),
+        ({"algorithm": "grpo", "critic.width": 32}, ["critic.width", "none does not read it"]),
+        ({"algorithm": "grpo", "target.winsorise": 0.5}, ["group does not read it", "gae, rank"]),
+        ({"policy.beta": 3.0}, ["policy.beta", "clip does not read it", "trajectory_balance"]),
+        ({"algorithm": "flowrl", "policy.kl_coef": 0.1}, ["trajectory_balance does not read it"]),
+        ({"algorithm": "ppo", "coef.quantile": 0.5}, ["coef.quantile", "value_flow, quantile"]),
+    ],
+)  # fmt: skip
+def test_settings_that_the_chosen_parts_do_not_read_are_refused(settings, words):
+    with pytest.raises(ConfigError) as error:
+        build_config(settings)
+    for word in words:
+        assert word in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_what_a_run_stores_is_what_it_reads(algorithm):
+    """The config.yaml of any algorithm, with every setting in it, builds the same run again."""
+    config = build_config({"algorithm": algorithm})
+    stored = dict(flatten(yaml.safe_load(to_yaml(config))))
+    assert build_config(stored) == config
+
+
+def test_settings_of_before_are_answered_by_their_new_names(tmp_path, capsys):
+    path = tmp_path / "old.yaml"
+    path.write_text("critic: {return_low: 0, return_high: 2}\npolicy.dtype: float32\n")
+    assert main(["train", "--config", str(path)]) == 2
+    said = capsys.readouterr().err
+    for old, new in (
+        ("critic.return_low", "reward.low"), ("critic.return_high", "reward.high"),
+        ("policy.dtype", "dtype"),
+    ):  # fmt: skip
+        assert f"{old}: is called {new} now" in said
+    assert said.count("\n") == 1
+    with pytest.raises(SystemExit, match="2"):
+        main(["train", "--critic.return-high", "2"])
+    assert "--critic.return-high: is called --reward.high now" in capsys.readouterr().err
+
+
+def test_every_new_name_is_a_setting():
+    known = {dotted for dotted, _, _ in options()}
+    assert set(RENAMED.values()) <= known and not set(RENAMED) & known
+
+
+def test_shared_settings_hold_for_those_who_read_them():
+    shared = {"critic.num_quantiles": 16, "policy.clip": 0.1, "steps": 3}
+    assert only_read(shared, {"algorithm": "dfpo"}) == shared
+    assert only_read(shared, {"algorithm": "grpo"}) == {"policy.clip": 0.1, "steps": 3}
+    assert only_read(shared, {"algorithm": "dvpo", "critic.kind": "scalar"}) == {
+        "policy.clip": 0.1, "steps": 3,
+    }  # fmt: skip

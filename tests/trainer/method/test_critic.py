@@ -45,7 +45,8 @@ def targets_for(samples, values):
 
 @pytest.mark.parametrize("algorithm", ["dfpo", "ppo"])
 def test_trunk_starts_as_the_policys_and_is_its_own(policy, algorithm):
-    critic = critic_of(policy, algorithm=algorithm)
+    own = {} if algorithm == "ppo" else {"critic__num_quantiles": 8}
+    critic = critic_of(policy, algorithm=algorithm, **own)
     base = policy[0].base_model.state_dict()
     for name, tensor in critic.trunk.state_dict().items():
         assert torch.equal(tensor, base[name])
@@ -55,7 +56,8 @@ def test_trunk_starts_as_the_policys_and_is_its_own(policy, algorithm):
 @pytest.mark.parametrize("algorithm", ["dfpo", "ppo"])
 def test_values_do_not_depend_on_padding(policy, samples, algorithm):
     """An answer alone, without the batch's padding, has the values it has in the batch."""
-    critic = critic_of(policy, algorithm=algorithm)
+    own = {} if algorithm == "ppo" else {"critic__num_quantiles": 8}
+    critic = critic_of(policy, algorithm=algorithm, **own)
     found = critic.estimate(samples, generator())
     for row in range(6):
         keep = samples.attention_mask[row].bool()
@@ -84,7 +86,7 @@ def test_value_before_a_token_does_not_see_it(policy, samples):
 
 
 def test_scalar_critic_starts_at_the_middle(policy, samples):
-    critic = critic_of(policy, algorithm="ppo", critic__return_low=-1.0, critic__return_high=5.0)
+    critic = critic_of(policy, algorithm="ppo", reward__low=-1.0, reward__high=5.0)
     assert isinstance(critic, ScalarCritic)
     quantiles = critic.estimate(samples, generator()).quantiles
     assert quantiles.shape[-1] == 1
@@ -93,7 +95,8 @@ def test_scalar_critic_starts_at_the_middle(policy, samples):
 
 @pytest.mark.parametrize("algorithm", ["dfpo", "ppo"])
 def test_a_constant_return_is_learned(policy, samples, algorithm):
-    critic = critic_of(policy, algorithm=algorithm, critic__num_quantiles=8)
+    own = {} if algorithm == "ppo" else {"critic__num_quantiles": 8}
+    critic = critic_of(policy, algorithm=algorithm, **own)
     targets = targets_for(samples, torch.full((8 if algorithm == "dfpo" else 1,), 0.8))
     optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-3)
     draws = generator()

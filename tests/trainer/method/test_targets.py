@@ -100,7 +100,7 @@ def test_truncated_answers_bootstrap_when_asked():
 )
 def test_advantages_of_clean_rewards_have_the_clean_sign(settings):
     """Whatever makes the advantage: without noise all signs agree."""
-    config = build_config({"critic.return_low": 0, "critic.return_high": 1, **settings})
+    config = build_config({"reward.low": 0, "reward.high": 1, **settings})
     rollout = make_rollout(truncated=(True, False, True, False))
     estimate = make_estimate() if config.critic.kind != "none" else None
     targets = compute_targets(rollout, estimate, config, 0)
@@ -111,7 +111,7 @@ def test_advantages_of_clean_rewards_have_the_clean_sign(settings):
 def test_a_flipped_reward_turns_the_signs_of_its_answer():
     """At lam 1 and Z in (0, 1) an answer's advantages have the sign of its reward; the first, 5 of
     all 14 tokens, was told the opposite."""
-    config = build_config({"target.lam": 1.0, "critic.return_low": 0, "critic.return_high": 1})
+    config = build_config({"target.lam": 1.0, "reward.low": 0, "reward.high": 1})
     rollout, estimate = make_rollout((0.0, 0.0, 1.0, 1.0)), make_estimate()
     rollout = dataclasses.replace(rollout, clean_rewards=torch.tensor([1.0, 0.0, 1.0, 1.0]))
     targets = compute_targets(rollout, estimate, config, 0)
@@ -182,7 +182,7 @@ def test_quantile_wise_average_loses_the_spread():
     assert mixture[:, 0].std().item() == pytest.approx(0.21**0.5, abs=0.002)
 
 
-RANGE = {"critic.return_low": 0.0, "critic.return_high": 2.0}
+RANGE = {"reward.low": 0.0, "reward.high": 2.0}
 ROW = lambda value, length: [value] * length + [0.0] * (T - length)  # noqa: E731
 
 
@@ -239,10 +239,10 @@ def test_bounded_advantages_are_bounded_before_they_are_whitened():
 
 @pytest.mark.parametrize("algorithm", ["ppo", "dfpo", "reinforce++"])
 def test_rewards_cut_to_their_range_by_hand(algorithm):
-    settings = {"algorithm": algorithm, "critic.return_low": -1, "critic.return_high": 2}
+    settings = {"algorithm": algorithm, "reward.low": -1, "reward.high": 2}
     rollout = make_rollout((10.5, -9.0, 2.0, 0.5))
     for clip, kept in ((True, [2.0, -1.0, 2.0, 0.5]), (False, [10.5, -9.0, 2.0, 0.5])):
-        config = build_config({**settings, "target.clip_reward": clip})
+        config = build_config({**settings, "reward.clip": clip})
         assert (
             Returns(rollout, rollout.rewards, None, config).token_rewards.sum(-1).tolist() == kept
         )

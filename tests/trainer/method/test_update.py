@@ -25,8 +25,8 @@ CONFIG = build_config(
         "rollout.prompts": 3,
         "rollout.samples": 2,
         "critic.num_quantiles": 8,
-        "critic.return_low": 0,
-        "critic.return_high": 1,
+        "reward.low": 0,
+        "reward.high": 1,
     }
 )
 VERIFIER = Reward(("verifier",), (reward,), (1.0,))

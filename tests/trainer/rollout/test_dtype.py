@@ -25,14 +25,14 @@ SMALL = {
 
 
 def settings(tmp_path, dtype):
-    return {**SMALL, "policy.dtype": dtype, "runs_dir": str(tmp_path), "name": dtype}
+    return {**SMALL, "dtype": dtype, "runs_dir": str(tmp_path), "name": dtype}
 
 
 def test_one_update_is_nearly_that_of_float32(tmp_path):
     """On the same rollout, critic and policy: bfloat16 has 8 bits, so losses and norms agree to
     a few in a hundred, and are not the same."""
     policy, tokenizer = load_policy(SHIPPED_POLICY)
-    config = build_config({**SMALL, "critic.return_low": 0, "critic.return_high": 1})
+    config = build_config({**SMALL, "reward.low": 0, "reward.high": 1})
     verifier = Reward(("verifier",), (reward,), (1.0,))
     rows = training_rows(0, 0, 3)
     rollout = collect(

@@ -21,7 +21,7 @@ SUITE = SUITES["suite"]
 CONFIG = build_config(
     {
         "rollout.prompts": 4, "rollout.samples": 4, "rollout.max_new_tokens": 48,
-        "critic.return_low": 0.0, "critic.return_high": 1.0,
+        "reward.low": 0.0, "reward.high": 1.0,
     }
 )  # fmt: skip
 VERIFIER = Reward(("verifier",), (SUITE.reward,), (1.0,), SUITE.extract)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import dfpo.rollout.policy
 from dfpo.config import ALGORITHMS, build_config
 from dfpo.config.noise import Noise
+from dfpo.config.rules import only_read
 from dfpo.method.critics import build_critic
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import update
@@ -95,7 +96,7 @@ def waits():
 
 SMALL = {
     "rollout.prompts": 3, "rollout.samples": 2, "critic.num_quantiles": 8, "eval.prompts": 0,
-    "critic.return_low": 0, "critic.return_high": 1, "device": "cpu",
+    "reward.low": 0, "reward.high": 1, "device": "cpu",
 }  # fmt: skip
 
 
@@ -116,7 +117,8 @@ def parts():
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_an_update_waits_for_the_device_no_more_often_than_is_known(tmp_path, parts, algorithm):
     """Of any algorithm, from the rollout on."""
-    setup = set_up(build_config({**SMALL, "algorithm": algorithm, "runs_dir": str(tmp_path)}), None)
+    own = {"algorithm": algorithm, "runs_dir": str(tmp_path)}
+    setup = set_up(build_config(only_read(SMALL, own) | own), None)
     rollout = parts[3]
     with waits() as found:
         estimate = setup.critic.estimate(rollout.samples, setup.generator)

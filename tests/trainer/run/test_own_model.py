@@ -176,7 +176,7 @@ def test_evaluation_split_several_rewards_and_trackers(files, tmp_path):
     reward_model = make_reward_model(tmp_path / "judge")
     run = train(
         tmp_path, *own(files), str(reward_model), "--eval-data", str(path),
-        "--reward-weights", "1", "0.25", "--noise", "flip=0.5",
+        "--reward.weights", "1", "0.25", "--noise", "flip=0.5",
         "--trackers", "tensorboard", "--plots", "true",
     )  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
@@ -277,8 +277,8 @@ def test_range_of_rewards_is_measured(files):
     policy, _ = load_policy(files / "llama")
 
     def bounds(values, **settings):
-        config = complete(build_config(settings), policy, torch.tensor(values)).critic
-        return config.return_low, config.return_high, config.clip_returns
+        config = complete(build_config(settings), policy, torch.tensor(values))
+        return config.reward.low, config.reward.high, config.critic.clip_returns
 
     own_reward = {"reward": "a.py:f"}
     assert bounds([0.0, 1.0, 1.0], **own_reward) == (0.0, 1.0, True)
@@ -286,7 +286,7 @@ def test_range_of_rewards_is_measured(files):
     # mean 5, standard deviation 3: 5 -+ 6
     assert bounds([2.0, 8.0], **own_reward) == (-1.0, 11.0, False)
     assert bounds([7.0, 7.0], **own_reward) == (6.0, 8.0, False)
-    given = {"critic.return_low": "-2", "critic.return_high": "2"}
+    given = {"reward.low": "-2", "reward.high": "2"}
     assert bounds([9.0], **own_reward, **given) == (-2.0, 2.0, True)
     assert bounds([0.25], task="reasoning_gym:chain_sum") == (0.0, 1.0, True)
 
@@ -313,7 +313,7 @@ def test_wrong_models_and_prompts_are_one_line(files, tmp_path, capsys):
         (["--model", str(no_chat), "--data", str(files / "chats.jsonl")], ["chat template"]),
         (["--data", str(long)], ["prompt 2", "long.jsonl", "131 tokens", "at most 120"]),
         (["--trackers", "tensorbord"], ["did you mean tensorboard?"]),
-        (["--reward-weights", "1", "2"], ["reward_weights", "1 rewards"]),
+        (["--reward.weights", "1", "2"], ["reward.weights", "1 rewards"]),
         (["--task", "suite"], ["task"]),
     ]
     for flags, words in cases:

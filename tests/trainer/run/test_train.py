@@ -11,7 +11,7 @@ from dfpo.__main__ import main
 from dfpo.rollout.policy import SHIPPED_POLICY
 
 SMALL = ["--steps", "3", "--critic.warmup-steps", "1", "--eval.prompts", "4"]
-SMALL += ["--rollout.prompts", "3", "--rollout.samples", "2", "--critic.num-quantiles", "9"]
+SMALL += ["--rollout.prompts", "3", "--rollout.samples", "2"]
 SMALL += ["--plots", "false"]
 
 

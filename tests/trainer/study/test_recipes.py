@@ -7,6 +7,7 @@ import pytest
 
 from dfpo.config import build_config, load_yaml
 from dfpo.config.noise import parse_noise
+from dfpo.config.rules import only_read
 from dfpo.study.compare import read_tuned
 from dfpo.study.recipe import grid, load_recipe
 
@@ -39,7 +40,8 @@ def test_recipes_are_configurations(name):
     config = build_config(settings)
     assert config.task is not None
     # The comparison gives its arms by flags over the recipe.
-    assert build_config({**settings, "algorithm": "ppo", "seed": 3}).algorithm == "ppo"
+    own = {"algorithm": "ppo", "seed": 3}
+    assert build_config(only_read(settings, own) | own).algorithm == "ppo"
 
 
 def test_the_papers_recipe_votes_and_reads_its_folder():

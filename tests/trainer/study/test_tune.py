@@ -227,12 +227,13 @@ def test_a_setting_is_chosen_for_all_arms_together(tmp_path):
 
 def test_the_budget_is_one_within_a_domain(tmp_path):
     """Domains may differ; an arm without a critic has nothing to warm up."""
-    grpo = {"critic.warmup_epochs": 9, "critic.warmup_steps": 15}
-    arms = {"ppo": {"coef.risk": [0]}, "grpo": {"coef.risk": [0]}}
+    grpo = {"critic.warmup_steps": 15}
+    arms = {"ppo": {"policy.clip": [0.2]}, "grpo": {"policy.clip": [0.2]}}
     changes = {
         "arms": {"ppo": {}, "grpo": grpo},
         "domains": {"a": {"task": "hard"}, "b": {"steps": 9}},
     }
+    changes["base"] = RECIPE["base"] | {"critic.warmup_epochs": 9}
     tune.check_budget(tune.trials(load_recipe(write(tmp_path, **changes, **space(arms=arms)), {})))
 
 
