@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import dfpo
+
+if said := dfpo.missing_trainer():
+    sys.exit(said)
+
 from dfpo.config import ConfigError, build_config, load_yaml, stored_settings
 from dfpo.config.build import options
 from dfpo.config.flags import (

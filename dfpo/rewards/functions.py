@@ -28,6 +28,8 @@ from dfpo.tasks.source import columns
 
 RewardFunction = Callable[..., Sequence[float | None]]
 REWARD_MODEL_BATCH = 16
+# Before the name of a function that was given in Python, which no file holds.
+PYTHON = "python:"
 
 
 class RewardError(ValueError):
@@ -173,8 +175,13 @@ def load_reward(
     verifier: RewardFunction | None,
     device: torch.device,
     extract: Callable[[str, str], str | None] | None = None,
+    given: Sequence[RewardFunction] = (),
 ) -> Reward:
-    """The rewards that the configuration names, else the task's verifier."""
+    """The rewards that are given or that the configuration names, else the task's verifier."""
+    if given:
+        names = _distinct([text.removeprefix(PYTHON) for text in config.reward.functions])
+        weights = config.reward.weights or (1.0,) * len(given)
+        return Reward(names, tuple(given), weights, extract)
     if not config.reward.functions:
         return Reward(("verifier",), (verifier,), (1.0,), extract)
     loaded = [load_function(text, device) for text in config.reward.functions]
@@ -186,6 +193,12 @@ def load_reward(
 
 def load_function(text: str, device: torch.device) -> tuple[str, RewardFunction]:
     """Name and function of FILE.py:FUNCTION or of a reward model's directory."""
+    if text.startswith(PYTHON):
+        name = text.removeprefix(PYTHON)
+        raise ConfigError(
+            f"reward: {name} was a function given in Python, which no file holds; go on with "
+            f"dfpo.load(RUN).resume(reward={name}), or give --reward FILE.py:FUNCTION"
+        )
     if Path(text).is_dir():
         return Path(text).name, RewardModel(Path(text), device)
     file, colon, name = text.rpartition(":")

@@ -93,6 +93,12 @@ def set_compute_dtype(module: nn.Module, dtype: torch.dtype) -> None:
     module.compute_dtype = dtype
 
 
+def compute_in(policy: PreTrainedModel, dtype: torch.dtype) -> None:
+    """``set_compute_dtype`` of the policy's trunk and of its head."""
+    for part in (policy.base_model, policy.get_output_embeddings()):
+        set_compute_dtype(part, dtype)
+
+
 def load_policy(
     path: str | Path, attention: str = "auto", dtype: torch.dtype = torch.float32
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -124,8 +130,7 @@ def load_policy(
     if path.suffix == ".gguf":
         # Its weights are plain float32 once read, but the model would refuse to be saved.
         model.hf_quantizer.remove_quantization_config(model)
-    for part in (model.base_model, model.get_output_embeddings()):
-        set_compute_dtype(part, dtype)
+    compute_in(model, dtype)
     tokenizer = _read(AutoTokenizer, "a tokenizer", path, **source, padding_side="left")
     if tokenizer.pad_token_id is None:
         # Padding is masked everywhere, so any token serves where there is no end token either.

@@ -6,41 +6,53 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from dfpo.config import Config, ConfigError
 from dfpo.rollout.policy import Prompt
 from dfpo.run import checkpoint
-from dfpo.run.evaluate import answer, averages, evaluate, table
-from dfpo.run.setup import load_parts
+from dfpo.run.evaluate import Scores, answer, averages, evaluate, table
+from dfpo.run.given import Given
+from dfpo.run.setup import NOTHING, load_parts
 
 
-def evaluate_target(target: Path, config: Config, show: int, as_json: bool) -> str:
-    """The report on ``target``: its final policy if it is a finished run, that of its last
-    checkpoint if it is an unfinished one, the model itself if it is a model directory."""
+def evaluate_model(
+    target: Path, config: Config, show: int = 0, given: Given = NOTHING
+) -> tuple[str, str, Scores, list[dict[str, Any]]]:
+    """(policy, metric, scores, ``show`` greedy answers) of ``target``: its final policy if it is a
+    finished run, that of its last checkpoint if it is an unfinished one, the model itself if it is
+    a model directory."""
     if (target / "config.yaml").is_file():
-        config = dataclasses.replace(config, model=str(_policy_of(target)))
-    _, policy, tokenizer, source, reward = load_parts(config)
+        config = dataclasses.replace(config, model=str(policy_of(target)))
+    _, policy, tokenizer, source, reward = load_parts(config, given)
     if not source.held_out:
         raise ConfigError("eval.prompts: is 0, must be at least 1 to evaluate")
     scores = evaluate(policy, tokenizer, source.held_out, reward, config)
+
     rows = [row for splits in source.held_out.values() for part in splits.values() for row in part]
     shown = []
     if show:
         length = config.rollout.max_new_tokens
         texts, rewards = answer(policy, tokenizer, rows[:show], reward, length, None)
         for row, text, value in zip(rows, texts, rewards.tolist(), strict=False):
-            found = None if math.isnan(value) else value
-            shown.append({"prompt": row["prompt"], "answer": text, "reward": found})
+            score = None if math.isnan(value) else value
+            shown.append({"prompt": row["prompt"], "answer": text, "reward": score})
+    return config.model, source.metric, scores, shown
+
+
+def evaluate_target(target: Path, config: Config, show: int, as_json: bool) -> str:
+    """The report of ``dfpo eval``."""
+    policy, metric, scores, shown = evaluate_model(target, config, show)
     if as_json:
-        found = {
+        report = {
             "target": str(target),
-            "policy": config.model,
-            "metric": source.metric,
+            "policy": policy,
+            "metric": metric,
             "mean": averages(scores),
             "domains": scores,
-        } | ({"answers": shown} if show else {})
-        return json.dumps(found, indent=2)
-    lines = [f"{config.model}: {source.metric}, mean ± standard error", table({"": scores})]
+        }
+        return json.dumps(report | ({"answers": shown} if show else {}), indent=2)
+    lines = [f"{policy}: {metric}, mean ± standard error", table({"": scores})]
     for line in shown:
         lines += ["", f"prompt: {_last_text(line['prompt'])}"]
         lines += [f"greedy answer (reward {line['reward']}): {line['answer']}"]
@@ -51,7 +63,7 @@ def _last_text(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else prompt[-1]["content"]
 
 
-def _policy_of(run: Path) -> Path:
+def policy_of(run: Path) -> Path:
     """Whichever is newer of the run's final policy and its last checkpoint."""
     found = checkpoint.newest(run)
     if (run / "summary.json").is_file() and (run / "policy").is_dir():

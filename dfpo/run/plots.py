@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
-matplotlib.use("Agg")
+if "MPLBACKEND" not in os.environ:  # which a notebook sets, to show figures itself
+    matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -47,8 +51,7 @@ def plot_run(
     """Writes training.png, accuracy.png (reward.png), value_fan.png and calibration.png into
     ``folder``."""
     folder.mkdir(exist_ok=True)
-    with plt.rc_context(STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+    with styled():
         if after:
             plot_scores(before, after, metric).savefig(folder / f"{metric}.png")
         if metrics:
@@ -58,6 +61,14 @@ def plot_run(
         if records:
             plot_calibration(records, config).savefig(folder / "calibration.png")
         plt.close("all")
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Our style, and silence about glyphs that a font lacks: words are the user's."""
+    with plt.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
 
 
 def plot_training(metrics: list[dict[str, Any]], config: Config) -> plt.Figure:
@@ -146,7 +157,7 @@ def plot_scores(before: Scores, after: Scores, metric: str) -> plt.Figure:
 
 
 def plot_value_fan(fans: list[Fan]) -> plt.Figure:
-    """The predicted return law token by token: a row per domain, right beside wrong answer."""
+    """The predicted distribution token by token: a row per domain, right beside wrong answer."""
     lines = len(fans) // 2
     figure, axes = plt.subplots(
         lines, 2, figsize=(11, 2.5 * lines), sharey=True, constrained_layout=True, squeeze=False
@@ -159,6 +170,16 @@ def plot_value_fan(fans: list[Fan]) -> plt.Figure:
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
     )
     return figure
+
+
+def plot_answer(fan: Fan) -> plt.Figure:
+    """The predicted return distribution along one answer."""
+    with styled():
+        figure, ax = plt.subplots(figsize=(8, 3), constrained_layout=True)
+        _fan(ax, fan)
+        ax.set(title="", ylabel="predicted return")
+        ax.legend(loc="best", fontsize=8)
+        return figure
 
 
 def _fan(ax: plt.Axes, fan: Fan) -> None:
@@ -183,7 +204,7 @@ def _fan(ax: plt.Axes, fan: Fan) -> None:
 
 
 def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
-    """Predicted mean and predicted law against the returns that followed, late in training."""
+    """Predicted mean and distribution against the returns that followed, late in training."""
     quantiles, clean, noisy, answers = (
         np.concatenate(parts) for parts in zip(*records, strict=True)
     )
@@ -221,7 +242,7 @@ def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
     )  # fmt: skip
     right.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
     right.set(
-        title="Law: rank of the return in the prediction",
+        title="Distribution: rank of the return in the prediction",
         xlabel="probability integral transform", ylabel="density (1 = calibrated)",
     )  # fmt: skip
     return figure
@@ -230,8 +251,8 @@ def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
 def randomised_pit(quantiles: np.ndarray, observed: np.ndarray) -> np.ndarray:
     """Rank of each observed return among its predicted quantiles, ties broken at random.
 
-    Uniform on [0, 1] if and only if the predicted laws are calibrated (on average), discrete
-    returns included. Source: Czado, Gneiting, Held 2009, "Predictive model assessment".
+    Uniform on [0, 1] if and only if the predictions are calibrated on average, discrete returns
+    included. Source: Czado, Gneiting, Held 2009, "Predictive model assessment".
     """
     span = 1e-3 * (np.ptp(observed) or 1.0)
     below = (quantiles < observed[:, None] - span).mean(1)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,18 @@ def choose_run(config: Config) -> Path:
     return run
 
 
-def create_run(run: Path, config: Config) -> None:
-    """Makes the directory together with its config.yaml: one without the other is no run."""
+def create_run(
+    run: Path, config: Config, store: Callable[[Path], None] = lambda folder: None
+) -> None:
+    """Makes the directory together with its config.yaml and what ``store`` writes into it: one
+    without the other is no run."""
     partial = run.with_name(f".{run.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         # Without its name, which is taken: the file starts the same run again beside this one.
         (partial / "config.yaml").write_text(to_yaml(dataclasses.replace(config, name=None)))
+        store(partial)
         os.rename(partial, run)
     except OSError as error:
         raise ConfigError(f"runs_dir: cannot make {run}: {error.strerror}") from None
@@ -91,3 +96,9 @@ def is_complete(run: Path, config: Config) -> bool:
     except (OSError, ValueError, KeyError):
         return False
     return done >= config.steps
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """One mapping a step; a run of no steps has no file."""
+    path = run / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

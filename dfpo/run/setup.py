@@ -21,9 +21,10 @@ from dfpo.config.rules import is_read
 from dfpo.config.types import Row
 from dfpo.method.critics import build_critic
 from dfpo.method.update import Learner
-from dfpo.rewards.functions import Reward, RewardError, load_reward
+from dfpo.rewards.functions import PYTHON, Reward, RewardError, load_reward
 from dfpo.rollout.policy import (
     compute_dtype,
+    compute_in,
     context_length,
     decode,
     encode,
@@ -32,6 +33,7 @@ from dfpo.rollout.policy import (
     set_compute_dtype,
     shipped_policy,
 )
+from dfpo.run.given import Given
 from dfpo.run.records import choose_run
 from dfpo.run.trackers import check_trackers
 from dfpo.tasks.source import Source, absolute_task, open_source
@@ -40,6 +42,7 @@ from dfpo.tasks.source import Source, absolute_task, open_source
 # the optimiser may be long.
 SMALL_MODEL = 2_000_000
 PROBED_PROMPTS = 16
+NOTHING = Given()
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Setup:
     source: Source
     reward: Reward
     noise: Noise
+    given: Given
 
     @property
     def learner(self) -> Learner:
@@ -67,10 +71,11 @@ class Setup:
         return Learner(**{name: getattr(self, name) for name in names})
 
 
-def set_up(config: Config, run: Path | None) -> Setup:
-    """Loads and checks all that the configuration names; writes nothing. ``run`` is the directory
-    of a run to continue, None for a new one. Raises ConfigError."""
-    accelerator, policy, tokenizer, source, reward = load_parts(config)
+def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
+    """Loads and checks all that the configuration names, or that is given in its place; writes
+    nothing. ``run`` is the directory of a run to continue, None for a new one. Raises
+    ConfigError."""
+    accelerator, policy, tokenizer, source, reward = load_parts(config, given)
     noise = parse_noise(config.noise)
     if noise.vote and source.extract is None:
         raise ConfigError(
@@ -79,8 +84,9 @@ def set_up(config: Config, run: Path | None) -> Setup:
         )
     first_policy = copy.deepcopy(policy)
     check_trackers(config)
-    config = complete(config, policy, probe_reward(reward, source, policy, tokenizer, config))
     run = run or choose_run(config)
+    config = complete(config, policy, probe_reward(reward, source, policy, tokenizer, config))
+    config = dataclasses.replace(config, **given.stored(run))
     critic = build_critic(policy, config)
     if trunk := getattr(critic, "trunk", None):
         set_compute_dtype(trunk, compute_dtype(config.dtype, accelerator.device))
@@ -104,6 +110,7 @@ def set_up(config: Config, run: Path | None) -> Setup:
         source=source,
         reward=reward,
         noise=noise,
+        given=given,
     )
 
 
@@ -124,18 +131,23 @@ def build_optimizers(
 
 
 def load_parts(
-    config: Config,
+    config: Config, given: Given = NOTHING
 ) -> tuple[Accelerator, PreTrainedModel, PreTrainedTokenizerBase, Source, Reward]:
     """What training and ``dfpo eval`` share: device, policy, prompts and rewards, checked."""
     accelerator = make_accelerator(config)
     set_seed(config.seed)
     dtype = compute_dtype(config.dtype, accelerator.device)
     model = config.model or shipped_policy(config.task)
-    policy, tokenizer = load_policy(model, config.attention, dtype)
+    if given.model is not None:
+        policy, tokenizer = given.model
+        compute_in(policy, dtype)
+    else:
+        policy, tokenizer = load_policy(model, config.attention, dtype)
     set_threads(config, policy)
     policy = accelerator.prepare(policy)
-    source = open_source(config, chat=tokenizer.chat_template is not None)
-    reward = load_reward(config, source.verifier, accelerator.device, source.extract)
+    chat = tokenizer.chat_template is not None
+    source = open_source(config, chat, given.rows, given.held_out)
+    reward = load_reward(config, source.verifier, accelerator.device, source.extract, given.rewards)
     held_out = [
         row for splits in source.held_out.values() for rows in splits.values() for row in rows
     ]
@@ -258,7 +270,7 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
         data=_absolute(config.data),
         eval_data=_absolute(config.eval_data),
         reward=dataclasses.replace(
-            reward, functions=tuple(map(_absolute, reward.functions)), low=low, high=high
+            reward, functions=tuple(map(_absolute_reward, reward.functions)), low=low, high=high
         ),
         policy=dataclasses.replace(optimiser, learning_rate=policy_rate),
         critic=dataclasses.replace(
@@ -266,6 +278,10 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
             learning_rate=critic_rate, clip_returns=clip,
         ),
     )  # fmt: skip
+
+
+def _absolute_reward(text: str) -> str:
+    return text if text.startswith(PYTHON) else str(Path(text).absolute())
 
 
 def _absolute(path: str | None) -> str | None:

@@ -23,6 +23,7 @@ from dfpo.run import checkpoint
 from dfpo.run.diagnostics import count_rewards, describe
 from dfpo.run.evaluate import Scores, averages, evaluate, table
 from dfpo.run.examples import Example, find_examples, predict
+from dfpo.run.given import Given
 from dfpo.run.progress import Progress, ValueRecord
 from dfpo.run.records import (
     MetricsLog,
@@ -30,7 +31,7 @@ from dfpo.run.records import (
     replace_text,
     write_json,
 )
-from dfpo.run.setup import Setup, check_prompts, set_up
+from dfpo.run.setup import NOTHING, Setup, check_prompts, set_up
 from dfpo.run.stop import RunError, Stopped, StopRequest, how_to_resume
 from dfpo.run.trackers import start_trackers, track_images
 
@@ -40,15 +41,16 @@ CALIBRATION_SHARE = 0.25
 SLOW_CHECKPOINT = 0.25
 
 
-def train(config: Config, resume: Path | None = None) -> Path:
+def train(config: Config, resume: Path | None = None, given: Given = NOTHING) -> Path:
     """Runs the configuration to its end and returns the run's directory.
 
     ``resume`` is the directory of a run whose settings ``config`` holds; it goes on from its last
-    checkpoint. Raises ConfigError before anything is written, then RunError where the run cannot
-    go on and Stopped where it is told to stop.
+    checkpoint. ``given`` holds what Python handed over in place of paths. Raises ConfigError
+    before anything is written, then RunError where the run cannot go on and Stopped where it is
+    told to stop.
     """
     with StopRequest().listen() as stop:
-        setup = set_up(config, resume)
+        setup = set_up(config, resume, given)
         stop.run = setup.run
         try:
             return _train(setup, stop, resuming=resume is not None)
@@ -77,7 +79,7 @@ def begin(setup: Setup, resuming: bool) -> Progress:
     if resuming:
         replace_text(setup.run / "config.yaml", to_yaml(setup.config))
     else:
-        create_run(setup.run, setup.config)
+        create_run(setup.run, setup.config, setup.given.store)
     if progress is None:
         progress = Progress()
         checkpoint.save(setup, progress)

@@ -24,12 +24,11 @@ from dfpo.config import build_config, load_yaml, stored_settings
 from dfpo.rollout.collect import collect
 from dfpo.run import checkpoint
 from dfpo.run.evaluate import Scores
-from dfpo.run.records import is_complete, replace_text, write_json
+from dfpo.run.records import is_complete, read_metrics, replace_text, write_json
 from dfpo.run.setup import set_up
 from dfpo.run.stop import exit_status
 from dfpo.run.train import train
 from dfpo.study.recipe import Cell, Validation
-from dfpo.study.results import read_metrics
 from dfpo.study.statistics import area, collapsed
 
 LAST = 0.1  # share of the steps, the last ones, over which a noisy metric is averaged

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dfpo.study.grid import collect, command_line, narrow, run
 from dfpo.study.recipe import Settings, grid, load_recipe, parse_recipe
-from dfpo.study.results import mixed_versions
+from dfpo.study.results import Result, mixed_versions
 from dfpo.study.tables import write_tables
 from dfpo.study.tuned import read_tuned
 
@@ -24,15 +26,35 @@ QUICK: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)
+class Compared:
+    """Where a comparison was written, and what came of it."""
+
+    output: Path
+    baseline: str
+    results: list[Result]
+
+
 def compare(
-    path: Path | None, output: Path | None, seeds: int | None, jobs: int | None, flags: Settings
-) -> None:
-    """Runs the cells that are not done yet and writes results, tables and plots. Raises
-    ConfigError before any work, RunError where cells failed, Stopped on Ctrl-C."""
-    recipe = load_recipe(path, flags) if path else parse_recipe(QUICK, Path(), flags)
+    source: Path | Mapping[str, Any] | None,
+    output: Path | None,
+    seeds: int | None,
+    jobs: int | None,
+    flags: Settings,
+) -> Compared:
+    """Runs the cells that are not done yet and writes results, tables and plots. ``source`` is a
+    recipe's file or the recipe itself; None is the quick one. Raises ConfigError before any work,
+    RunError where cells failed, Stopped on Ctrl-C."""
+    if isinstance(source, Path):
+        recipe = load_recipe(source, flags)
+        command = command_line("compare", source, output, seeds, flags)
+    else:
+        recipe = parse_recipe(source or QUICK, Path(), flags)
+        command = "dfpo.compare(recipe)"
+        if source is None:
+            command = command_line("compare", None, output, seeds, flags)
     recipe = narrow(recipe, output, seeds)
     cells = grid(recipe, read_tuned(recipe))
-    command = command_line("compare", path, output, seeds, flags)
     failed = run(recipe.output, cells, jobs, command)
     results = collect(cells)
     if results:
@@ -46,3 +68,4 @@ def compare(
             print(f"dfpo compare: {said}", file=sys.stderr)
     if failed:
         raise failed
+    return Compared(recipe.output, recipe.baseline, results)

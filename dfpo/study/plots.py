@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from dfpo.run.plots import DOMAIN_COLOURS, GREY, STYLE, plt, smooth
-from dfpo.study.results import GROUPS, Result, groups, paired, per_seed, read_metrics
+from dfpo.run.records import read_metrics
+from dfpo.study.results import GROUPS, Result, groups, paired, per_seed
 
 Curves = dict[tuple[str, str, str], np.ndarray]  # (domain, noise, arm) -> [seeds, steps]
 MARKERS = "osD^vP*X"

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from dfpo.study.statistics import Difference, compare
 
 Result = dict[str, Any]
 GROUPS = {"id": "ID AVG", "ood": "OOD AVG", "all": "ALL AVG"}
-
-
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """One mapping a step; a run of no steps has no file."""
-    path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def mixed_versions(results: list[Result]) -> str:

@@ -35,11 +35,16 @@ class Source:
     extract: Callable[[str, str], str | None] | None = None
 
 
-def open_source(config: Config, chat: bool) -> Source:
-    """The prompts that ``task`` or ``data`` names; ``chat`` says that the tokenizer has a chat
-    template. ConfigError says what is wrong with them."""
+def open_source(
+    config: Config,
+    chat: bool,
+    rows: list[Row] | None = None,
+    held_out: list[Row] | None = None,
+) -> Source:
+    """The prompts that ``task`` or ``data`` names, or those of ``rows`` and ``held_out``; ``chat``
+    says that the tokenizer has a chat template. ConfigError says what is wrong with them."""
     if config.data is not None:
-        return _from_files(config)
+        return _from_rows(config, rows, held_out)
     task = config.task or "suite"
     name, _, rest = task.partition(":")
     if name in SUITES:
@@ -142,10 +147,13 @@ def domain_of(row: Row) -> str:
     return row.get("domain") or "data"
 
 
-def _from_files(config: Config) -> Source:
-    rows = read_rows("data", Path(config.data))
-    if config.eval_data is not None:
-        held_out = _by_domain(read_rows("eval_data", Path(config.eval_data)), config)
+def _from_rows(config: Config, rows: list[Row] | None, evaluated: list[Row] | None) -> Source:
+    """Rows that are given, else those of the files of ``data`` and ``eval_data``."""
+    rows = rows or read_rows("data", Path(config.data))
+    if evaluated is None and config.eval_data is not None:
+        evaluated = read_rows("eval_data", Path(config.eval_data))
+    if evaluated is not None:
+        held_out = _by_domain(evaluated, config)
     else:
         # Nothing is held out: the same measure on prompts that training sees, and called so.
         held_out = {
@@ -214,12 +222,17 @@ def read_rows(name: str, path: Path) -> list[Row]:
         raise ConfigError(f"{name}: is {path}, must end in .jsonl or .parquet")
     if not path.is_file():
         raise ConfigError(f"{name}: there is no file {path}")
+    return check_rows(f"{name}: {path}", readers[path.suffix](name, path))
+
+
+def check_rows(name: str, placed: Iterable[tuple[str, Any]]) -> list[Row]:
+    """All rows of (place, row), checked; a column that a row lacks is None there."""
     rows = []
-    for place, row in readers[path.suffix](name, path):
-        _check_row(f"{name}: {path}, {place}", row)
+    for place, row in placed:
+        _check_row(f"{name}, {place}", row)
         rows.append(row)
     if not rows:
-        raise ConfigError(f"{name}: {path} holds no rows, must hold at least one")
+        raise ConfigError(f"{name} holds no rows, must hold at least one")
     keys = dict.fromkeys(key for row in rows for key in row)
     return [{key: row.get(key) for key in keys} for row in rows]
 

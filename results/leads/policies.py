@@ -28,7 +28,7 @@ from dfpo.config.types import Estimate, Rollout, Targets
 from dfpo.method.advantages import Returns
 from dfpo.method.targets import compute_targets, whiten
 from dfpo.rollout.collect import last_tokens
-from dfpo.study.cell import read_metrics
+from dfpo.run.records import read_metrics
 from dfpo.study.statistics import compare
 
 HERE = Path(__file__).parent
