@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -51,22 +51,32 @@ def check_same_device(**tensors: Tensor | None) -> None:
             )
 
 
-def check_number(name: str, value: object, low: float, high: float) -> None:
-    """A finite Python number in [low, high]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
-        raise TypeError(f"{name}: got {type(value).__name__}, must be a number")
-    bounds = f"a finite number in [{low}, {high}]"
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name}: is {value}, must be {bounds}")
+def check_number(name: str, value: object, low: float, high: float) -> float:
+    """A finite number in [low, high], NumPy's included, as a Python number."""
+    if not isinstance(value, (int, float, torch.SymInt, torch.SymFloat)):
+        # Python's ABC knows NumPy's numbers without this package knowing NumPy.
+        if not isinstance(value, numbers.Real):
+            raise TypeError(f"{name}: got {type(value).__name__}, must be a number")
+        value = float(value)
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: got bool, must be a number")
+    # NaN and the infinities fail the comparison too.
     if not low <= value <= high:
-        raise ValueError(f"{name}: is {value}, must be {bounds}")
+        raise ValueError(f"{name}: is {value}, must be a finite number in [{low}, {high}]")
+    return value
 
 
-def check_integer(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{name}: got {type(value).__name__}, must be an integer")
+def check_integer(name: str, value: object, low: int, high: int) -> int:
+    """An integer in [low, high], NumPy's included, as a Python integer."""
+    if not isinstance(value, (int, torch.SymInt)):
+        if not isinstance(value, numbers.Integral):
+            raise TypeError(f"{name}: got {type(value).__name__}, must be an integer")
+        value = int(value)
+    if isinstance(value, bool):
+        raise TypeError(f"{name}: got bool, must be an integer")
     if not low <= value <= high:
         raise ValueError(f"{name}: is {value}, must be an integer in [{low}, {high}]")
+    return value
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -79,5 +89,5 @@ def check_time(name: str, value: object, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         check_float_tensor(name, value)
         return value
-    check_number(name, value, -1e30, 1e30)
-    return torch.full((), value, dtype=torch.float32, device=like.device)
+    number = check_number(name, value, -1e30, 1e30)
+    return torch.full((), number, dtype=torch.float32, device=like.device)

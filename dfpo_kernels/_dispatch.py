@@ -17,11 +17,12 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dfpo_kernels import _cpu
 
@@ -76,24 +77,47 @@ def define_op(
     cuda: Callable | None = None,
     cuda_kind: str = "reference",
     public: bool = True,
+    numbers: Sequence[str] = (),
 ) -> Callable:
     """Defines ``dfpo::name`` with its kernels and returns it, ready to call.
 
     reference: same signature, plain PyTorch; answers for every device without a kernel.
     fake: same signature, shapes and dtypes only, for torch.compile and FakeTensor.
     public: listed by ``backends()`` (backward ops are not).
+    numbers: arguments that are a ``number`` tensor to the dispatcher, so that torch.compile takes
+        any value without compiling again, and a Python number to the kernels.
     """
+    places = [_argument_names(schema).index(argument) for argument in numbers]
+
+    def reading(kernel: Callable) -> Callable:
+        return kernel if not places else lambda *args: kernel(*_read_numbers(args, places))
+
     LIBRARY.define(f"{name}{schema}")
     qualified = f"dfpo::{name}"
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     if cpu is not None:
-        LIBRARY.impl(name, cpu, "CPU")
+        LIBRARY.impl(name, reading(cpu), "CPU")
     if cuda is not None:
-        LIBRARY.impl(name, cuda, "CUDA")
-    LIBRARY.impl(name, _without_kernel(name, reference), "CompositeExplicitAutograd")
+        LIBRARY.impl(name, reading(cuda), "CUDA")
+    fallback = _without_kernel(name, reading(reference))
+    LIBRARY.impl(name, fallback, "CompositeExplicitAutograd")
     if public:
         _BACKENDS[name] = {"cpu": "cpp" if cpu else "reference", "cuda": cuda_kind}
     return getattr(torch.ops.dfpo, name).default
+
+
+def number(value: float) -> Tensor:
+    """A setting as the dispatcher sees it: 0-d float64 on the CPU, whose reading waits for no
+    device."""
+    return torch.full((), value, dtype=torch.float64, device="cpu")
+
+
+def _argument_names(schema: str) -> list[str]:
+    return [part.split()[-1] for part in schema.partition(") ->")[0].strip("(").split(",")]
+
+
+def _read_numbers(args: Sequence[object], places: Sequence[int]) -> list[object]:
+    return [arg.item() if place in places else arg for place, arg in enumerate(args)]
 
 
 def triton_launcher(room: str, name: str) -> dict[str, object]:
@@ -159,8 +183,35 @@ def _without_kernel(name: str, reference: Callable) -> Callable:
 
 
 def runs_reference(*tensors: Tensor | None) -> bool:
-    """float64 runs the reference by definition; so does everything in reference mode."""
-    return MODE == "reference" or any(t is not None and t.dtype == torch.float64 for t in tensors)
+    """float64 runs the reference by definition; so does everything in reference mode, and whatever
+    the kernels have no rule for: under ``torch.func`` (vmap, jvp, grad, and what is made of them)
+    and for a tensor with a tangent of forward-mode differentiation."""
+    if MODE == "reference" or torch._C._are_functorch_transforms_active():
+        return True
+    given = [tensor for tensor in tensors if tensor is not None]
+    return any(t.dtype == torch.float64 for t in given) or any(map(_has_tangent, given))
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(tensor).tangent is not None
+
+
+def differentiable_gradients(
+    run: Callable[..., Tensor], inputs: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """Gradients of ``run`` that can be differentiated again, for a backward pass under
+    ``create_graph=True``: None where one is not needed."""
+    with torch.enable_grad():
+        out = run(*inputs)
+        wanted = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]
+        grads = iter(
+            torch.autograd.grad(
+                out, wanted, grad.to(out.dtype), create_graph=True, materialize_grads=True
+            )
+        )
+    return [next(grads) if need else None for need in needed]
 
 
 def rows(tensor: Tensor | None) -> tuple[int, int, int]:

@@ -15,8 +15,8 @@ def counted_tokens(
     """Selection of the R unmasked tokens, and the mean over them.
 
     Returns ``at``, [..., *] -> [R, *], and ``mean``, [R] -> []. With ``most`` R is that number
-    whatever the mask, so that nothing waits for the device: places that are left over repeat a
-    token and count nothing.
+    whatever the mask, so that nothing waits for the device: places that are left over hold zeros
+    and count nothing.
     """
     counts = mask.reshape(-1) != 0
     if most is None:
@@ -29,6 +29,13 @@ def counted_tokens(
         def mean(x: Tensor) -> Tensor:
             return torch.where(there, x, 0.0).sum() / number
 
-        # A token that counts: what is computed there is finite.
-        index = torch.where(there, index, index[:1]).clamp_min(0)
-    return lambda x: x.reshape(counts.shape[0], *x.shape[mask.dim() :])[index], mean
+        index = index.clamp_min(0)
+
+    def at(x: Tensor) -> Tensor:
+        chosen = x.reshape(counts.shape[0], *x.shape[mask.dim() :])[index]
+        if most is None:
+            return chosen
+        # What stands in places that are left over counts nothing, and must be finite for that.
+        return torch.where(there.view(-1, *[1] * (chosen.dim() - 1)), chosen, 0)
+
+    return at, mean

@@ -29,7 +29,9 @@ BASE_LIMIT = 3.0
 
 def base_grid(num_quantiles: int) -> Tensor:
     """Midpoint quantiles of N(0, 1), Phi^-1((i + 1/2) / Q), rescaled to variance 1; float32 [Q]."""
-    levels = (torch.arange(num_quantiles, dtype=torch.float64) + 0.5) / num_quantiles
+    # Named, so that it is computed under torch.device("meta") too.
+    index = torch.arange(num_quantiles, dtype=torch.float64, device="cpu")
+    levels = (index + 0.5) / num_quantiles
     grid = torch.special.ndtri(levels)
     if num_quantiles > 1:
         grid = grid / grid.std(correction=0)
@@ -46,6 +48,10 @@ def build_conditioner(hidden_size: int, size: int) -> nn.Sequential:
         nn.Linear(size, size),
         nn.SiLU(),
     )
+
+
+def _restored(head: ValueFlowHead, _keys: object) -> None:
+    head._restore_base()
 
 
 class ValueFlowHead(nn.Module):
@@ -159,10 +165,23 @@ class ValueFlowHead(nn.Module):
         self.z_weight = nn.Parameter(torch.empty(width))
         self.time_weight = nn.Parameter(torch.empty(width))
         self.register_buffer("base", base_grid(num_quantiles), persistent=False)
+        self.register_load_state_dict_post_hook(_restored)
         self.reset_parameters()
+
+    def _restore_base(self, *_: object) -> None:
+        """The grid of base noise is a constant, made anew where a module has been moved, cast,
+        emptied or loaded: in the dtype and on the device of the weights."""
+        weight = self.z_weight
+        self.base = base_grid(self.num_quantiles).to(weight.device, weight.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ValueFlowHead:
+        super()._apply(fn, recurse)
+        self._restore_base()
+        return self
 
     def reset_parameters(self) -> None:
         """The field starts at (nearly) zero; its kinks are spread over the range of z."""
+        self._restore_base()
         nn.init.normal_(self.z_weight)
         nn.init.normal_(self.time_weight)
         # A constant bias per unit spreads the kinks; without it all lie on one point.
@@ -280,7 +299,10 @@ class ValueFlowHead(nn.Module):
         at, mean = counted_tokens(mask, most_tokens)
         hidden = at(hidden)
         if not len(hidden):
-            return hidden.sum(), {}
+            # Zero, with a gradient of zeros for every parameter: a process whose tokens are all
+            # masked must not leave the others waiting for its gradients.
+            nothing = sum(parameter.flatten()[:0].sum() for parameter in self.parameters())
+            return hidden.sum() + nothing, {}
         velocity, one_step = self.fields(hidden)
         y = self._flow_units(at(target_quantiles))
         expected = y if target_mean is None else self._flow_units(at(target_mean)).unsqueeze(-1)
@@ -401,7 +423,8 @@ class ValueFlowHead(nn.Module):
         ratio = self.weight_temperature / (spread.float() / self.return_scale + 1e-4)
         confident = torch.sigmoid(ratio)
         weight = confident if self.weight_mode == "inverse" else 1.5 - confident
-        return weight / mean(weight)
+        # Zero only where no token counts.
+        return weight / mean(weight).clamp_min(1e-12)
 
     def _expand(self, base: Tensor, field: FlowField) -> Tensor:
         return base.expand(*field.offset.shape, base.shape[-1])

@@ -77,13 +77,13 @@ def distributional_gae(
     Source: Schulman et al. 2016, "High-dimensional continuous control using generalized advantage
     estimation", arXiv 1506.02438; per particle as in FlowCritic, arXiv 2510.22686.
     """
-    count = arguments.check_scan(
+    count, gamma = arguments.check_scan(
         rewards, quantiles, mask, gamma=gamma, bootstrap=bootstrap, done=done,
         mask_mode=mask_mode, cu_seqlens=cu_seqlens,
     )  # fmt: skip
-    arguments.check_lam("lam", lam, count, rewards)
+    lam = arguments.check_lam("lam", lam, count, rewards)
     if target_lam is not None:
-        arguments.check_lam("target_lam", target_lam, count, rewards)
+        target_lam = arguments.check_lam("target_lam", target_lam, count, rewards)
     if next_quantiles is not None:
         checks.check_float_tensor("next_quantiles", next_quantiles)
         checks.check_shape("next_quantiles", next_quantiles, quantiles.shape, "quantiles' shape")
@@ -111,7 +111,7 @@ def distributional_gae(
         None if done is None else done.detach(),
         next_quantiles,
         cu_seqlens,
-        gamma,
+        dispatch.number(gamma),
         mask_mode,
     )
 
@@ -187,11 +187,12 @@ def _reference_kernel(
 _op = dispatch.define_op(
     "distributional_gae",
     "(Tensor rewards, Tensor quantiles, Tensor mask, Tensor lam, Tensor? target_lam,"
-    " Tensor? bootstrap, Tensor? done, Tensor? next_quantiles, Tensor? cu_seqlens, float gamma,"
+    " Tensor? bootstrap, Tensor? done, Tensor? next_quantiles, Tensor? cu_seqlens, Tensor gamma,"
     " str mask_mode) -> (Tensor, Tensor)",
     reference=_reference_kernel,
     fake=_fake,
     cpu=_cpu_kernel,
+    numbers=("gamma",),
     **dispatch.cuda_launcher(_cuda_kernel),
 )
 
@@ -280,12 +281,13 @@ def _backward_reference(
 _backward_op = dispatch.define_op(
     "distributional_gae_backward",
     "(Tensor? grad_advantages, Tensor? grad_targets, Tensor mask, Tensor lam, Tensor? target_lam,"
-    " Tensor? done, Tensor? cu_seqlens, float gamma, str mask_mode, SymInt num_quantiles,"
+    " Tensor? done, Tensor? cu_seqlens, Tensor gamma, str mask_mode, SymInt num_quantiles,"
     " bool explicit, bool want_rewards, bool want_quantiles, bool want_bootstrap, bool want_next)"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     reference=_backward_reference,
     fake=_backward_fake,
     cpu=_backward_cpu,
+    numbers=("gamma",),
     **dispatch.cuda_launcher(_backward_cuda),
     public=False,
 )
@@ -294,8 +296,8 @@ dispatch.forbid_gradient(_backward_op)
 
 def _setup_context(ctx, inputs, output):
     rewards, quantiles, mask, lam, target_lam, bootstrap, done, next_quantiles, *rest = inputs
-    cu_seqlens, ctx.gamma, ctx.mask_mode = rest
-    ctx.save_for_backward(mask, lam, target_lam, done, cu_seqlens)
+    cu_seqlens, gamma, ctx.mask_mode = rest
+    ctx.save_for_backward(mask, lam, target_lam, done, cu_seqlens, gamma)
     ctx.num_quantiles = quantiles.shape[-1]
     ctx.explicit = next_quantiles is not None
     differentiable = (rewards, quantiles, bootstrap, next_quantiles)
@@ -306,9 +308,9 @@ def _backward(ctx, grad_advantages, grad_targets):
     if grad_advantages is None and grad_targets is None:
         return (None,) * 11
     wants = [ctx.needs_input_grad[index] for index in (0, 1, 5, 7)]
-    mask, lam, target_lam, done, cu_seqlens = ctx.saved_tensors
+    mask, lam, target_lam, done, cu_seqlens, gamma = ctx.saved_tensors
     grads = _backward_op(
-        grad_advantages, grad_targets, mask, lam, target_lam, done, cu_seqlens, ctx.gamma,
+        grad_advantages, grad_targets, mask, lam, target_lam, done, cu_seqlens, gamma,
         ctx.mask_mode, ctx.num_quantiles, ctx.explicit, *wants,
     )  # fmt: skip
     rewards, quantiles, bootstrap, successors = (

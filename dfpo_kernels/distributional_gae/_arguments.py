@@ -24,12 +24,12 @@ def check_scan(
     done: Tensor | None,
     mask_mode: str,
     cu_seqlens: Tensor | None,
-) -> int:
-    """Checks what both scans take and returns the number of sequences."""
+) -> tuple[int, float]:
+    """Checks what both scans take and returns the number of sequences and gamma as a number."""
     checks.check_float_tensor("rewards", rewards)
     checks.check_float_tensor("quantiles", quantiles)
     check_flags("mask", mask)
-    checks.check_number("gamma", gamma, 0.0, 1.0)
+    gamma = checks.check_number("gamma", gamma, 0.0, 1.0)
     checks.check_choice("mask_mode", mask_mode, tuple(MASK_MODES))
     rank, axes = (2, "[B, T]") if cu_seqlens is None else (1, "[N] with cu_seqlens")
     if rewards.dim() != rank:
@@ -63,7 +63,7 @@ def check_scan(
         rewards=rewards, quantiles=quantiles, mask=mask, bootstrap=bootstrap, done=done,
         cu_seqlens=cu_seqlens,
     )  # fmt: skip
-    return sequences
+    return sequences, gamma
 
 
 def check_flags(name: str, value: object) -> None:
@@ -72,18 +72,19 @@ def check_flags(name: str, value: object) -> None:
         raise TypeError(f"{name}: has dtype {value.dtype}, must be bool, integer or floating")
 
 
-def check_lam(name: str, lam: float | Tensor, sequences: int, like: Tensor) -> None:
-    """A number in [0, 1], or one per sequence; the values of a tensor are not looked at."""
+def check_lam(name: str, lam: float | Tensor, sequences: int, like: Tensor) -> float | Tensor:
+    """A number in [0, 1], or one per sequence: a constant, whose values are not looked at."""
     if not isinstance(lam, Tensor):
         return checks.check_number(name, lam, 0.0, 1.0)
     checks.check_float_tensor(name, lam)
     checks.check_shape(name, lam, (sequences,), "[B], or a number")
-    return checks.check_same_device(rewards=like, **{name: lam})
+    checks.check_same_device(rewards=like, **{name: lam})
+    return lam.detach()
 
 
 def lam_rows(lam: float | Tensor, sequences: int, like: Tensor) -> Tensor:  # [B] float32
     if isinstance(lam, Tensor):
-        return lam.detach().to(torch.float32)
+        return lam.to(torch.float32)
     return torch.full((sequences,), lam, dtype=torch.float32, device=like.device)
 
 

@@ -65,12 +65,12 @@ def lambda_mixture_targets(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
-    count = arguments.check_scan(
+    count, gamma = arguments.check_scan(
         rewards, quantiles, mask, gamma=gamma, bootstrap=bootstrap, done=done,
         mask_mode=mask_mode, cu_seqlens=cu_seqlens,
     )  # fmt: skip
-    arguments.check_lam("lam", lam, count, rewards)
-    checks.check_integer("seed", seed, 0, 2**63 - 1)
+    lam = arguments.check_lam("lam", lam, count, rewards)
+    seed = checks.check_integer("seed", seed, 0, 2**63 - 1)
     if rows is None:
         rows = torch.arange(count, device=rewards.device)
     else:
@@ -95,7 +95,7 @@ def lambda_mixture_targets(
         bootstrap,
         None if done is None else done.detach(),
         cu_seqlens,
-        gamma,
+        dispatch.number(gamma),
         seed,
         mask_mode,
     )
@@ -160,10 +160,11 @@ def _reference_kernel(
 _op = dispatch.define_op(
     "lambda_mixture_targets",
     "(Tensor rewards, Tensor quantiles, Tensor mask, Tensor lam, Tensor rows, Tensor? bootstrap,"
-    " Tensor? done, Tensor? cu_seqlens, float gamma, SymInt seed, str mask_mode) -> Tensor",
+    " Tensor? done, Tensor? cu_seqlens, Tensor gamma, SymInt seed, str mask_mode) -> Tensor",
     reference=_reference_kernel,
     fake=_fake,
     cpu=_cpu_kernel,
+    numbers=("gamma",),
     **dispatch.cuda_launcher(_cuda_kernel),
 )
 
@@ -242,11 +243,12 @@ def _backward_reference(
 _backward_op = dispatch.define_op(
     "lambda_mixture_targets_backward",
     "(Tensor grad_targets, Tensor mask, Tensor lam, Tensor rows, Tensor? done,"
-    " Tensor? cu_seqlens, float gamma, SymInt seed, str mask_mode, bool want_rewards,"
+    " Tensor? cu_seqlens, Tensor gamma, SymInt seed, str mask_mode, bool want_rewards,"
     " bool want_quantiles, bool want_bootstrap) -> (Tensor, Tensor, Tensor)",
     reference=_backward_reference,
     fake=_backward_fake,
     cpu=_backward_cpu,
+    numbers=("gamma",),
     **dispatch.cuda_launcher(_backward_cuda),
     public=False,
 )
@@ -255,8 +257,8 @@ dispatch.forbid_gradient(_backward_op)
 
 def _setup_context(ctx, inputs, output):
     rewards, quantiles, mask, lam, rows, bootstrap, done, cu_seqlens, *rest = inputs
-    ctx.gamma, ctx.seed, ctx.mask_mode = rest
-    ctx.save_for_backward(mask, lam, rows, done, cu_seqlens)
+    gamma, ctx.seed, ctx.mask_mode = rest
+    ctx.save_for_backward(mask, lam, rows, done, cu_seqlens, gamma)
     differentiable = (rewards, quantiles, bootstrap)
     ctx.dtypes = [None if tensor is None else tensor.dtype for tensor in differentiable]
 
@@ -265,9 +267,9 @@ def _backward(ctx, grad_targets):
     if grad_targets is None:
         return (None,) * 11
     wants = [ctx.needs_input_grad[index] for index in (0, 1, 5)]
-    mask, lam, rows, done, cu_seqlens = ctx.saved_tensors
+    mask, lam, rows, done, cu_seqlens, gamma = ctx.saved_tensors
     grads = _backward_op(
-        grad_targets, mask, lam, rows, done, cu_seqlens, ctx.gamma, ctx.seed, ctx.mask_mode, *wants
+        grad_targets, mask, lam, rows, done, cu_seqlens, gamma, ctx.seed, ctx.mask_mode, *wants
     )
     rewards, quantiles, bootstrap = (
         grad.to(dtype) if want else None

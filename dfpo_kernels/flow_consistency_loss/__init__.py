@@ -59,7 +59,7 @@ def flow_consistency_loss(
         raise ValueError("base: has Q = 0, must have at least one quantile")
     if base.dim() > 1:
         checks.check_shape("base", base, (*lead, num_quantiles), "[..., Q] or [Q], rows of field")
-    checks.check_integer("steps", steps, 1, MAX_STEPS)
+    steps = checks.check_integer("steps", steps, 1, MAX_STEPS)
     checks.check_choice("method", method, METHODS)
     checks.check_same_device(
         base=base, **{"field.bias": field.bias, "shortcut.bias": shortcut.bias}
@@ -140,11 +140,27 @@ _op = dispatch.define_op(
 def _setup_context(ctx, inputs, output):
     _, residual = output
     ctx.mark_non_differentiable(residual)
-    ctx.save_for_backward(*inputs[5:11], residual)
+    ctx.save_for_backward(*inputs[:11], residual)
+    ctx.options = inputs[11:13]
 
 
 def _backward(ctx, grad_loss, _grad_residual):
-    *shortcut, base, residual = ctx.saved_tensors
+    *inputs, residual = ctx.saved_tensors
+    *shortcut, base = inputs[5:]
+    if torch.is_grad_enabled():  # create_graph=True: the residual is a constant to autograd
+        steps, method = ctx.options
+
+        def run(*wanted):
+            end = flow_reference.integrate_flow(
+                FlowField(*inputs[:5]), base.detach(), steps=steps, method=method
+            )
+            z = wanted[5].float().expand(residual.shape)
+            moved = flow_reference.flow_velocity(FlowField(*wanted[:5]), z, 0.0)
+            return (moved - (end - base).detach()).square().mean(-1)
+
+        needed = ctx.needs_input_grad[5:11]
+        grads = dispatch.differentiable_gradients(run, inputs[5:], needed, grad_loss)
+        return (None,) * 5 + (*grads, None, None, None)
     # d loss / d velocity = 2 residual / Q; the rest is the backward pass of the velocity.
     grad_velocity = residual * (grad_loss * (2.0 / residual.shape[1])).unsqueeze(-1)
     grads = velocity.backward_op(grad_velocity, *shortcut, base, grad_loss.new_zeros((1, 1)))

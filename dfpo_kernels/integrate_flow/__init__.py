@@ -65,7 +65,7 @@ def integrate_flow(
     num_quantiles = base.shape[-1]
     if num_quantiles < 1:
         raise ValueError("base: has Q = 0, must have at least one quantile")
-    checks.check_integer("steps", steps, 1, MAX_STEPS)
+    steps = checks.check_integer("steps", steps, 1, MAX_STEPS)
     checks.check_choice("method", method, METHODS)
     lead = check_field_or_callable(field, base)
     start = checks.check_time("start", start, base)
@@ -270,17 +270,28 @@ def _setup_context(ctx, inputs, output):
     *field, base, start, end, steps, method, trajectory, _ = inputs
     _, path = output
     ctx.mark_non_differentiable(path)
-    ctx.save_for_backward(*field, path, start, end)
+    ctx.save_for_backward(*field, base, start, end, path)
     ctx.options = (base.shape[0] != field[0].shape[0], steps, method, trajectory)
 
 
 def _backward(ctx, grad_out, _grad_path):
-    time_grad = any(ctx.needs_input_grad[6:8])
-    grads = _backward_op(grad_out, *ctx.saved_tensors, *ctx.options, time_grad)
-    wanted = (
-        grad if needed else None
-        for grad, needed in zip(grads, ctx.needs_input_grad[:8], strict=True)
-    )
+    *field, base, start, end, path = ctx.saved_tensors
+    _, steps, method, trajectory = ctx.options
+    needed = ctx.needs_input_grad[:8]
+    if (
+        torch.is_grad_enabled()
+    ):  # create_graph=True: the states on the path are constants to autograd
+
+        def run(*inputs):
+            states = _states(*inputs, steps=steps, method=method)
+            return states if trajectory else states[:, -1]
+
+        inputs = (*field, base, start, end)
+        grads = dispatch.differentiable_gradients(run, inputs, needed, grad_out)
+        return (*grads, None, None, None, None)
+    time_grad = any(needed[6:8])
+    grads = _backward_op(grad_out, *field, path, start, end, *ctx.options, time_grad)
+    wanted = (grad if needed else None for grad, needed in zip(grads, needed, strict=True))
     return (*wanted, None, None, None, None)
 
 

@@ -152,6 +152,12 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad_velocity):
+    if torch.is_grad_enabled():  # create_graph=True
+        needed = ctx.needs_input_grad
+        inputs = ctx.saved_tensors
+        return tuple(
+            dispatch.differentiable_gradients(_reference_kernel, inputs, needed, grad_velocity)
+        )
     grads = backward_op(grad_velocity, *ctx.saved_tensors)
     return tuple(
         grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad, strict=True)

@@ -59,13 +59,15 @@ def quantile_huber_loss(
     if num_targets < 1:
         raise ValueError("targets: has P = 0, must have at least one target")
     checks.check_shape("targets", targets, (*lead, num_targets), "[..., P], rows of quantiles")
-    checks.check_number("kappa", kappa, 0.0, 1e30)
+    kappa = checks.check_number("kappa", kappa, 0.0, 1e30)
     checks.check_choice("quantile_reduction", quantile_reduction, QUANTILE_REDUCTIONS)
     if taus is not None:
         checks.check_float_tensor("taus", taus)
         checks.check_shape("taus", taus, (num_quantiles,), "[Q]")
     checks.check_same_device(quantiles=quantiles, targets=targets, taus=taus)
 
+    # Levels are constants in every path.
+    taus = None if taus is None else taus.detach()
     if dispatch.runs_reference(quantiles, targets):
         return reference.quantile_huber_loss(
             quantiles, targets, taus=taus, kappa=kappa, quantile_reduction=quantile_reduction
@@ -75,8 +77,8 @@ def quantile_huber_loss(
     loss, _, _ = _op(
         quantiles.reshape(-1, num_quantiles),
         targets.reshape(-1, num_targets),
-        levels.detach(),
-        kappa,
+        levels,
+        dispatch.number(kappa),
         quantile_reduction == "mean",
         differentiate and quantiles.requires_grad,
         differentiate and targets.requires_grad,
@@ -139,32 +141,42 @@ def _reference_kernel(quantiles, targets, taus, kappa, mean, quantile_grad, targ
 
 _op = dispatch.define_op(
     "quantile_huber_loss",
-    "(Tensor quantiles, Tensor targets, Tensor taus, float kappa, bool mean, bool quantile_grad,"
+    "(Tensor quantiles, Tensor targets, Tensor taus, Tensor kappa, bool mean, bool quantile_grad,"
     " bool target_grad) -> (Tensor, Tensor, Tensor)",
     reference=_reference_kernel,
     fake=_fake,
     cpu=_cpu_kernel,
+    numbers=("kappa",),
     **dispatch.triton_launcher("quantile_huber_loss", "quantile_huber_loss"),
 )
 
 
 def _setup_context(ctx, inputs, output):
-    quantiles, targets, *_ = inputs
+    quantiles, targets, taus, kappa, mean, _, _ = inputs
     _, grad_quantiles, grad_targets = output
     ctx.mark_non_differentiable(grad_quantiles, grad_targets)
-    ctx.save_for_backward(grad_quantiles, grad_targets)
-    ctx.dtypes = quantiles.dtype, targets.dtype
+    ctx.save_for_backward(grad_quantiles, grad_targets, quantiles, targets, taus, kappa)
+    ctx.reduction = "mean" if mean else "sum"
 
 
 def _backward(ctx, grad_loss, _grad_quantiles, _grad_targets):
-    # The forward pass has left d loss / d input; what remains is the chain rule's product.
-    scaled = [
-        (grad_loss.unsqueeze(-1) * saved).to(dtype) if needed else None
-        for saved, dtype, needed in zip(
-            ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad[:2], strict=True
-        )
-    ]
-    return (*scaled, None, None, None, None, None)
+    *saved, quantiles, targets, taus, kappa = ctx.saved_tensors
+    inputs, needed = (quantiles, targets), ctx.needs_input_grad[:2]
+    if torch.is_grad_enabled():  # create_graph=True: what was left is a constant to autograd
+
+        def run(quantiles, targets):
+            return reference.quantile_huber_loss(
+                quantiles, targets, taus=taus, kappa=kappa.item(), quantile_reduction=ctx.reduction
+            )
+
+        grads = dispatch.differentiable_gradients(run, inputs, needed, grad_loss)
+    else:
+        # The forward pass has left d loss / d input; what remains is the chain rule's product.
+        grads = [
+            (grad_loss.unsqueeze(-1) * left).to(tensor.dtype) if need else None
+            for left, tensor, need in zip(saved, inputs, needed, strict=True)
+        ]
+    return (*grads, None, None, None, None, None)
 
 
 dispatch.define_gradient(_op, setup_context=_setup_context, backward=_backward)
