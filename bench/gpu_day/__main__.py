@@ -61,7 +61,7 @@ NCU = [
     "ncu", "--clock-control", "none", "--csv", "--page", "raw",
     "--section", "SpeedOfLight", "--section", "Occupancy", "--section", "WarpStateStats",
     "--section", "LaunchStats", "--kernel-name",
-    "regex:(integrate|adjoint|coefficients|quantile_huber|walk|scan)_kernel.*",
+    "regex:(integrate|adjoint|coefficients|quantile_huber|scan|count)_kernel.*",
 ]  # fmt: skip
 
 # One limit after the other they fill TOTAL_SECONDS; of what runs beside another, the longer counts.
