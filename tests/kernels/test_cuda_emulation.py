@@ -16,7 +16,6 @@ import torch
 from kernels.scans import double, make_scan, pack
 from kernels.stand_ins import (
     CSRC,
-    CUDA_SOURCES,
     compile_emulation,
     compile_object,
     cuda_answers,
@@ -314,7 +313,8 @@ BROKEN = {
     "end of an episode is missed": (SCAN_H, "role |= kStop", "role |= 0"),
     "steps counted from the wrong token": (SCAN_H, "return t - first;", "return t;", MIXTURE_CU),
     "steps counted from the wrong chunk": (
-        SCAN_H, "i < place.chunk : i > place.chunk", "i > place.chunk : i < place.chunk", MIXTURE_CU,
+        SCAN_H, "i < place.chunk : i > place.chunk", "i > place.chunk : i < place.chunk",
+        MIXTURE_CU,
     ),
     "packed sequences overlap": (
         CHUNKS_H, "s.offsets[b] / c.tokens + b", "s.offsets[b] / c.tokens",
