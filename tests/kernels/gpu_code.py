@@ -46,6 +46,7 @@ MOST_SHARED = 27 * 1024
 MOST_PER_SILU = {"exact": 19, "approximate": 14}
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 R, Q, W, K = 4096, 64, 64, 8
+LONG = 512  # quantiles that are sorted
 
 
 def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -68,7 +69,10 @@ def launches(dtype: torch.dtype) -> list[Callable[[], object]]:
         partial(flow.flow_velocity_backward, z, *field, z, time),
     ]
     for kappa in (0.05, 0.0):
-        calls.append(partial(huber.quantile_huber_loss, z, z, taus, kappa, True, True, True))
+        for pair, levels in ((z, taus), (meta(R, LONG), meta(LONG))):
+            calls.append(
+                partial(huber.quantile_huber_loss, pair, pair, levels, kappa, True, True, True)
+            )
     for method in flow.METHODS:
         options = (K, method, False)
         calls += [
@@ -206,7 +210,7 @@ def triton_reports(quick: bool) -> Iterator[dict[str, object]]:
         for call in launches(dtype):
             for kernel, arguments, warps in record(call):
                 name, method = kernel.fn.__name__, arguments.get("METHOD")
-                if name == "quantile_huber_kernel":
+                if "PINBALL" in arguments:
                     method = "pinball" if arguments["PINBALL"] else "huber"
                 has_silu = "SIGMOID" in arguments
                 if (name, method) in seen or (sigmoid == "approximate" and not has_silu):

@@ -102,7 +102,9 @@ def test_velocity_and_consistency(make_field):
 
 
 @pytest.mark.parametrize("kappa", [0.05, 0.0])
-@pytest.mark.parametrize("shape", [(5, 33, 40), (300, 64, 64), (9, 200, 130)])
+@pytest.mark.parametrize(
+    "shape", [(5, 33, 40), (300, 64, 64), (9, 200, 130), (40, 200, 200), (3, 1000, 513)]
+)
 def test_quantile_huber_loss(shape, kappa):
     rows, num_quantiles, num_targets = shape
     tensors = {
