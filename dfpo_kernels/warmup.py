@@ -45,18 +45,22 @@ def exercise(
     method: str,
     dtype: torch.dtype,
 ) -> None:
-    """Every op forward and backward, and the integral as without a gradient."""
+    """Every op forward and backward, and the integral as without a gradient; with base noise that
+    rows share and with their own, which lie differently in memory."""
     rows = 32
 
     def ones(*shape: int) -> torch.Tensor:
         return torch.ones(shape, dtype=dtype, device=device, requires_grad=True)
 
     field = FlowField(ones(rows, width), ones(rows, width), ones(rows), ones(width), ones(width))
-    base = torch.zeros(num_quantiles, device=device)
-    with torch.no_grad():
-        integrate_flow(field, base, steps=steps, method=method)
-    quantiles = integrate_flow(field, base, steps=steps, method=method)
-    consistency = flow_consistency_loss(field, base, steps=steps, method=method)
-    regression = quantile_huber_loss(quantiles, base.expand(rows, -1))
-    slopes = flow_velocity(field, quantiles, 0.0)
-    (consistency + regression + slopes.sum(-1)).sum().backward()
+    for base in (
+        torch.zeros(num_quantiles, device=device),
+        torch.zeros(rows, num_quantiles, device=device),
+    ):
+        with torch.no_grad():
+            integrate_flow(field, base, steps=steps, method=method)
+        quantiles = integrate_flow(field, base, steps=steps, method=method)
+        consistency = flow_consistency_loss(field, base, steps=steps, method=method)
+        regression = quantile_huber_loss(quantiles, base.expand(rows, -1))
+        slopes = flow_velocity(field, quantiles, 0.0)
+        (consistency + regression + slopes.sum(-1)).sum().backward()

@@ -21,6 +21,8 @@ DEVICE = "cpu" if DRY else "cuda"
 # on an H100, 60 MB on an H200, 126 MB on a B200.
 FLUSH_BYTES = 2**16 if DRY else 2**29
 ROUNDS = 2 if DRY else 20
+# For the rounds of one measurement.
+MOST_SECONDS = 0.5
 
 
 def keep(record: object) -> None:
@@ -46,23 +48,26 @@ def flush_cache() -> None:
 
 
 def milliseconds(run: Callable[[], object], rounds: int = ROUNDS) -> float | None:
-    """Median time of a call from cold caches, by events; None where it does not fit in memory."""
-    if DRY:
-        run()
-        return _wall_milliseconds(run, rounds)
+    """Median time of a call from cold caches, by events; None where it does not fit in memory.
+    A slow call gets fewer rounds, so that it takes about MOST_SECONDS; 1 is enough for it."""
     try:
-        for _ in range(3):
-            run()
-        pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
-        for start, end in pairs:
-            flush_cache()
-            start.record()
-            run()
-            end.record()
-        torch.cuda.synchronize()
+        run()  # compiles
+        slow = _wall_milliseconds(run, 1) / 1e3
+        rounds = max(1, min(rounds, int(MOST_SECONDS / slow)))
+        return _wall_milliseconds(run, rounds) if DRY else _event_milliseconds(run, rounds)
     except torch.cuda.OutOfMemoryError:
         torch.cuda.empty_cache()
         return None
+
+
+def _event_milliseconds(run: Callable[[], object], rounds: int) -> float:
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(rounds)]
+    for start, end in pairs:
+        flush_cache()
+        start.record()
+        run()
+        end.record()
+    torch.cuda.synchronize()
     return statistics.median(start.elapsed_time(end) for start, end in pairs)
 
 
@@ -88,6 +93,7 @@ def _wall_milliseconds(run: Callable[[], object], rounds: int) -> float:
     for _ in range(rounds):
         started = time.perf_counter()
         run()
+        synchronize()
         times.append(1e3 * (time.perf_counter() - started))
     return statistics.median(times)
 

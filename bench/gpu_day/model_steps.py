@@ -36,6 +36,8 @@ MODELS = {
     },
 }  # fmt: skip
 ANSWERS, PROMPT, LENGTH, MINIBATCHES = 64, 64, 1024, 16
+# Algorithm, DFPO_KERNELS.
+ARMS = [("ppo", "auto"), ("dfpo", "auto"), ("dfpo", "reference")]
 if DRY:
     tiny = {
         "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
@@ -43,6 +45,7 @@ if DRY:
     }  # fmt: skip
     MODELS = {"tiny": tiny}
     ANSWERS, PROMPT, LENGTH, MINIBATCHES = 4, 3, 9, 2
+    ARMS = ARMS[1:2]
 
 
 def make_policy(name: str) -> Qwen2ForCausalLM:
@@ -145,7 +148,7 @@ def main() -> None:
     """Each arm in a process of its own: DFPO_KERNELS is read once, and memory starts empty."""
     records: list[dict] = []
     for model in MODELS:
-        for arm, kernels in (("ppo", "auto"), ("dfpo", "auto"), ("dfpo", "reference")):
+        for arm, kernels in ARMS:
             command = [sys.executable, __file__, model, arm]
             environment = os.environ | {"DFPO_KERNELS": kernels}
             done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -1,10 +1,15 @@
 """Every op beside eager PyTorch, ``torch.compile`` and a copy: from cold caches by events, and by
-replays of a graph. A result is compared with the float64 reference before it is timed."""
+replays of a graph. A result is compared with the float64 reference before it is timed.
+
+A record is written as soon as it is there. ``torch.compile``, which takes half a minute to compile,
+comes last and adds its time to the records of the first size.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 
 import cases
 import torch
@@ -14,8 +19,7 @@ from silu_rate import silu_rates
 import dfpo_kernels
 from dfpo_kernels import FlowField, reference
 
-# R token rows, Q quantiles, W width, K steps; the first of each is compared with torch.compile,
-# which takes half a minute to compile.
+# R token rows, Q quantiles, W width, K steps; the first of each is compared with torch.compile.
 FLOW_SIZES = [(32_768, 64, 64, 8), (262_144, 64, 64, 8), (32_768, 64, 64, 1), (32_768, 200, 128, 8)]
 SCAN_SIZES = [(64, 1024, 32), (512, 4096, 1), (64, 4096, 64), (1, 131_072, 1), (8, 32_768, 1)]
 HUBER_SIZES = [(32_768, 64, 64), (32_768, 200, 200), (32_768, 32, 32)]
@@ -29,10 +33,6 @@ def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return ((actual.double() - expected).norm() / expected.norm()).item()
 
 
-def times_of(providers: dict[str, Callable[[], object] | None]) -> dict[str, float | None]:
-    return {name: run and milliseconds(run) for name, run in providers.items()}
-
-
 def graph_time(run: Callable[[], object]) -> float | str:
     """Milliseconds, or why the call cannot be captured."""
     try:
@@ -41,7 +41,22 @@ def graph_time(run: Callable[[], object]) -> float | str:
         return str(error).splitlines()[0][:200]
 
 
-def flow_records(rates: dict[str, float]) -> Iterator[dict]:
+def times_of(ours: Callable[[], object], eager: Callable[[], object] | None) -> dict:
+    return {
+        "milliseconds": {"ours": milliseconds(ours), "eager": eager and milliseconds(eager)},
+        "graph_milliseconds": graph_time(ours),
+    }
+
+
+def compiled(function: Callable) -> Callable:
+    return torch.compile(function, backend="eager" if DRY else "inductor")
+
+
+# A record, and the same call by torch.compile where that is to be timed.
+Measured = tuple[dict, Callable[[], object] | None]
+
+
+def flow_records(rates: dict[str, float]) -> Iterator[Measured]:
     for size in FLOW_SIZES:
         rows, num_quantiles, width, steps = size
         for dtype, branch in ((torch.float32, "exact"), (torch.bfloat16, "approximate")):
@@ -63,8 +78,6 @@ def flow_records(rates: dict[str, float]) -> Iterator[dict]:
             error = relative_error(ours(*head), expected)
             assert error < MOST_ERROR[dtype], f"integrate_flow {size} {dtype}: off by {error}"
 
-            compiled = torch.compile(eager) if size == FLOW_SIZES[0] else None
-            providers = {"ours": ours, "eager": eager, "compile": compiled}
             plain = [t.detach() for t in inputs]
 
             def gradients(function, inputs=inputs):
@@ -76,21 +89,20 @@ def flow_records(rates: dict[str, float]) -> Iterator[dict]:
                 ("forward", 1, lambda f, plain=plain: f(*plain)),
                 ("forward+backward", 3, gradients),
             ):
-                runs = {name: f and partial(call, f) for name, f in providers.items()}
-                times = times_of(runs)
-                yield {
+                record = {
                     "op": f"integrate_flow {suffix}",
                     "size": "R{} Q{} W{} K{}".format(*size),
                     "dtype": str(dtype).removeprefix("torch."),
-                    "milliseconds": times,
-                    "graph_milliseconds": graph_time(runs["ours"]),
+                    **times_of(partial(call, ours), partial(call, eager)),
                     "floor_milliseconds": evaluations * floor,
                     "floor": "measured rate of silu",
                     "error": error,
                 }
+                first = size == FLOW_SIZES[0]
+                yield record, partial(call, compiled(eager)) if first else None
 
 
-def huber_records() -> Iterator[dict]:
+def huber_records() -> Iterator[Measured]:
     for rows, num_quantiles, num_targets in HUBER_SIZES:
         quantiles = torch.randn(rows, num_quantiles, device=DEVICE, requires_grad=True)
         targets = torch.randn(rows, num_targets, device=DEVICE, requires_grad=True)
@@ -105,23 +117,19 @@ def huber_records() -> Iterator[dict]:
             loss = function(quantiles, targets).sum()
             return torch.autograd.grad(loss, (quantiles, targets))
 
-        compiled = torch.compile(peer) if rows == HUBER_SIZES[0][0] else None
-        runs = {
-            "ours": partial(gradients, dfpo_kernels.quantile_huber_loss),
-            "eager": partial(gradients, peer),
-            "compile": compiled and partial(gradients, compiled),
-        }
-        yield {
+        ours = partial(gradients, dfpo_kernels.quantile_huber_loss)
+        record = {
             "op": "quantile_huber_loss forward+backward",
             "size": f"R{rows} Q{num_quantiles} P{num_targets}",
             "dtype": "float32",
-            "milliseconds": times_of(runs),
-            "graph_milliseconds": graph_time(runs["ours"]),
+            **times_of(ours, partial(gradients, peer)),
             "error": error,
         }
+        first = num_quantiles == HUBER_SIZES[0][1]
+        yield record, partial(gradients, compiled(peer)) if first else None
 
 
-def scan_records() -> Iterator[dict]:
+def scan_records() -> Iterator[Measured]:
     for count, length, num_quantiles in SCAN_SIZES:
         rewards = torch.randn(count, length, device=DEVICE)
         values = torch.randn(count, length, num_quantiles, device=DEVICE)
@@ -147,35 +155,35 @@ def scan_records() -> Iterator[dict]:
             block = torch.empty(moved // 2, dtype=torch.uint8, device=DEVICE)
             target = torch.empty_like(block)
             copy = milliseconds(partial(target.copy_, block))
-            # The reference is a Python loop over tokens; a long one takes seconds.
-            short = length <= 1024
-            slow = partial(peer, rewards, values, mask, **options, **more)
-            yield {
+            # The reference is a Python loop over tokens; the mixture's and a long one take seconds.
+            loop = op == "distributional_gae" and length <= 1024
+            slow = partial(peer, rewards, values, mask, **options, **more) if loop else None
+            record = {
                 "op": op,
                 "size": f"B{count} T{length} Q{num_quantiles}",
                 "dtype": "float32",
-                "milliseconds": {
-                    "ours": milliseconds(run),
-                    "eager": milliseconds(slow, rounds=2) if short else None,
-                    "compile": None,
-                },
-                "graph_milliseconds": graph_time(run),
+                **times_of(run, slow),
                 "floor_milliseconds": copy,
                 "floor": "a copy of the same bytes",
                 "error": error,
             }
+            yield record, None
 
 
 def main() -> None:
     rates = silu_rates()
     records: list[dict] = []
-    for record in (*scan_records(), *huber_records()):
-        records.append(record)
-        keep({"silu_per_second": rates, "records": records})
-    for record in flow_records(rates):
+    later: list[Measured] = []
+    for record, peer in chain(scan_records(), huber_records(), flow_records(rates)):
         records.append(record)
         keep({"silu_per_second": rates, "records": records})
         print(record, flush=True)
+        if peer:
+            later.append((record, peer))
+    for record, peer in later:
+        record["milliseconds"]["compile"] = milliseconds(peer)
+        keep({"silu_per_second": rates, "records": records})
+        print(record["op"], record["size"], record["milliseconds"], flush=True)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,15 @@ def op_rows(records: list[dict]) -> list[list[str]]:
     for record in records:
         times = record["milliseconds"]
         own = times["ours"]
+        graph = record["graph_milliseconds"]
         floor = record.get("floor_milliseconds")
-        share = "-" if not floor or not own else f"{100 * floor / own:.0f} %"
+        # Of the device's time: what launching costs the host is another column's.
+        device = graph if isinstance(graph, (int, float)) else own
+        share = "-" if not floor or not device else f"{100 * floor / device:.0f} %"
         rows.append(
             [
-                record["op"], record["size"], record["dtype"], number(own),
-                number(record["graph_milliseconds"]), ratio(times["eager"], own),
-                ratio(times["compile"], own), share,
+                record["op"], record["size"], record["dtype"], number(own), number(graph),
+                ratio(times.get("eager"), own), ratio(times.get("compile"), own), share,
             ]
         )  # fmt: skip
     return rows
@@ -58,7 +60,7 @@ def table(results: dict[str, dict]) -> str:
 
     parts = [
         show(
-            [[r["name"], r["outcome"], f"{r['seconds']:.0f}"] for r in results.values()],
+            [[r["name"], r["outcome"], number(r["seconds"])] for r in results.values()],
             ["phase", "outcome", "s"],
         )
     ]

@@ -56,6 +56,7 @@ def main() -> None:
         cases = [
             lambda: flow(32_768 // scale, 64, 64, 8, "euler"),
             lambda: huber(32_768 // scale, 64, 64),
+            lambda: huber(32_768 // scale, 200, 200),
             lambda: scans(64, 1024 // scale, 32),
         ]
     elif "--cuda" not in sys.argv:
@@ -65,6 +66,7 @@ def main() -> None:
             lambda: consistency(5, 33, 12),
             lambda: huber(5, 33, 40),
             lambda: huber(3, 200, 130),
+            lambda: huber(3, 200, 200),
         ]
     for case in cases:
         case()

@@ -3,8 +3,8 @@
 //
 // DFPO_EMULATION_ORDER says who goes first: 0 ascending, 1 descending, else shuffled with that
 // seed. A race shows as a result that depends on it. Shared memory starts out as NaN. A barrier
-// that not every thread reaches is an error. Not modelled: what runs at the same time, the memory
-// model, and the speed of anything.
+// that not every thread reaches is an error, and so is a block that waits for a later one. Not
+// modelled: what runs at the same time, the memory model, and the speed of anything.
 #pragma once
 
 #include <ucontext.h>
@@ -24,7 +24,7 @@
 namespace dfpo {
 namespace emulation {
 
-enum class Status { ready, at_barrier, at_shuffle, done };
+enum class Status { ready, at_barrier, at_shuffle, stuck, done };
 
 struct Fiber {
     ucontext_t context;
@@ -101,7 +101,9 @@ inline void run_block(const std::vector<unsigned>& order) {
         if (count(Status::at_barrier) == all)
             for (Fiber& fiber : fibers) fiber.status = Status::ready;
         if (count(Status::ready) == 0 && count(Status::done) < all)
-            throw std::runtime_error("a barrier or a shuffle is not reached by every thread");
+            throw std::runtime_error(count(Status::stuck)
+                                         ? "a block waits for one that has not run"
+                                         : "a barrier or a shuffle is not reached by every thread");
     }
 }
 

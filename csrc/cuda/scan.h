@@ -1,82 +1,73 @@
-// Scans over the tokens of sequences, each an affine recursion of a small state per particle.
+// Scans over the tokens of sequences, each an affine recursion of a small state per particle,
+// spread over the whole card: a block takes a chunk of tokens of up to a warp of particles, its
+// threads shares of a few neighbouring tokens.
 //
-// Two ways to run one. Many quantiles: a warp walks along the tokens of a sequence, its lanes on
-// neighbouring particles. Few quantiles: a block takes the tokens of a sequence tile by tile, its
-// threads on neighbouring tokens and their particles. A thread first finds what its tokens do to
-// any state, an affine map; the block composes the maps; and each thread walks its tokens from the
-// right state.
+//   1  A thread reads its tokens and finds what they do to any state, an affine map.
+//   2  The block composes the maps, and leaves what the chunk does to any state for later chunks.
+//   3  It composes what the chunks before it in its window have left and applies that to the state
+//      that the window before has left. The last chunk of a window leaves the state after it.
+//   4  Each thread walks its tokens again, now from the right state, and writes the results.
 //
-// A Scan is made for one particle q of a sequence b, and has
-//   Args, kState, kForth (first token first), kDraws (random bits), kSums (over particles)
-//   Token read(t, role, number)     the inputs of a token; number: of the step, for random bits
-//   Token::linear()                 the same token with all inputs 0
-//   void start(state), Out step(token, state), void write(t, out), void finish(state)
-//   void write_sum(group, t, sum)   of Out::sum over the particles of a group, with kSums
+// So every input is read once and every output written once. Maps are composed in an order that
+// depends on positions alone, whichever block is first: the same bits every time.
+//
+// A Scan is made for a sequence b, and has
+//   Args, Token, Map, kState, kForth (first token first), kDraws (random bits), kSums (over
+//   particles) kInputs, kOutputs, Column input(i), output(i)   tensors [B, T, Q] that are read and
+//   written Column rewards()                                [B, T], absent where none is read Token
+//   token(role, reward, inputs, follows)      follows: the random bit, follows(q, number) void
+//   start(q, state), finish(q, state)          before the first token, after the last one Out
+//   step(token, state)                          Out: float y[kOutputs], sum (with kSums) Map
+//   identity(), void add(map, token), Map after(later, earlier), void apply(map, state) void
+//   write_sum(group, t, sum)                   of Out::sum over the particles of a group
 #pragma once
 
-#include "../scan_args.h"
-#include "launch.h"
+#include "chunks.h"
 
 namespace dfpo {
 namespace DFPO_VARIANT {
 
-constexpr int kWarp = 32;
-// Tokens whose loads a thread has in flight.
-constexpr int kBatch = 4;
 // A token past the end of a sequence; beside the roles of scan_args.h.
 constexpr int32_t kAbsent = 8;
 
-DFPO_INLINE int64_t groups_of(const Sequences& s) { return (s.num_quantiles + kWarp - 1) / kWarp; }
+template <typename Args>
+struct ScanWork {
+    Args args;
+    Chunks chunks;
+    Scratch scratch;
+};
+
+// --- tokens and elements ------------------------------------------------------------------------
 
 // The tokens of one sequence in the order of a walk: position 0 is the first or the last token.
 class Walk {
   public:
     DFPO_INLINE Walk(const Sequences& s, int64_t b, bool forth)
-        : length(sequence_length(s, b)),
+        : length((int32_t)sequence_length(s, b)),
           s_(s),
           forth_(forth),
           mask_(sequence_start(s, s.mask, b)),
           done_(sequence_start(s, s.done, b)) {}
 
-    DFPO_INLINE int64_t token(int64_t position) const {
+    DFPO_INLINE int32_t token(int32_t position) const {
         return forth_ ? position : length - 1 - position;
     }
 
-    DFPO_INLINE bool unmasked(int64_t t) const {
-        return is_set(s_.mask, mask_ + t * s_.mask.token_stride);
+    DFPO_INLINE bool unmasked(int32_t position) const {
+        return is_set(s_.mask, mask_ + (int64_t)token(position) * s_.mask.token_stride);
     }
 
-    DFPO_INLINE int32_t role(int64_t position) const {
+    DFPO_INLINE int32_t role(int32_t position) const {
         if (position >= length) return kSkip | kAbsent;
-        const int64_t t = token(position);
         int32_t role = 0;
-        if (s_.mask_mode != MaskMode::none && !unmasked(t)) role = masked_role(s_.mask_mode);
-        if (s_.done.data && is_set(s_.done, done_ + t * s_.done.token_stride)) role |= kStop;
+        if (s_.mask_mode != MaskMode::none && !unmasked(position)) role = masked_role(s_.mask_mode);
+        if (s_.done.data &&
+            is_set(s_.done, done_ + (int64_t)token(position) * s_.done.token_stride))
+            role |= kStop;
         return role;
     }
 
-    // Number of the step at token t, from the count of steps walked over before it. Steps count
-    // from the first unmasked token, so that padding changes nothing.
-    DFPO_INLINE int32_t number(int64_t t, int32_t walked) const {
-        if (s_.mask_mode == MaskMode::none) return (int32_t)t;
-        if (s_.mask_mode == MaskMode::zero) return (int32_t)t - first_unmasked;
-        return forth_ ? walked : unmasked_count - 1 - walked;
-    }
-
-    const int64_t length;
-
-    int32_t unmasked_count = 0;  // tokens, of the whole sequence
-    int32_t first_unmasked = 0;  // unmasked token, or length
-
-    // This thread's share of the two, the tokens from `begin` on in steps of `stride`.
-    DFPO_INLINE void count_share(int64_t begin, int64_t stride) {
-        first_unmasked = (int32_t)length;
-        for (int64_t t = begin; t < length; t += stride)
-            if (unmasked(t)) {
-                unmasked_count++;
-                if (first_unmasked > t) first_unmasked = (int32_t)t;
-            }
-    }
+    const int32_t length;
 
   private:
     const Sequences& s_;
@@ -84,243 +75,22 @@ class Walk {
     const int64_t mask_, done_;
 };
 
-// --- many quantiles -----------------------------------------------------------------------------
-
-DFPO_DEVICE float warp_sum(float x) {
-    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(~0u, x, lanes);
-    return x;
-}
-
-DFPO_DEVICE void count_by_warp(Walk& walk, int lane) {
-    walk.count_share(lane, kWarp);
-    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) {
-        walk.unmasked_count += __shfl_xor_sync(~0u, walk.unmasked_count, lanes);
-        const int32_t other = __shfl_xor_sync(~0u, walk.first_unmasked, lanes);
-        if (other < walk.first_unmasked) walk.first_unmasked = other;
-    }
-}
-
-template <typename Scan>
-__global__ void __launch_bounds__(kThreads, kBlocks) walk_kernel(typename Scan::Args args) {
-    const Sequences& s = args.sequences;
-    const int lane = (int)threadIdx.x % kWarp;
-    const int64_t warp = (int64_t)blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp;
-    const int64_t b = warp / groups_of(s), group = warp % groups_of(s);
-    if (b >= s.count) return;
-    // Lanes past the last particle repeat it, and write nothing.
-    const int64_t q = group * kWarp + lane;
-    const bool there = q < s.num_quantiles;
-    const Scan scan(args, b, there ? q : s.num_quantiles - 1);
-    Walk walk(s, b, Scan::kForth);
-    int32_t walked = 0;
-    if (Scan::kDraws) count_by_warp(walk, lane);
-
-    float state[Scan::kState];
-    scan.start(state);
-    for (int64_t turn = 0; turn < walk.length; turn += kBatch) {
-        int64_t first = turn;
-        DFPO_OPAQUE(first);
-        typename Scan::Token tokens[kBatch];
-        int32_t roles[kBatch];
-        for (int j = 0; j < kBatch; j++) {
-            roles[j] = walk.role(first + j);
-            if (roles[j] & kAbsent) continue;
-            const int64_t t = walk.token(first + j);
-            tokens[j] = scan.read(t, roles[j], walk.number(t, walked));
-            walked += !(roles[j] & kSkip);
-        }
-        for (int j = 0; j < kBatch; j++) {
-            if (roles[j] & kAbsent) continue;
-            const int64_t t = walk.token(first + j);
-            const auto out = scan.step(tokens[j], state);
-            if (there) scan.write(t, out);
-            if constexpr (Scan::kSums) {
-                const float sum = warp_sum(there ? out.sum : 0.0f);
-                if (lane == 0) scan.write_sum(group, t, sum);
-            }
-        }
-    }
-    if (there) scan.finish(state);
-}
-
-// --- few quantiles ------------------------------------------------------------------------------
-
-// state -> sum_j by[j] state_j + constant
-template <int kState>
-struct Affine {
-    float by[kState][kState];
-    float constant[kState];
-
-    static DFPO_INLINE Affine identity() {
-        Affine map{};
-        for (int i = 0; i < kState; i++) map.by[i][i] = 1.0f;
-        return map;
-    }
-
-    DFPO_INLINE void apply(float state[kState]) const {
-        float out[kState];
-        for (int i = 0; i < kState; i++) out[i] = constant[i];
-        add_linear(state, out);
-        for (int i = 0; i < kState; i++) state[i] = out[i];
-    }
-
-    // What comes of this map after an earlier one.
-    DFPO_INLINE Affine after(const Affine& earlier) const {
-        Affine map{};
-        for (int j = 0; j < kState; j++) add_linear(earlier.by[j], map.by[j]);
-        for (int i = 0; i < kState; i++) map.constant[i] = constant[i];
-        add_linear(earlier.constant, map.constant);
-        return map;
-    }
-
-  private:
-    // A zero cuts the flow off, also that of a NaN: nothing flows across the end of an episode.
-    DFPO_INLINE void add_linear(const float state[kState], float out[kState]) const {
-        for (int j = 0; j < kState; j++)
-            for (int i = 0; i < kState; i++)
-                if (by[j][i] != 0.0f) out[i] += by[j][i] * state[j];
-    }
-};
-
-struct Count {
-    int32_t steps;
-
-    static DFPO_INLINE Count identity() { return {0}; }
-    DFPO_INLINE Count after(const Count& earlier) const { return {earlier.steps + steps}; }
-};
-
-struct Unmasked {
-    int32_t count, first;
-
-    static DFPO_INLINE Unmasked identity() { return {0, INT32_MAX}; }
-    DFPO_INLINE Unmasked after(const Unmasked& earlier) const {
-        return {earlier.count + count, earlier.first < first ? earlier.first : first};
-    }
-};
-
-// Composes the maps of a block's slots, `lanes` neighbouring threads each, and returns what comes
-// before the own slot; total becomes what all slots do. Every thread of the block calls it.
-template <typename Map>
-DFPO_DEVICE Map compose_before(Map map, int slot, int slots, int lanes, Map* total) {
-    DFPO_SHARED(Map, shared, kThreads);
-    const int thread = (int)threadIdx.x;
-    for (int distance = 1; distance < slots; distance *= 2) {
-        shared[thread] = map;
-        __syncthreads();
-        if (slot >= distance) map = map.after(shared[thread - distance * lanes]);
-        __syncthreads();
-    }
-    shared[thread] = map;
-    __syncthreads();
-    *total = shared[(slots - 1) * lanes + thread % lanes];
-    map = slot > 0 ? shared[thread - lanes] : Map::identity();
-    __syncthreads();
-    return map;
-}
-
-template <typename Scan>
-__global__ void __launch_bounds__(kThreads, kBlocks) scan_kernel(typename Scan::Args args) {
-    using Map = Affine<Scan::kState>;
-    DFPO_SHARED(float, sums, Scan::kSums ? kBatch * kThreads : 1);
-    const Sequences& s = args.sequences;
-    const int64_t b = blockIdx.x;
-    const int lanes = (int)s.num_quantiles, slots = kThreads / lanes;
-    const int slot = (int)threadIdx.x / lanes, q = (int)threadIdx.x % lanes;
-    // Threads left over have no tokens.
-    const bool idle = slot >= slots;
-    const Scan scan(args, b, q);
-    Walk walk(s, b, Scan::kForth);
-    int32_t walked = 0;
-    if (Scan::kDraws) {
-        walk.count_share(threadIdx.x, kThreads);
-        Unmasked all;
-        compose_before(Unmasked{walk.unmasked_count, walk.first_unmasked}, (int)threadIdx.x,
-                       kThreads, 1, &all);
-        walk.unmasked_count = all.count;
-        walk.first_unmasked = all.first;
-    }
-
-    float state[Scan::kState];
-    scan.start(state);
-    for (int64_t tile = 0; tile < walk.length; tile += slots * kBatch) {
-        int64_t first = tile + slot * kBatch;
-        DFPO_OPAQUE(first);
-        int32_t roles[kBatch];
-        for (int j = 0; j < kBatch; j++) roles[j] = idle ? kSkip | kAbsent : walk.role(first + j);
-
-        int32_t number = walked;
-        if (Scan::kDraws) {
-            Count own{0}, all;
-            for (int j = 0; j < kBatch; j++) own.steps += !(roles[j] & kSkip);
-            number += compose_before(own, slot, slots, lanes, &all).steps;
-            walked += all.steps;
-        }
-
-        typename Scan::Token tokens[kBatch];
-        Map map = Map::identity();
-        for (int j = 0; j < kBatch; j++) {
-            if (roles[j] & kAbsent) continue;
-            const int64_t t = walk.token(first + j);
-            tokens[j] = scan.read(t, roles[j], walk.number(t, number));
-            number += !(roles[j] & kSkip);
-            for (int i = 0; i < Scan::kState; i++) scan.step(tokens[j].linear(), map.by[i]);
-            scan.step(tokens[j], map.constant);
-        }
-        Map all;
-        const Map before = compose_before(map, slot, slots, lanes, &all);
-        float own[Scan::kState];
-        for (int i = 0; i < Scan::kState; i++) own[i] = state[i];
-        before.apply(own);
-        all.apply(state);
-
-        for (int j = 0; j < kBatch; j++) {
-            if (roles[j] & kAbsent) continue;
-            const auto out = scan.step(tokens[j], own);
-            scan.write(walk.token(first + j), out);
-            if constexpr (Scan::kSums) sums[j * kThreads + threadIdx.x] = out.sum;
-        }
-        if constexpr (Scan::kSums) {
-            __syncthreads();
-            for (int j = 0; j < kBatch && q == 0; j++) {
-                if (roles[j] & kAbsent) continue;
-                float sum = 0.0f;
-                for (int i = 0; i < lanes; i++) sum += sums[j * kThreads + threadIdx.x + i];
-                scan.write_sum(0, walk.token(first + j), sum);
-            }
-            __syncthreads();
-        }
-    }
-    if (slot == 0) scan.finish(state);
-}
-
-// --- launch -------------------------------------------------------------------------------------
-
-template <typename Scan>
-const char* launch_scan(const typename Scan::Args& args, int device, uintptr_t stream) {
-    const Sequences& s = args.sequences;
-    if (s.num_quantiles < kWarp) return launch(scan_kernel<Scan>, args, s.count, device, stream);
-    const int64_t warps = s.count * groups_of(s), per_block = kThreads / kWarp;
-    return launch(walk_kernel<Scan>, args, (warps + per_block - 1) / per_block, device, stream);
-}
-
-// --- elements -----------------------------------------------------------------------------------
-
-// One particle of a sequence in a tensor [B, T, Q], or one sequence in a tensor [B, T].
+// One sequence of a tensor [B, T, Q] or [B, T].
 class Column {
   public:
-    DFPO_INLINE Column(const Sequences& s, const Tokens& x, int64_t b, int64_t q)
-        : x_(x), start_(sequence_start(s, x, b) + q) {}
+    DFPO_INLINE Column(const Sequences& s, const Tokens& x, int64_t b)
+        : x_(x), start_(sequence_start(s, x, b)) {}
 
     DFPO_INLINE bool there() const { return x_.data != nullptr; }
-    DFPO_INLINE float read(int64_t t) const {
-        return read_element(x_.data, x_.dtype, start_ + t * x_.token_stride);
+    DFPO_INLINE float read(int32_t t, int64_t q) const {
+        return read_element(x_.data, x_.dtype, start_ + (int64_t)t * x_.token_stride + q);
     }
-    DFPO_INLINE void write(int64_t t, float value) const {
-        write_element(x_.data, x_.dtype, start_ + t * x_.token_stride, value);
+    DFPO_INLINE void write(int32_t t, int64_t q, float value) const {
+        write_element(x_.data, x_.dtype, start_ + (int64_t)t * x_.token_stride + q, value);
     }
 
   private:
-    const Tokens& x_;
+    const Tokens x_;
     const int64_t start_;
 };
 
@@ -335,6 +105,407 @@ DFPO_INLINE void write_group_sum(const Sequences& s, const Tokens& x, int64_t b,
     const int64_t tokens = s.offsets ? s.offsets[s.count] : s.count * s.length;
     const int64_t at = group * tokens + sequence_start(s, x, b) + t * x.token_stride;
     ((float*)x.data)[at] = sum;
+}
+
+// by * x, where a zero cuts the flow off, also that of a NaN: nothing flows across the end of an
+// episode.
+DFPO_INLINE float flow(float by, float x) { return by != 0.0f ? by * x : 0.0f; }
+
+// --- pieces of a block --------------------------------------------------------------------------
+
+// Composes the maps of a block's slots, `lanes` neighbouring threads each, and returns what comes
+// before the own slot; total becomes what all slots do. Every thread of the block calls it.
+template <typename Map, typename After>
+DFPO_DEVICE Map compose_before(const Map& identity, Map map, int slot, int slots, int lanes,
+                               const After& after, Map* total) {
+    DFPO_SHARED(Map, shared, kThreads);
+    const int thread = (int)threadIdx.x;
+    for (int distance = 1; distance < slots; distance *= 2) {
+        shared[thread] = map;
+        __syncthreads();
+        if (slot >= distance) map = after(map, shared[thread - distance * lanes]);
+        __syncthreads();
+    }
+    shared[thread] = map;
+    __syncthreads();
+    *total = shared[(slots - 1) * lanes + thread % lanes];
+    map = slot > 0 ? shared[thread - lanes] : identity;
+    __syncthreads();
+    return map;
+}
+
+struct AddCounts {
+    DFPO_INLINE int32_t operator()(int32_t later, int32_t earlier) const { return earlier + later; }
+};
+
+struct JoinUnmasked {
+    DFPO_INLINE Unmasked operator()(const Unmasked& later, const Unmasked& earlier) const {
+        return {earlier.count + later.count,
+                earlier.first < later.first ? earlier.first : later.first};
+    }
+};
+
+// Of all threads' numbers.
+DFPO_DEVICE Unmasked join_unmasked(const Unmasked& own) {
+    Unmasked all;
+    compose_before(Unmasked{0, INT32_MAX}, own, (int)threadIdx.x, kThreads, 1, JoinUnmasked(),
+                   &all);
+    return all;
+}
+
+DFPO_DEVICE float warp_sum(float x) {
+    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(~0u, x, lanes);
+    return x;
+}
+
+// Where element i of a chunk lies in shared memory: threads that read their shares meet no
+// bank twice.
+DFPO_INLINE int padded(int i) { return i + i / kWarp; }
+constexpr int padded_size(int elements) { return elements * (kWarp + 1) / kWarp; }
+
+// Numbers steps from the first unmasked token, so that padding changes nothing.
+struct Numbers {
+    MaskMode mode;
+    bool forth;
+    int32_t first;  // unmasked token of the sequence, or its length
+    int32_t base;   // unmasked tokens on the left of the chunk
+    int32_t steps;  // of the chunk
+
+    // At token t, from the count of the chunk's steps walked over before it.
+    DFPO_INLINE int32_t at(int32_t t, int32_t walked) const {
+        if (mode == MaskMode::none) return t;
+        if (mode == MaskMode::zero) return t - first;
+        return base + (forth ? walked : steps - 1 - walked);
+    }
+};
+
+// --- kernels ------------------------------------------------------------------------------------
+
+// The unmasked tokens of every chunk, from which others number their steps.
+template <typename Scan>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    count_kernel(ScanWork<typename Scan::Args> work) {
+    const Sequences& s = work.args.sequences;
+    const int64_t at = blockIdx.x;
+    const Place place = Place::of(s, work.chunks, at);
+    if (!place.there()) return;
+    const Walk walk(s, place.b, Scan::kForth);
+    const int32_t begin = place.chunk * work.chunks.tokens;
+    Unmasked own{0, INT32_MAX};
+    for (int i = (int)threadIdx.x; i < work.chunks.tokens; i += kThreads) {
+        const int32_t position = begin + i;
+        if (position >= walk.length || !walk.unmasked(position)) continue;
+        const int32_t t = walk.token(position);
+        own = {own.count + 1, t < own.first ? t : own.first};
+    }
+    const Unmasked all = join_unmasked(own);
+    if (threadIdx.x == 0) work.scratch.counts[at] = all;
+}
+
+template <typename Scan>
+DFPO_DEVICE Numbers numbers_of(const ScanWork<typename Scan::Args>& work, const Place& place,
+                               int32_t length) {
+    const MaskMode mode = work.args.sequences.mask_mode;
+    Numbers numbers{mode, Scan::kForth, 0, 0, 0};
+    if (mode == MaskMode::none) return numbers;
+    Unmasked own{0, INT32_MAX};
+    for (int32_t i = (int32_t)threadIdx.x; i < place.chunks; i += kThreads) {
+        const Unmasked chunk = work.scratch.counts[place.at(i)];
+        const bool left = Scan::kForth ? i < place.chunk : i > place.chunk;
+        own.count += left ? chunk.count : 0;
+        own.first = chunk.first < own.first ? chunk.first : own.first;
+    }
+    const Unmasked all = join_unmasked(own);
+    numbers.first = all.first < length ? all.first : length;
+    numbers.base = all.count;
+    numbers.steps = work.scratch.counts[place.at(place.chunk)].count;
+    return numbers;
+}
+
+// What the threads of a block share of its chunk.
+template <typename Scan>
+struct SharedChunk {
+    uint8_t* roles;   // [tokens]
+    float* rewards;   // [tokens]
+    float* elements;  // [inputs or outputs, padded tokens * lanes]
+    float* sums;      // [tokens * lanes]
+};
+
+// One thread's part in its block's chunk. kDirect: a warp's lanes are on neighbouring particles, so
+// that what they write side by side lies side by side; else results too go through shared memory.
+template <typename Scan, bool kDirect>
+class ScanThread {
+  public:
+    using Map = typename Scan::Map;
+    using Work = ScanWork<typename Scan::Args>;
+    static constexpr int kBatch = kDirect ? kDirectBatch : kStagedBatch;
+    static constexpr int kElements = padded_size(kThreads * kBatch);
+    static constexpr int kMapFloats = (int)(sizeof(Map) / sizeof(float));
+    static_assert(kMapFloats <= kMostLeft && Scan::kState <= kMostLeft, "");
+
+    DFPO_INLINE ScanThread(const Work& work, const Place& place, int64_t group,
+                           const SharedChunk<Scan>& shared)
+        : work_(work),
+          c_(work.chunks),
+          place_(place),
+          group_(group),
+          shared_(shared),
+          lanes_(kDirect ? kWarp : c_.lanes),
+          slots_(kDirect ? kThreads / kWarp : c_.slots),
+          slot_((int)threadIdx.x / lanes_),
+          lane_((int)threadIdx.x % lanes_),
+          q_(group * kWarp + lane_),
+          own_lane_(q_ < work.args.sequences.num_quantiles),
+          scan_(work.args, place.b),
+          walk_(work.args.sequences, place.b, Scan::kForth),
+          begin_(place.chunk * c_.tokens) {}
+
+    DFPO_DEVICE void run() {
+        load();
+        __syncthreads();
+        if constexpr (Scan::kDraws) draw();
+
+        Map all;
+        const Map before =
+            compose_before(scan_.identity(), own_map(), slot_, slots_, lanes_, After{scan_}, &all);
+        const bool last = place_.chunk == place_.chunks - 1;
+        const bool ends_window = place_.chunk % c_.window == c_.window - 1;
+        if (!last && !ends_window) leave(slot_ == 0, all.x, kMapFloats);
+
+        float state[Scan::kState];
+        find_state(state);
+        scan_.apply(before, state);
+        walk_tokens(state);
+        // Where the last slot has arrived.
+        const bool at_end = slot_ == slots_ - 1;
+        if (!last && ends_window) leave(at_end, state, Scan::kState);
+        if (last && at_end && own_lane_) scan_.finish(q_, state);
+        if (!kDirect) write_results();
+    }
+
+  private:
+    struct After {
+        const Scan& scan;
+        DFPO_INLINE Map operator()(const Map& later, const Map& earlier) const {
+            return scan.after(later, earlier);
+        }
+    };
+
+    // Calls visit(j, i, position, lane) for the thread's part of the chunk's elements, neighbouring
+    // threads on neighbouring ones.
+    template <typename Visit>
+    DFPO_DEVICE void share_elements(const Visit& visit) const {
+        DFPO_UNROLL
+        for (int j = 0; j < kBatch; j++) {
+            const unsigned i = threadIdx.x + (unsigned)(j * kThreads), lanes = (unsigned)lanes_;
+            const unsigned token = i / lanes, lane = i - token * lanes;
+            const int32_t position = begin_ + (int32_t)token;
+            const bool there =
+                token < (unsigned)c_.tokens && position < walk_.length && (!kDirect || own_lane_);
+            if (there) visit(j, (int)i, position, lane);
+        }
+    }
+
+    DFPO_DEVICE void load() const {
+        for (int i = (int)threadIdx.x; i < c_.tokens; i += kThreads) {
+            const int32_t role = walk_.role(begin_ + i);
+            const Column rewards = scan_.rewards();
+            shared_.roles[i] = (uint8_t)role;
+            const bool read = !(role & (kAbsent | kSkip | kBlank)) && rewards.there();
+            shared_.rewards[i] = read ? rewards.read(walk_.token(begin_ + i), 0) : 0.0f;
+        }
+        DFPO_UNROLL
+        for (int k = 0; k < Scan::kInputs; k++) {
+            const Column input = scan_.input(k);
+            if (!input.there()) continue;
+            // All of them in flight before the first one is put down.
+            float x[kBatch];
+            share_elements([&](int j, int, int32_t position, unsigned lane) {
+                x[j] = input.read(walk_.token(position), group_ * kWarp + lane);
+            });
+            share_elements([&](int j, int i, int32_t, unsigned) {
+                shared_.elements[k * kElements + padded(i)] = x[j];
+            });
+        }
+    }
+
+    DFPO_INLINE int32_t role_of(int j) const {
+        // Threads left over have no tokens.
+        return slot_ < slots_ ? shared_.roles[slot_ * kBatch + j] : kSkip | kAbsent;
+    }
+
+    DFPO_INLINE int element_of(int j) const { return (slot_ * kBatch + j) * lanes_ + lane_; }
+
+    DFPO_INLINE typename Scan::Token token_of(int j, int32_t role) const {
+        float x[Scan::kInputs];
+        DFPO_UNROLL
+        for (int k = 0; k < Scan::kInputs; k++)
+            x[k] = own_lane_ && scan_.input(k).there()
+                       ? shared_.elements[k * kElements + padded(element_of(j))]
+                       : 0.0f;
+        return scan_.token(role, shared_.rewards[slot_ * kBatch + j], x, bits_ >> j & 1);
+    }
+
+    // The random bits of the thread's tokens.
+    DFPO_DEVICE void draw() {
+        const Numbers numbers = numbers_of<Scan>(work_, place_, walk_.length);
+        int32_t steps = 0, all;
+        for (int j = 0; j < kBatch; j++) steps += !(role_of(j) & kSkip);
+        int32_t walked = compose_before(0, steps, slot_, slots_, lanes_, AddCounts(), &all);
+        for (int j = 0; j < kBatch; j++) {
+            if (role_of(j) & kSkip) continue;
+            const int32_t t = walk_.token(begin_ + slot_ * kBatch + j);
+            bits_ |= (uint32_t)scan_.follows(q_, numbers.at(t, walked++)) << j;
+        }
+    }
+
+    DFPO_DEVICE Map own_map() const {
+        Map map = scan_.identity();
+        DFPO_UNROLL
+        for (int j = 0; j < kBatch; j++)
+            if (const int32_t role = role_of(j); !(role & kAbsent))
+                scan_.add(map, token_of(j, role));
+        return map;
+    }
+
+    // Where chunk i of the sequence leaves its floats, and the flag that says so.
+    DFPO_INLINE float* left_by(int32_t i) const {
+        return work_.scratch.left + (place_.at(i) * c_.groups + group_) * kMostLeft * c_.lanes +
+               lane_;
+    }
+    DFPO_INLINE uint32_t* flag_of(int32_t i) const {
+        return work_.scratch.flags + place_.at(i) * c_.groups + group_;
+    }
+
+    // What the threads that are `chosen`, one a particle, know.
+    DFPO_DEVICE void leave(bool chosen, const float* x, int count) const {
+        if (chosen)
+            for (int i = 0; i < count; i++) left_by(place_.chunk)[i * c_.lanes] = x[i];
+        __syncthreads();
+        if (threadIdx.x == 0) raise_flag(flag_of(place_.chunk));
+    }
+
+    // The state that the chunk begins with.
+    DFPO_DEVICE void find_state(float* state) const {
+        const int32_t window = place_.chunk / c_.window * c_.window;
+        scan_.start(own_lane_ ? q_ : 0, state);
+        if (window > 0) {
+            wait_for_flag(flag_of(window - 1));
+            for (int i = 0; i < Scan::kState; i++) state[i] = left_by(window - 1)[i * c_.lanes];
+        }
+        if (place_.chunk == window) return;
+        // The chunks since then, some of them each slot.
+        const int32_t each = (c_.window + slots_ - 1) / slots_;
+        const int32_t begin = window + slot_ * each, end = place_.chunk;
+        Map earlier = scan_.identity();
+        for (int32_t i = begin; i < begin + each && i < end; i++) {
+            wait_for_flag(flag_of(i));
+            Map chunk;
+            for (int k = 0; k < kMapFloats; k++) chunk.x[k] = left_by(i)[k * c_.lanes];
+            earlier = scan_.after(chunk, earlier);
+        }
+        Map gap;
+        compose_before(scan_.identity(), earlier, slot_, (end - window + each - 1) / each, lanes_,
+                       After{scan_}, &gap);
+        scan_.apply(gap, state);
+    }
+
+    DFPO_DEVICE void walk_tokens(float* state) const {
+        DFPO_UNROLL
+        for (int j = 0; j < kBatch; j++) {
+            const int32_t role = role_of(j);
+            if (role & kAbsent) continue;
+            const auto out = scan_.step(token_of(j, role), state);
+            const int32_t t = walk_.token(begin_ + slot_ * kBatch + j);
+            DFPO_UNROLL
+            for (int k = 0; k < Scan::kOutputs; k++) {
+                // In the place of its inputs.
+                if (!kDirect)
+                    shared_.elements[k * kElements + padded(element_of(j))] = out.y[k];
+                else if (own_lane_ && scan_.output(k).there())
+                    scan_.output(k).write(t, q_, out.y[k]);
+            }
+            if constexpr (Scan::kSums && kDirect) {
+                const float sum = warp_sum(out.sum);
+                if (lane_ == 0) scan_.write_sum(group_, t, sum);
+            } else if constexpr (Scan::kSums)
+                shared_.sums[padded(element_of(j))] = out.sum;
+        }
+    }
+
+    // From shared memory.
+    DFPO_DEVICE void write_results() const {
+        __syncthreads();
+        for (int k = 0; k < Scan::kOutputs; k++) {
+            const Column output = scan_.output(k);
+            if (!output.there()) continue;
+            share_elements([&](int, int i, int32_t position, unsigned lane) {
+                output.write(walk_.token(position), lane,
+                             shared_.elements[k * kElements + padded(i)]);
+            });
+        }
+        if constexpr (Scan::kSums)
+            for (int i = (int)threadIdx.x; i < c_.tokens; i += kThreads) {
+                if (begin_ + i >= walk_.length) continue;
+                float sum = 0.0f;
+                for (int k = 0; k < lanes_; k++) sum += shared_.sums[padded(i * lanes_ + k)];
+                scan_.write_sum(0, walk_.token(begin_ + i), sum);
+            }
+    }
+
+    const Work& work_;
+    const Chunks& c_;
+    const Place place_;
+    const int64_t group_;
+    const SharedChunk<Scan> shared_;
+    const int lanes_, slots_, slot_, lane_;
+    const int64_t q_;
+    // Lanes past the last particle scan zeros, and write nothing.
+    const bool own_lane_;
+    const Scan scan_;
+    const Walk walk_;
+    const int32_t begin_;
+    uint32_t bits_ = 0;  // bit j: does the particle follow at the thread's token j
+};
+
+template <typename Scan, bool kDirect>
+__global__ void __launch_bounds__(kThreads, kBlocks)
+    scan_kernel(ScanWork<typename Scan::Args> work) {
+    using Thread = ScanThread<Scan, kDirect>;
+    constexpr int kTokens = kDirect ? kThreads / kWarp * kDirectBatch : kThreads * kStagedBatch;
+    constexpr int kColumns =
+        kDirect || Scan::kInputs > Scan::kOutputs ? Scan::kInputs : Scan::kOutputs;
+    DFPO_SHARED(int64_t, ticket, 1);
+    DFPO_SHARED(uint8_t, roles, kTokens);
+    DFPO_SHARED(float, rewards, kTokens);
+    DFPO_SHARED(float, elements, kColumns* Thread::kElements);
+    DFPO_SHARED(float, sums, Scan::kSums && !kDirect ? Thread::kElements : 1);
+    if (threadIdx.x == 0) *ticket = draw_ticket(work.scratch.ticket);
+    __syncthreads();
+    const int64_t group = *ticket % work.chunks.groups;
+    const Place place = Place::of(work.args.sequences, work.chunks, *ticket / work.chunks.groups);
+    if (place.there()) Thread(work, place, group, {roles, rewards, elements, sums}).run();
+}
+
+// --- launch -------------------------------------------------------------------------------------
+
+template <typename Scan>
+const char* launch_scan(const typename Scan::Args& args, ScratchSpace space, Queue queue) {
+    const Sequences& s = args.sequences;
+    const Chunks c =
+        chunks_of(s.count, s.length, s.offsets != nullptr, space.tokens, s.num_quantiles);
+    if (space.bytes < Scratch::bytes(c)) return "less scratch memory than scan_plan says";
+    if (c.blocks() == 0) return nullptr;
+    if ((s.offsets ? space.tokens : s.length) > INT32_MAX - c.tokens)
+        return "more tokens in a sequence than a scan can count";
+    const ScanWork<typename Scan::Args> work{args, c, Scratch::in(space.data, c)};
+    const char* error = clear(space.data, Scratch::zeroed_bytes(c), queue);
+    if constexpr (Scan::kDraws)
+        if (!error && s.mask_mode != MaskMode::none)
+            error = launch(count_kernel<Scan>, work, c.places, queue);
+    if (error) return error;
+    return c.lanes == kWarp ? launch(scan_kernel<Scan, true>, work, c.blocks(), queue)
+                            : launch(scan_kernel<Scan, false>, work, c.blocks(), queue);
 }
 
 }  // namespace DFPO_VARIANT

@@ -165,11 +165,13 @@ def _cpu_kernel(rewards, *args):
     return _launch(run, rewards, *args)
 
 
-def _cuda_kernel(rewards, *args):
-    def run(gae_args):
-        dispatch.launch_cuda("distributional_gae", rewards, gae_args)
+def _cuda_kernel(rewards, quantiles, mask, *args):
+    *_, cu_seqlens, _gamma, _mask_mode = args
 
-    return _launch(run, rewards, *args)
+    def run(gae_args):
+        arguments.launch_scan("distributional_gae", gae_args, mask, cu_seqlens, quantiles.shape[-1])
+
+    return _launch(run, rewards, quantiles, mask, *args)
 
 
 def _reference_kernel(
@@ -249,10 +251,13 @@ def _backward_cpu(grad_advantages, grad_targets, mask, *args):
 
 
 def _backward_cuda(grad_advantages, grad_targets, mask, *args):
-    def run(gae_args):
-        dispatch.launch_cuda("distributional_gae_backward", mask, gae_args)
+    _, _, _, cu_seqlens, _, _, num_quantiles, _, want_rewards, _, _, _ = args
 
-    *_, num_quantiles, _, want_rewards, _, _, _ = args
+    def run(gae_args):
+        arguments.launch_scan(
+            "distributional_gae_backward", gae_args, mask, cu_seqlens, num_quantiles
+        )
+
     rewards, *others = _backward_fake(grad_advantages, grad_targets, mask, *args)
     groups = arguments.grouped_rewards(rewards, num_quantiles)
     outputs = (groups[0], *others)

@@ -126,6 +126,22 @@ def offsets64(cu_seqlens: Tensor | None) -> Tensor | None:
     return None if cu_seqlens is None else cu_seqlens.to(torch.int64).contiguous()
 
 
+def launch_scan(
+    name: str,
+    scan_args: tuple,
+    mask: Tensor,  # [B, T] or [N]
+    cu_seqlens: Tensor | None,  # [n + 1]
+    num_quantiles: int,
+) -> None:
+    """Launches a scan of the CUDA module, with the scratch memory through which its blocks pass
+    on what they know of a sequence."""
+    packed = cu_seqlens is not None
+    count, length = (cu_seqlens.shape[0] - 1, 0) if packed else mask.shape
+    _, size = dispatch.CUDA_MODULE.scan_plan(count, length, packed, mask.numel(), num_quantiles)
+    scratch = torch.empty(size, dtype=torch.uint8, device=mask.device)
+    dispatch.launch_cuda(name, mask, scan_args, scratch.data_ptr(), size, mask.numel())
+
+
 # Shape and dtype of each gradient: of rewards, quantiles, bootstrap and next_quantiles.
 Layout = Sequence[tuple[Sequence[int], torch.dtype]]
 

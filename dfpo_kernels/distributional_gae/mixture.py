@@ -140,11 +140,15 @@ def _cpu_kernel(rewards, *args):
     return _launch(run, rewards, *args)
 
 
-def _cuda_kernel(rewards, *args):
-    def run(mixture_args):
-        dispatch.launch_cuda("lambda_mixture_targets", rewards, mixture_args)
+def _cuda_kernel(rewards, quantiles, mask, *args):
+    *_, cu_seqlens, _gamma, _seed, _mask_mode = args
 
-    return _launch(run, rewards, *args)
+    def run(mixture_args):
+        arguments.launch_scan(
+            "lambda_mixture_targets", mixture_args, mask, cu_seqlens, quantiles.shape[-1]
+        )
+
+    return _launch(run, rewards, quantiles, mask, *args)
 
 
 def _reference_kernel(
@@ -215,10 +219,14 @@ def _backward_cpu(grad_targets, mask, *args):
 
 
 def _backward_cuda(grad_targets, mask, *args):
-    def run(mixture_args):
-        dispatch.launch_cuda("lambda_mixture_targets_backward", mask, mixture_args)
+    _, _, _, cu_seqlens, _, _, _, want_rewards, _, _ = args
+    num_quantiles = grad_targets.shape[-1]
 
-    *_, want_rewards, _, _ = args
+    def run(mixture_args):
+        arguments.launch_scan(
+            "lambda_mixture_targets_backward", mixture_args, mask, cu_seqlens, num_quantiles
+        )
+
     rewards, *others = _backward_fake(grad_targets, mask, *args)
     groups = arguments.grouped_rewards(rewards, grad_targets.shape[-1])
     _launch_backward(run, (groups[0], *others), grad_targets, mask, *args)

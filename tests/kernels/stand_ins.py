@@ -67,7 +67,8 @@ def cuda_answers(module: ModuleType) -> Iterator[None]:
 
     gae = importlib.import_module("dfpo_kernels.distributional_gae")
     mixture = importlib.import_module("dfpo_kernels.distributional_gae.mixture")
-    own, _dispatch.launch_cuda = _dispatch.launch_cuda, launch
+    own = _dispatch.launch_cuda, _dispatch.CUDA_MODULE
+    _dispatch.launch_cuda, _dispatch.CUDA_MODULE = launch, module
     kernels = {
         "distributional_gae": gae._cuda_kernel,
         "distributional_gae_backward": gae._backward_cuda,
@@ -78,7 +79,7 @@ def cuda_answers(module: ModuleType) -> Iterator[None]:
         with answering(kernels):
             yield
     finally:
-        _dispatch.launch_cuda = own
+        _dispatch.launch_cuda, _dispatch.CUDA_MODULE = own
 
 
 # --- the emulation's compiler ---------------------------------------------------------------------

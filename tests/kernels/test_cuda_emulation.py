@@ -16,7 +16,6 @@ import torch
 from kernels.scans import double, make_scan, pack
 from kernels.stand_ins import (
     CSRC,
-    CUDA_SOURCES,
     compile_emulation,
     compile_object,
     cuda_answers,
@@ -96,8 +95,8 @@ def mixture(inputs, **parameters):
     assert_is_reference("lambda_mixture_targets", inputs, gamma=0.9, seed=2**40 + 3, **parameters)
 
 
-# B, T, Q: few quantiles scan by blocks, in one tile or several; many walk by warps.
-SHAPES = [(3, 1, 1), (2, 1100, 1), (2, 90, 3), (2, 70, 31), (3, 9, 32), (2, 33, 70)]
+# B, T, Q: few quantiles or groups of a warp, a chunk or several.
+SHAPES = [(3, 1, 1), (2, 1100, 1), (2, 90, 3), (2, 70, 31), (3, 9, 32), (2, 133, 70)]
 
 
 @pytest.mark.parametrize("mode", ["carry", "zero", "none"])
@@ -107,6 +106,50 @@ def test_is_the_reference(emulated, order, shape, mode):
     lams = {"lam": torch.rand(shape[0]), "target_lam": torch.rand(shape[0])}
     gae(inputs, **lams, mask_mode=mode)
     mixture(inputs, lam=0.7, mask_mode=mode)
+
+
+@pytest.mark.parametrize("num_quantiles", [20, 33])
+def test_long_sequences_pass_a_state_from_window_to_window(emulated, num_quantiles):
+    """Three windows of 16 chunks, of 48 or 64 tokens each; and packed beside short ones."""
+    inputs = make_scan(1, 2300, num_quantiles, done=0.001)
+    gae(inputs, lam=0.99, target_lam=0.9)
+    mixture(inputs, lam=0.99)
+    packed = pack(make_scan(4, 1300, num_quantiles, done=0.001), [3, 0, 1300, 65])
+    for mode in ("carry", "zero"):
+        gae(packed, lam=0.99, mask_mode=mode)
+        mixture(packed, lam=0.99, mask_mode=mode)
+
+
+@pytest.mark.parametrize(
+    ("shape", "blocks"),
+    [
+        # One sequence of 131072 tokens, 1024 a block, and one of 64 tokens a block and warp.
+        ((1, 131_072, 1), 128),
+        ((8, 32_768, 1), 256),
+        ((64, 1024, 32), 1024),
+        ((64, 4096, 64), 8192),
+        # 256 // 7 = 36 threads' shares of 4 tokens: 144 a block.
+        ((2, 1000, 7), 14),
+        ((0, 100, 4), 0),
+        # Of nothing the bootstrap still has a gradient.
+        ((3, 0, 4), 3),
+    ],
+)
+def test_a_scan_is_spread_over_the_card(emulated_module, shape, blocks):
+    count, length, num_quantiles = shape
+    plan = emulated_module.scan_plan(count, length, False, count * length, num_quantiles)
+    assert plan[0] == blocks
+    # What blocks leave each other is little beside the 12 bytes a particle that they must move.
+    assert plan[1] < 0.15 * 12 * count * length * num_quantiles + 4096
+
+
+def test_too_little_scratch_memory_is_named(emulated_module):
+    with pytest.raises(RuntimeError, match="less scratch memory than scan_plan says"):
+        flags = (0, 0, False, 0, 0)
+        tokens = (0, 0, 0, 0)
+        sequences = (2, 5, 0, 3, 2, flags, flags)
+        args = (sequences, tokens, tokens, tokens, (0, 0, 0), 0, 0, 0.9, tokens, tokens)
+        emulated_module.distributional_gae(args, 0, 0, 10, 0, 0)
 
 
 def test_explicit_successors_and_defaults(emulated):
@@ -213,8 +256,9 @@ def test_without_a_gpu_the_module_counts_none_and_a_launch_raises(use):
 # --- broken copies --------------------------------------------------------------------------------
 
 SCAN_H = "cuda/scan.h"
+CHUNKS_H = "cuda/chunks.h"
 GAE_CU, MIXTURE_CU = "cuda/distributional_gae.cu", "cuda/lambda_mixture_targets.cu"
-# File, text, replacement.
+# File, text, replacement; and, of a header, the kernel that shows it, if not GAE's.
 BROKEN = {
     "missing barrier before a neighbour is read": (
         SCAN_H, "__syncthreads();\n        if (slot >= distance)", "if (slot >= distance)",
@@ -226,33 +270,70 @@ BROKEN = {
     "missing barrier before the total is read": (
         SCAN_H, "shared[thread] = map;\n    __syncthreads();", "shared[thread] = map;",
     ),
-    "missing barrier before particles are summed": (
-        SCAN_H, "if constexpr (Scan::kSums) {\n            __syncthreads();",
-        "if constexpr (Scan::kSums) {",
+    "missing barrier before a chunk is read": (
+        SCAN_H, "load();\n        __syncthreads();", "load();",
+    ),
+    "missing barrier before results are written": (
+        SCAN_H, "void write_results() const {\n        __syncthreads();",
+        "void write_results() const {",
     ),
     "barrier that not every thread reaches": (
         SCAN_H,
-        "if (slot >= distance) map = map.after(shared[thread - distance * lanes]);\n"
+        "if (slot >= distance) map = after(map, shared[thread - distance * lanes]);\n"
         "        __syncthreads();",
         "if (slot >= distance) {\n"
-        "            map = map.after(shared[thread - distance * lanes]);\n"
+        "            map = after(map, shared[thread - distance * lanes]);\n"
         "            __syncthreads();\n        }",
     ),
+    "waits for a chunk that comes later": (SCAN_H, "wait_for_flag(flag_of(i))",
+                                           "wait_for_flag(flag_of(i + 1))"),
+    "nobody says that a chunk is there": (
+        SCAN_H, "if (!last && !ends_window) leave", "if (!last && false) leave",
+    ),
+    "a window does not pass its state on": (SCAN_H, "if (window > 0) {", "if (false) {"),
+    "a window passes on what it began with": (
+        SCAN_H, "const bool at_end = slot_ == slots_ - 1;", "const bool at_end = slot_ == 0;",
+    ),
+    "the last chunk of a gap is lost": (
+        SCAN_H, "i < begin + each && i < end; i++", "i < begin + each && i < end - 1; i++",
+    ),
+    "maps of a gap the wrong way round": (
+        SCAN_H, "scan_.after(chunk, earlier)", "scan_.after(earlier, chunk)",
+    ),
     "neighbour off by one": (SCAN_H, "if (slot >= distance)", "if (slot > distance)"),
-    "tile off by one": (SCAN_H, "tile + slot * kBatch", "tile + slot * (kBatch - 1)"),
+    "share off by one": (
+        SCAN_H, "return (slot_ * kBatch + j) * lanes_ + lane_",
+        "return (slot_ * (kBatch - 1) + j) * lanes_ + lane_",
+    ),
     "last token is lost": (SCAN_H, "if (position >= length)", "if (position >= length - 1)"),
-    "lanes past the last particle count": (SCAN_H, "there ? out.sum : 0.0f", "out.sum"),
+    "lanes past the last particle count": (
+        SCAN_H, "own_lane_ && scan_.input(k).there()", "scan_.input(k).there()",
+    ),
     "masked tokens step": (SCAN_H, "role = masked_role(s_.mask_mode)", "role = 0"),
     "end of an episode is missed": (SCAN_H, "role |= kStop", "role |= 0"),
-    "steps counted from the wrong token": (SCAN_H, "(int32_t)t - first_unmasked", "(int32_t)t"),
+    "steps counted from the wrong token": (SCAN_H, "return t - first;", "return t;", MIXTURE_CU),
+    "steps counted from the wrong chunk": (
+        SCAN_H, "i < place.chunk : i > place.chunk", "i > place.chunk : i < place.chunk",
+        MIXTURE_CU,
+    ),
+    "packed sequences overlap": (
+        CHUNKS_H, "s.offsets[b] / c.tokens + b", "s.offsets[b] / c.tokens",
+    ),
     "GAE: lam of the advantages for the targets": (
         GAE_CU, "decay_.trace * state[2]);", "decay_.advantage * state[2]);",
+    ),
+    "GAE: lam of the advantages for the targets between chunks": (
+        GAE_CU, "flow(map.x[4], value + decay_.trace * state[2])",
+        "flow(map.x[4], value + decay_.advantage * state[2])",
     ),
     "GAE backward: explicit successors get the next value's gradient too": (
         GAE_CU, "a_.explicit_successors ? 0.0f : successor;", "successor;",
     ),
+    "GAE backward: a chunk forgets the gradient of its last value": (
+        GAE_CU, "if (x[4] != 0.0f) state[2]", "if (false) state[2]",
+    ),
     "mixture: another word of the draw": (
-        MIXTURE_CU, "q_ % 2 ? x[1] : x[0]", "q_ % 2 ? x[0] : x[1]",
+        MIXTURE_CU, "q % 2 ? x[1] : x[0]", "q % 2 ? x[0] : x[1]",
     ),
     "mixture backward: the bit the wrong way round": (
         MIXTURE_CU, "state[0] = token.follows ? successor : 0.0f",
@@ -263,10 +344,13 @@ BROKEN = {
 
 def battery():
     """A small part of the tests above that every broken copy must fail."""
-    for shape in ((2, 150, 3), (2, 9, 40)):
+    gae(make_scan(1, 1100, 33, done=0.001), lam=0.99)
+    packed = pack(make_scan(3, 150, 40, done=0.05), [150, 0, 70])
+    gae(packed, lam=0.95)
+    for shape in ((2, 150, 20), (2, 70, 40)):
         inputs = make_scan(*shape, done=0.05)
         for mode in ("carry", "zero"):
-            gae(inputs, lam=0.95, target_lam=0.5, mask_mode=mode)
+            gae(inputs, lam=0.5, target_lam=0.95, mask_mode=mode)
             mixture(inputs, lam=0.9, mask_mode=mode)
         inputs["next_quantiles"], inputs["bootstrap"] = torch.randn(*shape), None
         gae(inputs, lam=0.95)
@@ -278,16 +362,14 @@ def test_the_battery_passes(emulated, order):
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_copy_is_noticed(objects, use, tmp_path, monkeypatch, name):
-    file, text, replacement = BROKEN[name]
+    file, text, replacement, *shown_by = BROKEN[name]
     shutil.copytree(CSRC, tmp_path / "csrc")
     source = (CSRC / file).read_text()
     assert text in source
     (tmp_path / "csrc" / file).write_text(source.replace(text, replacement))
-    changed = CUDA_SOURCES if file == SCAN_H else (file,)
-    for path in changed:
-        broken = compile_object(tmp_path / "csrc" / path, tmp_path, "-O0")
-        objects = objects | {path: broken}
-    use(load(objects.values(), tmp_path))
+    path = file if file.endswith(".cu") else (shown_by or [GAE_CU])[0]
+    broken = compile_object(tmp_path / "csrc" / path, tmp_path, "-O0")
+    use(load((objects | {path: broken}).values(), tmp_path))
     for order in ORDERS:
         monkeypatch.setenv("DFPO_EMULATION_ORDER", order)
         try:
@@ -302,15 +384,17 @@ def test_a_broken_copy_is_noticed(objects, use, tmp_path, monkeypatch, name):
 # File, text, replacement, what AddressSanitizer says.
 PLANTED = {
     "write after the last token": (
-        GAE_CU, "advantages_.write(t, out.advantage)", "advantages_.write(t + 1, out.advantage)",
+        SCAN_H, "output(k).write(t, q_,", "output(k).write(t + 1, q_,",
         "heap-buffer-overflow", "WRITE of size 4",
     ),
     "write before the first token": (
-        GAE_CU, "targets_.write(t, out.target)", "targets_.write(t - 1, out.target)",
+        SCAN_H, "output.write(walk_.token(position), lane,",
+        "output.write(walk_.token(position) - 1, lane,",
         "heap-buffer-overflow", "WRITE of size 4",
     ),
     "read after the last token": (
-        GAE_CU, "values_.read(t)", "values_.read(t + 1)", "heap-buffer-overflow", "READ of size 4",
+        SCAN_H, "input.read(walk_.token(position),", "input.read(walk_.token(position) + 1,",
+        "heap-buffer-overflow", "READ of size 4",
     ),
     "write after shared memory": (
         SCAN_H, "    shared[thread] = map;\n    __syncthreads();\n    *total",

@@ -60,14 +60,15 @@ def run_both(run, tensors):
 
 
 def assert_is_reference(run, tensors, tolerance=None):
-    (value, grads), (law, twins) = run_both(run, tensors)
-    pairs = [(value, law, "value")]
+    (value, grads), (expected_value, twins) = run_both(run, tensors)
+    pairs = [(value, expected_value, "value")]
     pairs += [(grads[n].cpu(), twins[n], n) for n in grads if grads[n] is not None]
     for actual, expected, name in pairs:
         if tolerance is None:
             assert_near(actual, expected, name)
             continue
-        error = (actual.double() - expected).abs().max() / expected.abs().max()
+        # A gradient that is zero by definition must be zero: at flow time 0 no time weight counts.
+        error = (actual.double() - expected).abs().max() / expected.abs().max().clamp_min(1e-30)
         assert error < tolerance, f"{name}: {error}"
 
 
@@ -101,7 +102,9 @@ def test_velocity_and_consistency(make_field):
 
 
 @pytest.mark.parametrize("kappa", [0.05, 0.0])
-@pytest.mark.parametrize("shape", [(5, 33, 40), (300, 64, 64), (9, 200, 130)])
+@pytest.mark.parametrize(
+    "shape", [(5, 33, 40), (300, 64, 64), (9, 200, 130), (40, 200, 200), (3, 1000, 513)]
+)
 def test_quantile_huber_loss(shape, kappa):
     rows, num_quantiles, num_targets = shape
     tensors = {
@@ -184,10 +187,11 @@ def test_memory_of_forward_and_backward():
     rows, num_quantiles, width, steps = 32768, 64, 64, 8
     shapes = [(rows, width), (rows, width), (rows,), (width,), (width,), (rows, num_quantiles)]
     inputs = [torch.randn(shape, device="cuda", requires_grad=True) for shape in shapes]
+    upstream = torch.randn(rows, num_quantiles, device="cuda")
 
     def run():
         out = dfpo_kernels.integrate_flow(FlowField(*inputs[:5]), inputs[5], steps=steps)
-        return torch.autograd.grad(out.sum(), inputs)
+        return torch.autograd.grad(out, inputs, upstream)
 
     run()
     torch.cuda.synchronize()
@@ -195,8 +199,8 @@ def test_memory_of_forward_and_backward():
     before = torch.cuda.memory_allocated()
     gradients = sum(g.numel() * 4 for g in run())
     tensors = (torch.cuda.max_memory_allocated() - before - gradients) / (rows * num_quantiles * 4)
-    # The path alone is K tensors of [R, Q].
-    assert steps - 1 < tensors <= steps + 4
+    # The result, the path of K states and 16 MiB of scratch, which are two tensors of [R, Q] here.
+    assert steps < tensors <= steps + 4
 
 
 def test_compiled_whole(make_field):
@@ -207,14 +211,17 @@ def test_compiled_whole(make_field):
 
 
 def test_warmup_compiles_what_a_run_needs(make_field):
-    dfpo_kernels.warmup("cuda", num_quantiles=24, width=20, steps=3, method="rk4")
     from dfpo_kernels.integrate_flow import triton_kernel
 
     def compiled():
         caches = triton_kernel.integrate_kernel.device_caches
         return sum(len(cache[0]) for cache in caches.values())
 
+    dfpo_kernels.warmup("cuda", num_quantiles=24, width=20, steps=3, method="rk4")
     before = compiled()
     tensors = {n: t.cuda() for n, t in flow_tensors(make_field, 48, 24, 20).items()}
-    integrated(dfpo_kernels, tensors, steps=3, method="rk4")
+    del tensors["end"]
+    for base in (tensors["base"], tensors["base"][0]):
+        field = FlowField(*(tensors[name] for name in NAMES))
+        dfpo_kernels.integrate_flow(field, base, steps=3, method="rk4")
     assert compiled() == before
