@@ -54,6 +54,7 @@ HAS_TRITON = _has_triton()
 LIBRARY = torch.library.Library("dfpo", "DEF")
 _DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _BACKENDS: dict[str, dict[str, str]] = {}
+_NUMBER_PLACES: dict[str, list[int]] = {}
 
 
 def backends() -> dict[str, dict[str, str]]:
@@ -87,19 +88,15 @@ def define_op(
     numbers: arguments that are a ``number`` tensor to the dispatcher, so that torch.compile takes
         any value without compiling again, and a Python number to the kernels.
     """
-    places = [_argument_names(schema).index(argument) for argument in numbers]
-
-    def reading(kernel: Callable) -> Callable:
-        return kernel if not places else lambda *args: kernel(*_read_numbers(args, places))
-
+    _NUMBER_PLACES[name] = [_argument_names(schema).index(argument) for argument in numbers]
     LIBRARY.define(f"{name}{schema}")
     qualified = f"dfpo::{name}"
     torch.library.register_fake(qualified, fake, lib=LIBRARY)
     if cpu is not None:
-        LIBRARY.impl(name, reading(cpu), "CPU")
+        LIBRARY.impl(name, reading_numbers(name, cpu), "CPU")
     if cuda is not None:
-        LIBRARY.impl(name, reading(cuda), "CUDA")
-    fallback = _without_kernel(name, reading(reference))
+        LIBRARY.impl(name, reading_numbers(name, cuda), "CUDA")
+    fallback = _without_kernel(name, reading_numbers(name, reference))
     LIBRARY.impl(name, fallback, "CompositeExplicitAutograd")
     if public:
         _BACKENDS[name] = {"cpu": "cpp" if cpu else "reference", "cuda": cuda_kind}
@@ -116,8 +113,16 @@ def _argument_names(schema: str) -> list[str]:
     return [part.split()[-1] for part in schema.partition(") ->")[0].strip("(").split(",")]
 
 
-def _read_numbers(args: Sequence[object], places: Sequence[int]) -> list[object]:
-    return [arg.item() if place in places else arg for place, arg in enumerate(args)]
+def reading_numbers(name: str, kernel: Callable) -> Callable:
+    """A kernel of the op that takes Python numbers, as the dispatcher calls it."""
+    places = _NUMBER_PLACES[name]
+    if not places:
+        return kernel
+
+    def run(*args):
+        return kernel(*(arg.item() if place in places else arg for place, arg in enumerate(args)))
+
+    return run
 
 
 def triton_launcher(room: str, name: str) -> dict[str, object]:

@@ -40,6 +40,7 @@ def answering(kernels: dict[str, Callable]) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators")
         for name, kernel in kernels.items():
+            kernel = _dispatch.reading_numbers(name, kernel)
             library.impl(name, kernel, "CPU", allow_override=True)
     try:
         yield

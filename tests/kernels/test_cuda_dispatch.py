@@ -66,6 +66,7 @@ def backward_calls(dtype):
     f, z, time = field(dtype), torch.ones(R, Q), torch.ones(R, 1)
     full = torch.ones(R, 6, Q, dtype=dtype)
     mask, lam, rows = torch.ones(R, 6), torch.ones(R), torch.arange(R)
+    gamma = _dispatch.number(0.9)
     path = torch.ones(R, K, Q)
     return {
         "integrate_flow_backward": (
@@ -73,11 +74,11 @@ def backward_calls(dtype):
         ),
         "flow_velocity_backward": (z, *f, z, time),
         "distributional_gae_backward": (
-            full, full, mask, lam, None, None, None, 0.9, "carry", Q, False, True, True, True,
+            full, full, mask, lam, None, None, None, gamma, "carry", Q, False, True, True, True,
             False,
         ),
         "lambda_mixture_targets_backward": (
-            full, mask, lam, rows, None, None, 0.9, 3, "zero", True, True, True,
+            full, mask, lam, rows, None, None, gamma, 3, "zero", True, True, True,
         ),
     }  # fmt: skip
 

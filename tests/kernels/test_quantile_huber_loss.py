@@ -5,7 +5,7 @@ import scipy.stats
 import torch
 from tolerances import assert_near
 
-from dfpo_kernels import quantile_huber_loss, reference
+from dfpo_kernels import _dispatch, quantile_huber_loss, reference
 
 KAPPAS = [0.0, 0.05, 1.0]
 # R, Q, P: one pair, fewer than a vector, one more than a vector, several vectors and a rest.
@@ -235,7 +235,7 @@ def test_opcheck():
         targets.requires_grad_(wants[1])
         torch.library.opcheck(
             torch.ops.dfpo.quantile_huber_loss.default,
-            (quantiles, targets, levels, 0.05, True, *wants),
+            (quantiles, targets, levels, _dispatch.number(0.05), True, *wants),
         )
 
 

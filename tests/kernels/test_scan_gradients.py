@@ -5,7 +5,7 @@ import torch
 from kernels.scans import double, make_scan, pack
 from tolerances import SCAN
 
-from dfpo_kernels import _cpu, distributional_gae, lambda_mixture_targets, reference
+from dfpo_kernels import _cpu, _dispatch, distributional_gae, lambda_mixture_targets, reference
 
 MODES = ["carry", "zero", "none"]
 OPS = {
@@ -159,10 +159,10 @@ def test_every_cpu_variant(op, num_quantiles, variant):
 def op_arguments(op, **changes):
     x = make_scan(3, 6, 2) | changes
     leaves = [x[name].requires_grad_() for name in ("rewards", "quantiles", "bootstrap")]
-    lam, rows = torch.full((3,), 0.9), torch.arange(3)
+    lam, rows, gamma = torch.full((3,), 0.9), torch.arange(3), _dispatch.number(0.9)
     if op == "mixture":
-        return (*leaves[:2], x["mask"], lam, rows, leaves[2], x["done"], None, 0.9, 5, "carry")
-    return (*leaves[:2], x["mask"], lam, None, leaves[2], x["done"], None, None, 0.9, "carry")
+        return (*leaves[:2], x["mask"], lam, rows, leaves[2], x["done"], None, gamma, 5, "carry")
+    return (*leaves[:2], x["mask"], lam, None, leaves[2], x["done"], None, None, gamma, "carry")
 
 
 @pytest.mark.parametrize("op", ["gae", "mixture"])
