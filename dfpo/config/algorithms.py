@@ -30,8 +30,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         "arXiv 2602.05890; corrections are this project's",
     ),
     "dfpo-rank": Algorithm(
-        "dfpo whose advantage is the chance to be above the predicted law less that to be below: "
-        "bounded whatever the rewards, without a bound to choose",
+        "dfpo whose advantage is the chance to be above the predicted distribution, less the "
+        "chance to be below: bounded whatever the rewards, without a bound to choose",
         "this project's; McGraw and Wong 1992 as a measure of effect",
         {"target.advantage": "rank"},
     ),
@@ -41,7 +41,7 @@ ALGORITHMS: dict[str, Algorithm] = {
         "arXiv 2602.05890 with the forms of 2512.03847 and 2510.07650",
         {
             "critic.channels": 1,
-            "critic.location": False,
+            "critic.linear_mean": False,
             "critic.readout": "one_step",
             "critic.coupling": "shared_noise",
             "critic.weight_mode": "vf",

@@ -22,6 +22,7 @@ SHORT = {"reward": "reward.functions"}
 # What settings were called before, so that an old file is answered in its own words.
 RENAMED = {
     "critic.return_low": "reward.low",
+    "critic.location": "critic.linear_mean",
     "critic.return_high": "reward.high",
     "target.clip_reward": "reward.clip",
     "reward_weights": "reward.weights",

@@ -19,7 +19,7 @@ CRITICS: dict[str, Choice] = {
         "dfpo.method.critics.value_flow:build",
         (
             *_TRUNK, "critic.clip_returns", "critic.num_quantiles", "critic.width",
-            "critic.steps", "critic.method", "critic.channels", "critic.location",
+            "critic.steps", "critic.method", "critic.channels", "critic.linear_mean",
             "critic.readout", "critic.coupling", "critic.weight_mode",
             "critic.weight_temperature", "critic.risk_form", "critic.tail",
             "critic.lower_contraction", "critic.curvature", "critic.kappa", "coef.*",

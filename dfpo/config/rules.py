@@ -100,9 +100,9 @@ def check_together(config: Config) -> None:
             f"target.advantage_clip: is {config.target.advantage_clip}, must be 0 with "
             "target.advantage = rank, which lies in [-1, 1] whatever the rewards"
         )
-    if kind == "value_flow" and config.critic.location and not config.coef.mean:
+    if kind == "value_flow" and config.critic.linear_mean and not config.coef.mean:
         raise ConfigError(
-            "coef.mean: is 0, must be above 0 with critic.location, which learns by it alone"
+            "coef.mean: is 0, must be above 0 with critic.linear_mean, which learns by it alone"
         )
     if (config.policy.loss == "trajectory_balance") != (kind == "partition"):
         raise ConfigError(

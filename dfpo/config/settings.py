@@ -13,7 +13,8 @@ from typing import Any
 
 from dfpo.config.choices import ADVANTAGES, CRITICS, POLICY_LOSSES
 from dfpo.config.tables import Choice
-from dfpo_kernels import nn as flow_nn
+from dfpo_kernels.value_flow import ValueFlowCoefs
+from dfpo_kernels.value_flow import head as flow_head
 
 DATA, RECORDS = "data and reward", "records"  # groups of --help
 TRACKERS = ("tensorboard", "trackio", "wandb")
@@ -161,7 +162,7 @@ class CriticConfig:
         "euler", "solver of the readout", choices=("euler", "midpoint", "heun", "rk4")
     )
     channels: int = option(2, "2: velocity and one-step map; 1: velocity alone", low=1, high=2)
-    location: bool = option(
+    linear_mean: bool = option(
         True,
         "the mean is a linear value that learns as PPO's does, and the flow leaves the trunk "
         "alone; false: all terms train the trunk, and the mean is the flow's",
@@ -169,21 +170,21 @@ class CriticConfig:
     readout: str = option(
         "flow",
         "values from the integrated flow, or from one Euler step",
-        choices=flow_nn.READOUTS,
+        choices=flow_head.READOUTS,
     )
     coupling: str = option(
         "quantile",
         "pairing of targets and base noise: sorted, or by a shared index",
-        choices=flow_nn.COUPLINGS,
+        choices=flow_head.COUPLINGS,
     )
     weight_mode: str = option(
-        "none", "weight on flow matching from the spread", choices=flow_nn.WEIGHT_MODES
+        "none", "weight on flow matching from the spread", choices=flow_head.WEIGHT_MODES
     )
     weight_temperature: float = option(
         0.3, "spread at which that weight turns, in units of return_scale", low=0.0
     )
     risk_form: str = option(
-        "rockafellar_uryasev", "form of the conditional value risk", choices=flow_nn.RISK_FORMS
+        "rockafellar_uryasev", "form of the conditional value risk", choices=flow_head.RISK_FORMS
     )
     tail: float = option(0.1, "fraction of quantiles in each tail", low=0.0, high=0.5)
     lower_contraction: float = option(
@@ -307,5 +308,5 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     target: TargetConfig = field(default_factory=TargetConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
-    coef: flow_nn.ValueFlowCoefs = field(default_factory=flow_nn.ValueFlowCoefs)
+    coef: ValueFlowCoefs = field(default_factory=ValueFlowCoefs)
     eval: EvalConfig = field(default_factory=EvalConfig)

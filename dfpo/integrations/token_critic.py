@@ -84,8 +84,8 @@ def token_targets(
     config: ValueFlowConfig,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # [B, T], [B, T, Q], [B, T]
-    """Advantages, a mean over quantiles and 0 where masked, and what the critic regresses to: laws
-    drawn from the TD(lambda) mixture, and the mean of GAE, which no draw adds to.
+    """Advantages, a mean over quantiles and 0 where masked, and what the critic regresses to:
+    draws from the TD(lambda) mixture, and the mean of GAE, which no draw adds to.
 
     An answer's reward lies on its last token that counts, and nothing follows it. ``rows`` and
     ``seed`` name the draws of ``lambda_mixture_targets``.
@@ -95,8 +95,8 @@ def token_targets(
     scan = (torch.where(last, rewards.unsqueeze(-1), 0.0), quantiles, mask)
     shared = {"gamma": config.gamma, "lam": config.lam, "mask_mode": config.mask_mode, "done": last}
     advantages, returns = (x.mean(-1) for x in distributional_gae(*scan, **shared))
-    laws = lambda_mixture_targets(*scan, **shared, seed=seed, rows=rows)
-    return advantages * mask, laws, returns
+    drawn = lambda_mixture_targets(*scan, **shared, seed=seed, rows=rows)
+    return advantages * mask, drawn, returns
 
 
 def fit(
@@ -104,7 +104,7 @@ def fit(
     optimizer: torch.optim.Optimizer,
     answers: Answers,
     *,
-    laws: Tensor,  # [B, T, Q]
+    drawn: Tensor,  # [B, T, Q], target quantiles
     returns: Tensor,  # [B, T]
     config: ValueFlowConfig,
     size: int,
@@ -114,13 +114,17 @@ def fit(
     """Passes over the answers, ``size`` rows a step; returns the mean loss."""
     losses, parts = [], critic.head.apart(critic.parameters())
     for _ in range(config.epochs):
-        order = torch.randperm(len(laws), generator=draws, device=laws.device)
+        order = torch.randperm(len(drawn), generator=draws, device=drawn.device)
         for rows in order.split(size):
             part = answers.select(rows)
             with accelerator.autocast():
                 hidden = critic.hidden(part)
             loss, _ = critic.head.loss(
-                hidden.float(), laws[rows], part.mask, target_mean=returns[rows], generator=draws
+                hidden.float(),
+                drawn[rows],
+                part.mask,
+                target_mean=returns[rows],
+                generator=draws,
             )
             optimizer.zero_grad(set_to_none=False)
             loss.backward()

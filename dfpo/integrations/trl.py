@@ -110,7 +110,7 @@ class ValueFlowGRPOTrainer(GRPOTrainer):
         )
         loss = fit(
             self.critic, self.critic_optimizer, answers,
-            laws=targets[0], returns=targets[1], config=config, size=size,
+            drawn=targets[0], returns=targets[1], config=config, size=size,
             draws=self.critic_draws, accelerator=self.accelerator,
         )  # fmt: skip
         warm = self.critic_batches >= config.warmup_batches

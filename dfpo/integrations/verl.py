@@ -41,7 +41,7 @@ def gae_advantage_return(
 
     [B, T] values give verl's numbers, masked tokens and whitening included. With [B, T, Q] the
     advantage is the mean over quantiles and the returns are samples of the TD(lambda) mixture of
-    return laws, drawn from a seed made of the values: the same batch has the same targets.
+    return distributions, drawn from a seed made of the values: the same batch has the same targets.
     """
     distribution = values.dim() == 3
     quantiles = cropped(values, response_mask) if distribution else values.unsqueeze(-1)

@@ -71,7 +71,7 @@ def flow_reader(settings: Settings, device: torch.device) -> FlowReader:
 
 
 def make_score(hidden_size: int, settings: Settings) -> nn.Module:
-    """What takes the place of the model's linear ``score``; starts at the law of the settings."""
+    """In place of the model's linear ``score``; starts at the distribution of the settings."""
     if settings.critic == "flow":
         return FlowScore(hidden_size, settings)
     score = nn.Linear(hidden_size, settings.num_quantiles)

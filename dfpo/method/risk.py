@@ -32,7 +32,7 @@ def risk_weights(risk: Risk, count: int) -> Tensor:  # [Q] float32, sum 1
 
 
 def risk_value(quantiles: Tensor, risk: Risk) -> Tensor:  # [..., Q] in any order -> [...]
-    """The risk measure of each predicted law; the mean where the risk is neutral."""
+    """The risk measure of each predicted distribution; the mean where the risk is neutral."""
     if risk.kind == "neutral":
         return quantiles.mean(-1)
     weights = risk_weights(risk, quantiles.shape[-1]).to(quantiles.device)

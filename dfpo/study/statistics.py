@@ -83,8 +83,8 @@ def student_interval(
 
 
 def student_quantile(probability: float, freedom: int) -> float:
-    """t with P(T <= t) = probability, for T of Student's law with an integer number of degrees of
-    freedom and probability in [0.5, 1)."""
+    """t with P(T <= t) = probability, T of Student's distribution with an integer number of degrees
+    of freedom, probability in [0.5, 1)."""
     low, high = 0.0, 1.0
     while student_cdf(high, freedom) < probability:
         high *= 2

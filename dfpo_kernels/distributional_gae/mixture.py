@@ -34,9 +34,9 @@ def lambda_mixture_targets(
         y_t = r_t + gamma * (1 - done_t) * (y_t' if bit_t else z_t'),   bit_t ~ Bernoulli(lam)
 
     Unlike ``z + A`` of distributional_gae, which adds several particles' noise and shrinks none of
-    it, y has the law of a return: its spread is that of the returns. Its mean over the bits is the
-    target of distributional_gae at the same lam. lam = 0 is the one-step backup, lam = 1 the Monte
-    Carlo return.
+    it, y has the distribution of a return: its spread is that of the returns. Its mean over the
+    bits is the target of distributional_gae at the same lam. lam = 0 is the one-step backup,
+    lam = 1 the Monte Carlo return.
 
     The bits come from a counter-based generator at (seed, row, step, particle): padding side,
     micro-batches, processes, threads and device change nothing. ``row`` is a global sample id, the

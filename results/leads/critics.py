@@ -66,7 +66,7 @@ class ReachesTrunk(ValueFlowHead):
 
 
 class ClippedReadout(ValueFlowHead):
-    """The flow's law about the location, clipped, whatever that does to its mean."""
+    """The flow's distribution about the location, clipped, whatever that does to its mean."""
 
     def _returns(self, z: torch.Tensor, field: FlowField) -> torch.Tensor:
         return self._clip(z * self.return_scale + self.return_mean)
@@ -102,7 +102,7 @@ class Variant:
 
 
 TENTH = {"coef.anchor": 0.1, "coef.consistency": 0.05, "coef.quantile": 0.1, "coef.risk": 0.01}
-JOINT = {"critic.location": False}
+JOINT = {"critic.linear_mean": False}
 CRITICS = {
     "ppo": Variant({"algorithm": "ppo"}),
     "ppo-ridge": Variant({"algorithm": "ppo-ridge"}),
@@ -171,30 +171,30 @@ def train_one(name: str, noise: str, seed: int, rolled: list[Rollout]) -> dict[s
 
 
 def score(setup: Setup, noise: str) -> dict[str, float]:
-    """Of the mean and the law that were taught, which flips make of the clean ones."""
+    """Of the mean and the distribution that were taught, which flips make of the clean ones."""
     samples, clean = pickle.loads(TRUTH.read_bytes())
     flip = parse_noise(noise).levels.get("flip", 0.0)
     value = flip + (1 - 2 * flip) * clean.mean(1)
     generator = torch.Generator().manual_seed(0)
-    law = setup.critic.estimate(samples, generator).quantiles[samples.mask].numpy()
+    distribution = setup.critic.estimate(samples, generator).quantiles[samples.mask].numpy()
     levels = (np.arange(64) + 0.5) / 64
     taught = (levels > 1 - value[:, None]).astype(float)  # quantiles of Bernoulli(value)
     one_law = np.broadcast_to(levels > 1 - value.mean(), taught.shape).astype(float)
-    predicted = law.mean(1)
+    predicted = distribution.mean(1)
     # All that is to know of a reward that is 0 or 1 is its mean.
     implied = (levels > 1 - predicted.clip(0, 1)[:, None]).astype(float)
     return {
         "explained_variance": float(1 - (value - predicted).var() / value.var()),
         "bias": float((predicted - value).mean()),
-        "w1": float(wasserstein(law, taught).mean()),
-        "crps_skill": skill(law, one_law, taught),
+        "w1": float(wasserstein(distribution, taught).mean()),
+        "crps_skill": skill(distribution, one_law, taught),
         "implied_w1": float(wasserstein(implied, taught).mean()),
         "implied_skill": skill(implied, one_law, taught),
     }
 
 
-def skill(law: np.ndarray, one_law: np.ndarray, taught: np.ndarray) -> float:
-    return float(1 - crps(law, taught).mean() / crps(one_law, taught).mean())
+def skill(distribution: np.ndarray, one_law: np.ndarray, taught: np.ndarray) -> float:
+    return float(1 - crps(distribution, taught).mean() / crps(one_law, taught).mean())
 
 
 def make_truth() -> None:

@@ -1,4 +1,4 @@
-"""What a policy makes of the predicted law: each idea of findings.md, trained on development seeds.
+"""What a policy makes of the predicted distribution: ideas of findings.md, on development seeds.
 
     python results/leads/policies.py
 
@@ -61,19 +61,19 @@ def with_advantages(make: Callable[[Targets, Rollout, Estimate, Config], Tensor]
 
 
 def with_rewards(make: Callable[[Rollout, Tensor], Tensor]) -> Compute:
-    """Targets of other rewards [B], made from the law before each answer's last token [B, Q]."""
+    """Targets of other rewards [B], made from the values before each answer's last token [B, Q]."""
 
     def compute(rollout: Rollout, estimate: Estimate, config: Config, step: int) -> Targets:
         last = last_tokens(rollout.samples.mask).unsqueeze(-1)
-        law = torch.where(last, estimate.quantiles, 0.0).sum(1)
-        rollout = dataclasses.replace(rollout, rewards=make(rollout, law))
+        distribution = torch.where(last, estimate.quantiles, 0.0).sum(1)
+        rollout = dataclasses.replace(rollout, rewards=make(rollout, distribution))
         return compute_targets(rollout, estimate, config, step)
 
     return compute
 
 
 def lam_by_spread(targets: Targets, rollout: Rollout, estimate: Estimate, config: Config) -> Tensor:
-    """GAE whose trace is .9 where the law is a point, 1 where it is as wide as it gets."""
+    """GAE whose trace is .9 where the distribution is a point, 1 where it is as wide as it gets."""
     rewards = Returns(rollout, rollout.rewards, estimate, config).token_rewards
     mask, value = rollout.samples.mask, estimate.quantiles.mean(-1)
     width = config.reward.high - config.reward.low
@@ -94,18 +94,18 @@ def by_certainty(targets: Targets, rollout: Rollout, estimate: Estimate, config:
     return targets.raw_advantages / (targets.critic.spread / width + 0.1)
 
 
-def to_support(rollout: Rollout, law: Tensor) -> Tensor:
+def to_support(rollout: Rollout, distribution: Tensor) -> Tensor:
     """Rewards cut to the predicted support."""
-    return rollout.rewards.clamp(law.amin(-1), law.amax(-1))
+    return rollout.rewards.clamp(distribution.amin(-1), distribution.amax(-1))
 
 
-def towards_value(rollout: Rollout, law: Tensor) -> Tensor:
+def towards_value(rollout: Rollout, distribution: Tensor) -> Tensor:
     """Half of each reward is replaced by the value of its whole answer."""
-    return (rollout.rewards + law.mean(-1)) / 2
+    return (rollout.rewards + distribution.mean(-1)) / 2
 
 
 class TwoCritics(nn.Module):
-    """Two critics of one seed each; the law is the mean of both, quantile by quantile."""
+    """Two critics of one seed each; the distribution is the mean of both, quantile by quantile."""
 
     def __init__(self, critics: list[nn.Module]) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ def two_critics(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 LEADS: dict[str, tuple[Compute | None, dict[str, Any]]] = {
     "dfpo": (None, {}),
     "ppo": (None, {"algorithm": "ppo"}),
-    "joint": (None, {"critic.location": False}),
+    "joint": (None, {"critic.linear_mean": False}),
     "rank": (None, {"target.advantage": "rank"}),
     "lam-by-spread": (with_advantages(lam_by_spread), {}),
     "by-certainty": (with_advantages(by_certainty), {}),
@@ -144,7 +144,7 @@ LEADS: dict[str, tuple[Compute | None, dict[str, Any]]] = {
     "range": (None, {"reward.clip": True}),
     "half-value": (with_rewards(towards_value), {}),
     "two-critics": (None, {}),
-    "shared-noise": (None, {"critic.location": False, "critic.coupling": "shared_noise"}),
+    "shared-noise": (None, {"critic.linear_mean": False, "critic.coupling": "shared_noise"}),
     "lam-1": (None, {"target.lam": 1.0}),
     "clipped": (None, {"target.advantage_clip": 0.5}),
     "winsorised": (None, {"target.winsorise": 0.75}),

@@ -20,16 +20,16 @@ from dfpo.integrations.token_critic import (
 def test_targets_by_hand():
     """lam 1/2, values .4 and .2 with a spread of .1, reward 1 after two tokens; the third is not
     part of the answer. The last advantage is 1 - .2; the first .2 - .4 + .8/2. Returns are values
-    and advantages; at the last token every law is the reward."""
+    and advantages; at the last token every distribution is the reward."""
     quantiles = torch.tensor([[[0.3, 0.5], [0.1, 0.3], [9.0, 9.0]]])
     mask = torch.tensor([[True, True, False]])
-    advantages, laws, returns = token_targets(
+    advantages, targets, returns = token_targets(
         torch.tensor([1.0]), quantiles, mask, torch.tensor([0]), ValueFlowConfig(lam=0.5), 0
     )
     assert advantages[0].tolist() == pytest.approx([0.2, 0.8, 0.0])
     assert returns[0, :2].tolist() == pytest.approx([0.6, 1.0])
-    assert laws[0, 1].tolist() == [1.0, 1.0]
-    assert all(x in (1.0, pytest.approx(0.1), pytest.approx(0.3)) for x in laws[0, 0].tolist())
+    assert targets[0, 1].tolist() == [1.0, 1.0]
+    assert all(x in (1.0, pytest.approx(0.1), pytest.approx(0.3)) for x in targets[0, 0].tolist())
 
 
 def test_the_mean_learns_the_returns_and_not_the_laws(tmp_path):
@@ -44,7 +44,7 @@ def test_the_mean_learns_the_returns_and_not_the_laws(tmp_path):
         ours = copy.deepcopy(critic)
         optimizer = torch.optim.AdamW(ours.parameters(), lr=1e-2)
         fit(
-            ours, optimizer, answers, laws=torch.full((4, 3, 8), 0.5),
+            ours, optimizer, answers, drawn=torch.full((4, 3, 8), 0.5),
             returns=torch.full((4, 3), returns), config=config, size=4,
             draws=torch.Generator().manual_seed(0), accelerator=accelerator,
         )  # fmt: skip

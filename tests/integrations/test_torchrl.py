@@ -207,7 +207,7 @@ def train(kind, steps, **settings):
     return data["action"].float().mean(), critic(data)["state_value"].mean((0, 1))
 
 
-def test_ppo_with_it_learns_the_policy_and_the_law_of_its_return():
+def test_ppo_with_it_learns_the_policy_and_the_distribution_of_its_return():
     torch.manual_seed(0)
     share, quantiles = train(QuantilePPOLoss, 60)
     assert share > 0.9

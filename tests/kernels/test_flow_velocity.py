@@ -150,16 +150,16 @@ def test_infinities_and_nan_propagate(variant):
         z = special.repeat(rows, 1)
         tensors = {**scaled._asdict(), "z": z}
         own = {name: t.clone().requires_grad_() for name, t in tensors.items()}
-        law = {name: t.clone().requires_grad_() for name, t in tensors.items()}
+        distribution = {name: t.clone().requires_grad_() for name, t in tensors.items()}
         actual, expected = (
             function(FlowField(*(t[name] for name in FlowField._fields)), t["z"], 0.5)
-            for function, t in ((flow_velocity, own), (reference.flow_velocity, law))
+            for function, t in ((flow_velocity, own), (reference.flow_velocity, distribution))
         )
         assert_same_specials(actual, expected, f"velocity at gain {gain}")
         actual.backward(torch.ones_like(z))
         expected.backward(torch.ones_like(z))
         for name in ("bias", "offset", "z"):
-            assert_same_specials(own[name].grad, law[name].grad, f"{name} at gain {gain}")
+            assert_same_specials(own[name].grad, distribution[name].grad, f"{name} at gain {gain}")
 
 
 def assert_same_specials(actual, expected, what):

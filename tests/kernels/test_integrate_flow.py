@@ -89,9 +89,11 @@ def test_torchdiffeq_agrees(variant, make_field, method):
     expected = torch.autograd.grad(states, inputs, upstream)
 
     options = {"steps": steps, "method": method, "start": start, "end": end, "trajectory": True}
-    law = reference.integrate_flow(field, base, **options)
-    assert_near(law, states)
-    for actual, grad in zip(torch.autograd.grad(law, inputs, upstream), expected, strict=True):
+    states_of = reference.integrate_flow(field, base, **options)
+    assert_near(states_of, states)
+    for actual, grad in zip(
+        torch.autograd.grad(states_of, inputs, upstream), expected, strict=True
+    ):
         assert_near(actual, grad)
 
     inputs = [t.detach().float().requires_grad_() for t in inputs]

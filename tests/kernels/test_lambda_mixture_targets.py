@@ -1,4 +1,4 @@
-"""lambda_mixture_targets: its recursion, its law, and what must not change a number."""
+"""lambda_mixture_targets: its recursion, its distribution, and what must not change a number."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The value-flow head: start, losses by hand, and whether it learns the law of returns."""
+"""The value-flow head: start, losses by hand, and whether it learns the distribution of returns."""
 
 import math
 
@@ -8,15 +8,15 @@ import scipy.stats
 import torch
 
 from dfpo_kernels import FlowField, integrate_flow
-from dfpo_kernels import value_flow_losses as losses
-from dfpo_kernels.location import move_to_mean
 from dfpo_kernels.nn import PathTargets, ValueFlowCoefs, ValueFlowHead, base_grid
+from dfpo_kernels.value_flow import losses
+from dfpo_kernels.value_flow.mean import move_to_mean
 
 D, Q = 8, 16
 HALF = {"return_mean": 0.5, "return_scale": 0.5, "return_range": (0.0, 1.0)}
 # The literal preset of the summaries: one field, one Euler step, shared noise, tail means.
 LITERAL = {
-    "channels": 1, "location": False, "readout": "one_step", "coupling": "shared_noise",
+    "channels": 1, "linear_mean": False, "readout": "one_step", "coupling": "shared_noise",
     "risk_form": "tail_mean",
 }  # fmt: skip
 LITERAL_COEFS = ValueFlowCoefs(consistency=0.1, quantile=0.0, mean=0.0, mean_shift=0.05)
@@ -147,11 +147,11 @@ def test_conditional_value_risk_by_hand():
 
 def test_value_risk_is_unbiased_for_single_visits():
     """Averaged over one-sample targets RU is the CVaR, where the tail mean is the sample itself."""
-    law = torch.randn(200_000)
+    distribution = torch.randn(200_000)
     grid = torch.special.ndtri((torch.arange(64) + 0.5) / 64)
     k = math.ceil(0.1 * 64)
     nu = grid[k - 1]
-    ru = (nu - (nu - law).relu() / (k / 64)).mean().item()
+    ru = (nu - (nu - distribution).relu() / (k / 64)).mean().item()
     # CVaR of N(0, 1) at level a with threshold Phi^-1(a'): here a = 7/64, nu the midpoint 6.5/64.
     level = 6.5 / 64
     cvar = nu.item() - (nu.item() * level + scipy.stats.norm.pdf(scipy.stats.norm.ppf(level))) / (
@@ -232,7 +232,7 @@ def bernoulli(visits):
 
 
 # Returns are Bernoulli(.3): mean .3, standard deviation sqrt(.21) = .458.
-def test_terminal_law_keeps_its_spread():
+def test_terminal_distribution_keeps_its_spread():
     head = ValueFlowHead(D, 64, **HALF)
     train(head, bernoulli)
     for quantiles in (head(torch.zeros(1, D)), head.one_step(torch.zeros(1, D))):
@@ -273,22 +273,24 @@ def test_laws_of_a_chain_are_recovered():
     second = mixture(100_000).numpy()
     for readout in (head, head.one_step):
         found = readout(states).detach().numpy()
-        for quantiles, law in zip(found, (0.05 + 0.9 * second, second), strict=True):
-            assert scipy.stats.wasserstein_distance(quantiles, law) < 0.05
+        for quantiles, distribution in zip(found, (0.05 + 0.9 * second, second), strict=True):
+            assert scipy.stats.wasserstein_distance(quantiles, distribution) < 0.05
 
 
-def test_a_law_moves_to_its_mean_by_hand():
+def test_a_distribution_moves_to_its_mean_by_hand():
     q = torch.tensor([0.0, 1.0, 2.0, 3.0])
     assert move_to_mean(q, torch.tensor(1.0)).tolist() == [-0.5, 0.5, 1.5, 2.5]
     # Within [0, 1], of (-1, 0, 1, 2): as it is (0, 0, 1, 1); a fifth more than 1 on it is
     # (.2, 1, 1, 1), mean .8; half on it (0, .5, 1, 1), mean .625.
     q, bounds = q - 1, (0.0, 1.0)
-    for mean, law in (
+    for mean, expected in (
         (0.5, [0, 0, 1, 1]), (0.8, [0.2, 1, 1, 1]), (0.625, [0, 0.5, 1, 1]),
         (-3.0, [0, 0, 0, 0]), (1.0, [1, 1, 1, 1]), (7.0, [1, 1, 1, 1]),
     ):  # fmt: skip
         moved = move_to_mean(q, torch.tensor(mean), bounds)
-        torch.testing.assert_close(moved, torch.tensor(law, dtype=torch.float32), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            moved, torch.tensor(expected, dtype=torch.float32), atol=1e-6, rtol=0
+        )
 
 
 def test_moved_laws_have_their_mean_and_order_and_gradients():
@@ -296,7 +298,11 @@ def test_moved_laws_have_their_mean_and_order_and_gradients():
     mean = torch.linspace(-1, 1, 50)
     moved = move_to_mean(q, mean, bounds)
     torch.testing.assert_close(moved.mean(-1), mean, atol=1e-6, rtol=0)
-    for scale in (1, 100, 10_000):  # what rounding may carry over a bound grows with the law
+    for scale in (
+        1,
+        100,
+        10_000,
+    ):  # what rounding may carry over a bound grows with it
         wide = move_to_mean(scale * q, mean, bounds)
         assert wide.min() >= -1 and wide.max() <= 1
     ordered = move_to_mean(q.sort(-1).values, mean, bounds)
@@ -317,10 +323,10 @@ def test_laws_in_half_precision_move_as_in_float32(dtype):
     torch.testing.assert_close(full.mean(-1), mean.float(), atol=1e-5, rtol=0)
 
 
-def test_heads_with_and_without_a_location_do_not_load_each_other():
+def test_heads_with_and_without_a_linear_mean_do_not_load_each_other():
     """Where D = width their weights have the same shapes, and other meanings."""
-    with_location, joint = (ValueFlowHead(8, Q, 8, channels=1, location=x) for x in (True, False))
-    for ours, theirs in ((with_location, joint), (joint, with_location)):
+    linear, joint = (ValueFlowHead(8, Q, 8, channels=1, linear_mean=x) for x in (True, False))
+    for ours, theirs in ((linear, joint), (joint, linear)):
         with pytest.raises(RuntimeError, match="(mean|offset).weight"):
             ours.load_state_dict(theirs.state_dict())
 
@@ -340,7 +346,7 @@ def test_what_goes_with_a_token_has_the_masks_shape(name, value):
         head.loss(torch.randn(5, D), torch.rand(5, Q), torch.ones(5), **{name: value})
 
 
-def test_the_location_learns_the_mean_and_nothing_else_reaches_the_trunk():
+def test_the_linear_mean_learns_the_mean_and_nothing_else_reaches_the_trunk():
     """The gradient into the hidden states is that of (W h + b - mean y)^2, by hand."""
     head = ValueFlowHead(D, Q, **HALF)
     hidden, targets = torch.randn(5, D, requires_grad=True), torch.rand(5, Q)
@@ -350,27 +356,27 @@ def test_the_location_learns_the_mean_and_nothing_else_reaches_the_trunk():
     assert terms["mean"].item() == pytest.approx(error.square().mean().item(), rel=1e-5)
     by_hand = 2 * error.unsqueeze(-1) * head.mean.weight / 5
     torch.testing.assert_close(hidden.grad, by_hand, atol=1e-7, rtol=1e-4)
-    first, law = head.apart(head.parameters())
+    first, distribution = head.apart(head.parameters())
     assert {id(p) for p in first} == {id(p) for p in head.mean.parameters()}
-    assert all(p.grad.abs().sum() > 0 for p in law)
-    joint = ValueFlowHead(D, Q, location=False)
+    assert all(p.grad.abs().sum() > 0 for p in distribution)
+    joint = ValueFlowHead(D, Q, linear_mean=False)
     assert [len(part) for part in joint.apart(joint.parameters())] == [
         len(list(joint.parameters()))
     ]
 
 
-def test_the_location_prefers_a_given_mean():
+def test_the_linear_mean_prefers_a_given_mean():
     head = ValueFlowHead(D, Q, **HALF)
     inputs = torch.randn(3, D), torch.rand(3, Q), torch.ones(3)
     _, terms = head.loss(*inputs, target_mean=torch.tensor([0.5, 2.0, -7.0]))
-    location = head.mean(inputs[0]).squeeze(-1)
+    predicted = head.mean(inputs[0]).squeeze(-1)
     # In flow units .5, 1 and 0 of the range [0, 1] are 0, 1 and -1.
-    error = location - torch.tensor([0.0, 1.0, -1.0])
+    error = predicted - torch.tensor([0.0, 1.0, -1.0])
     assert terms["mean"].item() == pytest.approx(error.square().mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
-def test_every_readout_has_the_location_as_its_mean(bounds):
+def test_every_readout_has_the_linear_mean_as_its_mean(bounds):
     head = ValueFlowHead(D, Q, return_mean=0.5, return_scale=0.5, return_range=bounds)
     torch.nn.init.normal_(head.gain.weight, std=0.3)
     torch.nn.init.normal_(head.mean.weight, std=0.2)
@@ -381,7 +387,7 @@ def test_every_readout_has_the_location_as_its_mean(bounds):
         torch.testing.assert_close(quantiles.mean(-1), mean, atol=1e-5, rtol=1e-5)
 
 
-def test_a_location_needs_its_term():
+def test_a_linear_mean_needs_its_term():
     with pytest.raises(ValueError, match="mean"):
         ValueFlowHead(D, Q).loss(
             torch.randn(2, D), torch.rand(2, Q), torch.ones(2), coefs=ValueFlowCoefs(mean=0.0)

@@ -53,9 +53,9 @@ def test_each_sequence_is_what_it_is_alone(op, explicit, num_quantiles, mode):
     inputs, packed = make_packed(num_quantiles, explicit)
     parameters = PARAMETERS[op] | {"mask_mode": mode}
     together = outputs_of(getattr(dfpo_kernels, op)(**packed, **parameters))
-    law = outputs_of(getattr(reference, op)(**double(packed), **parameters))
+    distribution = outputs_of(getattr(reference, op)(**double(packed), **parameters))
     atol, rtol = SCAN[torch.float32]
-    for one, other in zip(together, law, strict=True):
+    for one, other in zip(together, distribution, strict=True):
         torch.testing.assert_close(one.double(), other, atol=atol, rtol=rtol)
     parts = [alone(op, inputs, row, parameters) for row in range(len(LENGTHS))]
     for one, *others in zip(together, *parts, strict=True):

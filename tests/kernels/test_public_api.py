@@ -35,8 +35,8 @@ def test_reference_has_every_op_with_the_same_signature():
     assert dfpo_kernels.reference.__all__ == OPS
     for name in OPS:
         public = inspect.signature(getattr(dfpo_kernels, name))
-        law = inspect.signature(getattr(dfpo_kernels.reference, name))
-        assert public == law, name
+        distribution = inspect.signature(getattr(dfpo_kernels.reference, name))
+        assert public == distribution, name
 
 
 def test_backends_lists_every_op():

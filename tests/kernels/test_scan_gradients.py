@@ -39,9 +39,11 @@ def outputs_and_gradients(op, inputs, parameters, weights=None):
     return outputs, weights, {name: leaf.grad for name, leaf in leaves.items()}
 
 
-def assert_gradients_match(op, law, inputs, parameters, dtype=torch.float32):
+def assert_gradients_match(op, exact, inputs, parameters, dtype=torch.float32):
     outputs, weights, actual = outputs_and_gradients(op, inputs, parameters)
-    expected_outputs, _, expected = outputs_and_gradients(law, double(inputs), parameters, weights)
+    expected_outputs, _, expected = outputs_and_gradients(
+        exact, double(inputs), parameters, weights
+    )
     atol, rtol = SCAN[dtype]
     for one, other in zip(outputs, expected_outputs, strict=True):
         torch.testing.assert_close(one.double(), other, atol=atol, rtol=rtol)
@@ -59,9 +61,9 @@ def assert_gradients_match(op, law, inputs, parameters, dtype=torch.float32):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("shape", [(19, 70, 1), (3, 21, 7), (2, 18, 33), (2, 5, 130), (2, 1, 2)])
 def test_every_gradient(op, mode, shape):
-    function, law, parameters = OPS[op]
+    function, distribution, parameters = OPS[op]
     inputs = make_scan(*shape, seed=sum(shape))
-    assert_gradients_match(function, law, inputs, parameters | {"mask_mode": mode})
+    assert_gradients_match(function, distribution, inputs, parameters | {"mask_mode": mode})
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -76,28 +78,28 @@ def test_gradient_of_explicit_successors(mode, num_quantiles):
 @OP
 @pytest.mark.parametrize("num_quantiles", [1, 5])
 def test_gradients_of_packed_sequences(op, num_quantiles):
-    function, law, parameters = OPS[op]
+    function, distribution, parameters = OPS[op]
     inputs = pack(make_scan(4, 30, num_quantiles), [7, 0, 30, 1])
-    assert_gradients_match(function, law, inputs, parameters)
+    assert_gradients_match(function, distribution, inputs, parameters)
 
 
 @OP
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("num_quantiles", [1, 6])
 def test_gradients_have_the_dtype_of_their_input(op, dtype, num_quantiles):
-    function, law, parameters = OPS[op]
+    function, distribution, parameters = OPS[op]
     inputs = make_scan(4, 12, num_quantiles)
     for name in ("quantiles", "bootstrap"):
         inputs[name] = inputs[name].to(dtype)
-    assert_gradients_match(function, law, inputs, parameters, dtype)
+    assert_gradients_match(function, distribution, inputs, parameters, dtype)
 
 
 def test_only_one_output_used():
-    function, law, parameters = OPS["gae, two lams"]
+    function, distribution, parameters = OPS["gae, two lams"]
     for used in (0, 1):
         assert_gradients_match(
             lambda *a, use=used, **k: function(*a, **k)[use],
-            lambda *a, use=used, **k: law(*a, **k)[use],
+            lambda *a, use=used, **k: distribution(*a, **k)[use],
             make_scan(3, 15, 4),
             parameters,
         )
@@ -115,12 +117,12 @@ def test_no_gradient_at_masked_tokens_that_are_no_steps(op):
 @OP
 @pytest.mark.parametrize("mode", MODES)
 def test_gradcheck_of_the_reference(op, mode):
-    _, law, parameters = OPS[op]
+    _, distribution, parameters = OPS[op]
     inputs = double(make_scan(2, 5, 2))
     leaves = [inputs[name].requires_grad_() for name in ("rewards", "quantiles", "bootstrap")]
 
     def run(rewards, quantiles, bootstrap):
-        return law(
+        return distribution(
             rewards, quantiles, inputs["mask"], bootstrap=bootstrap, done=inputs["done"],
             mask_mode=mode, **parameters,
         )  # fmt: skip
@@ -150,10 +152,10 @@ def test_threads_change_no_bit(op, num_quantiles):
 @pytest.mark.parametrize("num_quantiles", [1, 6, 40])
 def test_every_cpu_variant(op, num_quantiles, variant):
     assert _cpu.variant() == variant
-    function, law, parameters = OPS[op]
+    function, distribution, parameters = OPS[op]
     for mode in MODES:
         inputs = make_scan(9, 37, num_quantiles)
-        assert_gradients_match(function, law, inputs, parameters | {"mask_mode": mode})
+        assert_gradients_match(function, distribution, inputs, parameters | {"mask_mode": mode})
 
 
 def op_arguments(op, **changes):

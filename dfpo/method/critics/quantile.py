@@ -11,7 +11,7 @@ from dfpo.config.types import CriticTargets, Estimate, Samples
 from dfpo.method.critics.trunk import TrunkCritic, return_units, seeded_trunk
 from dfpo.method.losses import masked_mean
 from dfpo_kernels import quantile_huber_loss
-from dfpo_kernels import value_flow_losses as losses
+from dfpo_kernels.value_flow import losses
 
 
 class QuantileCritic(TrunkCritic):

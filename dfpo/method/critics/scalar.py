@@ -10,7 +10,7 @@ from dfpo.config import Config
 from dfpo.config.types import CriticTargets, Estimate, Samples
 from dfpo.method.critics.trunk import TrunkCritic, return_units, seeded_trunk
 from dfpo.method.losses import masked_mean
-from dfpo_kernels.nn import build_conditioner
+from dfpo_kernels.value_flow import build_conditioner
 
 
 class ScalarCritic(TrunkCritic):

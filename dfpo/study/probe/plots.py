@@ -29,7 +29,7 @@ def plot_probe(folder: Path, probe: Probe, config: Config) -> None:
 
 
 def plot_values(probe: Probe, config: Config) -> plt.Figure:
-    """Predicted mean against true value; rank of plays in the predicted law."""
+    """Predicted mean against true value; rank of plays in the predicted distribution."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), constrained_layout=True)
     low, high = config.reward.low, config.reward.high
     predicted, true = probe.quantiles.mean(1), probe.clean.mean(1)
@@ -54,7 +54,7 @@ def plot_values(probe: Probe, config: Config) -> plt.Figure:
     )  # fmt: skip
     right.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
     right.set(
-        title="Law: rank of noisy returns in the prediction",
+        title="Distribution: rank of noisy returns in the prediction",
         xlabel="probability integral transform", ylabel="density (1 = calibrated)",
     )  # fmt: skip
     return figure
@@ -84,8 +84,8 @@ def plot_answers(probe: Probe, config: Config) -> plt.Figure:
         ax.set_title(f"{probe.domains[answer]}, reward {probe.rewards[answer]:g}")
         ax.tick_params(length=0)
     figure.suptitle(
-        "Red: low value, blue: high. Grey: spread of the predicted law. A token's colours are of "
-        "the state before it.", fontsize=8,
+        "Red: low value, blue: high. Grey: spread of the predicted distribution. A token's "
+        "colours are of the state before it.", fontsize=8,
     )  # fmt: skip
     return figure
 

@@ -1,5 +1,5 @@
 """What a critic predicts along a few answers, beside what follows when each of their states is
-played on many times: the only way to know the law of returns that it should have predicted."""
+played on many times. That is the only way to know which distribution it should have predicted."""
 
 from __future__ import annotations
 

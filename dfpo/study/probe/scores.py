@@ -1,4 +1,4 @@
-"""How well predicted laws of the return match those that were played: pure functions of arrays."""
+"""How well predicted distributions match the returns that were played: functions of arrays."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SCORES = {
     "explained_variance": "share of the true value's variance over states that the mean explains",
     "bias": "mean predicted return less the true value, clean",
     "noisy_bias": "the same against the value under the noisy reward, which was taught",
-    "w1": "Wasserstein-1 distance from the predicted law to that of the noisy return",
-    "w1_floor": "what a perfect law would score, since plays are finite",
-    "crps_skill": "1 - CRPS / CRPS of one law for all states; noisy return",
+    "w1": "Wasserstein-1 distance from the predicted distribution to that of the noisy return",
+    "w1_floor": "what a perfect distribution would score, since plays are finite",
+    "crps_skill": "1 - CRPS / CRPS of one distribution for all states; noisy return",
     "cvar_error": f"size of the error in the mean of the lowest {TAIL:.0%} and of the highest "
     f"{TAIL:.0%} of noisy returns",
-    "cvar_floor": "what a perfect law would score, since plays are finite",
+    "cvar_floor": "what a perfect distribution would score, since plays are finite",
     "sign_agreement": "advantages of the true sign, on decided tokens",
     "sign_ceiling": "what the true advantages would score, since plays are finite",
     "decided": "number of tokens whose true advantage is not 0, by one half of the plays",
@@ -106,7 +106,7 @@ def summarise(terms: dict[str, np.ndarray]) -> dict[str, float]:
 
 
 def wasserstein(first: np.ndarray, second: np.ndarray) -> np.ndarray:  # [N, Q], [N, M] -> [N]
-    """W1 = int |F(x) - G(x)| dx between the laws of two sets of equally likely values."""
+    """W1 = int |F(x) - G(x)| dx between the distributions of two sets of equally likely values."""
     points = np.sort(np.concatenate([first, second], 1), 1)
     gap = np.abs(_distribution(first, points) - _distribution(second, points))
     return (gap[:, :-1] * np.diff(points, axis=1)).sum(1)

@@ -63,7 +63,7 @@ def test_every_option_is_documented():
         ({"noise": "flip=2"}, ["noise", "flip=2", "[0, 1]"]),
         ({"noise": "flop=0.1"}, ["noise", "flop=0.1", "flip"]),
         ({"coef.anchor": 0.0}, ["coef.consistency", "anchor is 0"]),
-        ({"coef.mean": 0.0}, ["coef.mean", "critic.location"]),
+        ({"coef.mean": 0.0}, ["coef.mean", "critic.linear_mean"]),
         ({"algorithm": ["ppo"]}, ["algorithm", "['ppo']", "one of"]),
         (
             {"algorithm": "dfpo-rank", "target.advantage_clip": 0.5},

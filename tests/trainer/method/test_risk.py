@@ -36,7 +36,7 @@ def test_weights_by_hand():
 
 @pytest.mark.parametrize("text", MEASURES)
 def test_values_of_a_skewed_law(text):
-    """Against the integral of the quantile function of an exponential law."""
+    """Against the integral of the quantile function of an exponential distribution."""
     risk = parse_risk(text)
     taus = (np.arange(4000) + 0.5) / 4000
     found = risk_value(torch.from_numpy(stats.expon.ppf(taus)), risk).item()
@@ -48,7 +48,7 @@ def test_values_of_a_skewed_law(text):
     elif risk.kind == "cvar-upper":
         expected = 1 - np.log(p)  # mean beyond the quantile: memoryless
     else:
-        # E_g[Z] = int S under the distorted law: dg(tau) = phi(x + p) dx with x = Phi^-1(tau)
+        # E_g[Z], the distortion being dg(tau) = phi(x + p) dx with x = Phi^-1(tau)
         expected = integrate.quad(
             lambda x: stats.expon.ppf(stats.norm.cdf(x)) * stats.norm.pdf(x + p), -9, 7.5
         )[0]

@@ -169,7 +169,7 @@ def test_path_horizon_is_geometric():
 def test_quantile_wise_average_loses_the_spread():
     """Why the critic's targets are a mixture: return R ~ Bernoulli(.3) six tokens away, exact
     values q_i before each. The average is (1 - l^5) q_i + l^5 R, of variance
-    .21 ((1 - l^5)^2 + l^10) = .1085 at l = .9; the law itself has .21."""
+    .21 ((1 - l^5)^2 + l^10) = .1085 at l = .9; the distribution itself has .21."""
     tokens, quantiles, count = 6, 500, 2000
     levels = (torch.arange(quantiles) + 0.5) / quantiles
     values = (levels > 0.7).float().expand(count, tokens, quantiles).contiguous()
@@ -274,10 +274,10 @@ def test_expected_targets_are_the_mean_of_the_quantile_wise_average():
 
 def test_rank_advantages_by_hand():
     # Z is 0, 0, 1, 4. Of G = 1 it is below with chance 1/2, above with 1/4; of 0: 0 and 1/2;
-    # of 10 and 1000 always below; of the law 0 and 10, half each: (-1/2 + 1) / 2.
-    law = torch.tensor([4.0, 0.0, 1.0, 0.0]).expand(1, 5, 4)
+    # of 10 and 1000 always below; of the distribution 0 and 10, half each: (-1/2 + 1) / 2.
+    distribution = torch.tensor([4.0, 0.0, 1.0, 0.0]).expand(1, 5, 4)
     returns = torch.tensor([[1.0, 1], [0, 0], [10, 10], [1000, 1000], [0, 10]]).unsqueeze(0)
-    assert rank_advantage(law, returns)[0].tolist() == [0.25, -0.5, 1.0, 1.0, 0.25]
+    assert rank_advantage(distribution, returns)[0].tolist() == [0.25, -0.5, 1.0, 1.0, 0.25]
 
 
 def test_rank_advantages_are_gae_where_all_returns_are_0_or_1_and_bounded_elsewhere():

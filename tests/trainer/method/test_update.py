@@ -128,5 +128,5 @@ def test_parts_of_a_critic_are_clipped_apart(parts):
         update(learner, rollout, targets, CONFIG, train_policy=False)
         means.append(trained.head.mean.weight)
     assert torch.equal(*means) and not torch.equal(means[0], critic.head.mean.weight)
-    law, rest = critic.parts()[1], critic.parts()[0]
-    assert len(law) + len(rest) == len(list(critic.parameters()))
+    distribution, rest = critic.parts()[1], critic.parts()[0]
+    assert len(distribution) + len(rest) == len(list(critic.parameters()))

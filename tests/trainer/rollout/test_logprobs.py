@@ -37,11 +37,11 @@ def test_parts_are_the_whole(inputs, monkeypatch, rows):
     head, hidden, tokens = inputs
     monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", rows * V + 1)
     found, entropy = from_hidden(hidden, tokens, head, TEMPERATURE)
-    law = Categorical(logits=head(hidden) / TEMPERATURE)
-    torch.testing.assert_close(found, law.log_prob(tokens))
-    torch.testing.assert_close(entropy, law.entropy())
+    exact = Categorical(logits=head(hidden) / TEMPERATURE)
+    torch.testing.assert_close(found, exact.log_prob(tokens))
+    torch.testing.assert_close(entropy, exact.entropy())
     assert not entropy.requires_grad
-    expected = gradients(law.log_prob(tokens), head, hidden)
+    expected = gradients(exact.log_prob(tokens), head, hidden)
     for own, other in zip(gradients(found, head, hidden), expected, strict=True):
         torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-5)
     assert from_hidden(hidden, tokens, head, TEMPERATURE, entropy=False)[1] is None
@@ -97,11 +97,11 @@ def test_liger_is_the_whole_too(inputs, liger, biased):
         head.bias, leaves = None, leaves[:2]
     found, entropy = from_hidden(hidden, tokens, head, TEMPERATURE, entropy=False)
     assert entropy is None and len(liger) == 1
-    law = Categorical(logits=(hidden @ head.weight.T + (bias if biased else 0)) / TEMPERATURE)
-    torch.testing.assert_close(found, law.log_prob(tokens))
+    exact = Categorical(logits=(hidden @ head.weight.T + (bias if biased else 0)) / TEMPERATURE)
+    torch.testing.assert_close(found, exact.log_prob(tokens))
     weights = torch.linspace(-1, 2, N)
     pairs = [
-        torch.autograd.grad((x * weights).sum(), leaves) for x in (found, law.log_prob(tokens))
+        torch.autograd.grad((x * weights).sum(), leaves) for x in (found, exact.log_prob(tokens))
     ]
     for own, other in zip(*pairs, strict=True):
         torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-5)
@@ -174,5 +174,5 @@ def test_a_model_that_caps_its_logits_keeps_them_whole(monkeypatch):
     )  # fmt: skip
     with torch.no_grad():
         found, _ = token_logprobs(model, samples, 1.0)
-        law = Categorical(logits=model(samples.input_ids).logits[:, 1:-1])
-    torch.testing.assert_close(found, law.log_prob(samples.input_ids[:, 2:]))
+        exact = Categorical(logits=model(samples.input_ids).logits[:, 1:-1])
+    torch.testing.assert_close(found, exact.log_prob(samples.input_ids[:, 2:]))

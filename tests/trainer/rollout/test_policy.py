@@ -106,11 +106,11 @@ def test_logprobs_against_one_unpadded_forward(policy, prompts):
         ids = samples.input_ids[row][samples.attention_mask[row].bool()]
         count = int(samples.mask[row].sum())
         logits = model(ids.unsqueeze(0)).logits[0, -count - 1 : -1] / 1.7
-        law = torch.distributions.Categorical(logits=logits)
+        exact = torch.distributions.Categorical(logits=logits)
         torch.testing.assert_close(
-            found[row, :count], law.log_prob(ids[-count:]), atol=2e-5, rtol=1e-5
+            found[row, :count], exact.log_prob(ids[-count:]), atol=2e-5, rtol=1e-5
         )
-        torch.testing.assert_close(entropy[row, :count], law.entropy(), atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(entropy[row, :count], exact.entropy(), atol=2e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("wish", ["auto", "sdpa", "eager"])

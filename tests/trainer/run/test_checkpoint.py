@@ -238,7 +238,7 @@ def test_weights_of_another_critic_or_a_broken_file_are_one_line(tmp_path, whole
     shutil.copytree(whole, run)
     config, weights = run / "config.yaml", checkpoint.newest(run) / "critic.safetensors"
     settings = config.read_text()
-    config.write_text(settings.replace("location: true", "location: false"))
+    config.write_text(settings.replace("linear_mean: true", "linear_mean: false"))
     for content in (weights.read_bytes(), weights.read_bytes()[:100]):
         weights.write_bytes(content)
         assert main([*words, str(run)]) == 2

@@ -23,7 +23,7 @@ TWELVE = [0.3, -0.1, 0.2, 0.25, 0.4, -0.3, 0.1, 0.05, 0.6, 0.15, 0.0, 0.33]
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 5, 8, 9, 30, 31])
 @pytest.mark.parametrize("probability", [0.6, 0.9, 0.975, 0.995])
-def test_students_law_is_scipys(freedom, probability):
+def test_students_distribution_is_scipys(freedom, probability):
     expected = scipy.stats.t.ppf(probability, freedom)
     assert student_quantile(probability, freedom) == pytest.approx(expected, rel=1e-9)
     assert student_cdf(expected, freedom) == pytest.approx(probability, rel=1e-12)

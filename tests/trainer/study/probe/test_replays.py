@@ -34,8 +34,8 @@ def test_crps_is_the_integral_it_stands_for():
     grid = np.linspace(-6, 6, 200_001)
     step = grid[1] - grid[0]
     for p, o, found in zip(predicted, observed, crps(predicted, observed), strict=True):
-        law = np.searchsorted(np.sort(p), grid, side="right") / len(p)
-        expected = np.mean([((law - (grid >= y)) ** 2).sum() * step for y in o])
+        distribution = np.searchsorted(np.sort(p), grid, side="right") / len(p)
+        expected = np.mean([((distribution - (grid >= y)) ** 2).sum() * step for y in o])
         assert found == pytest.approx(expected, abs=1e-3)
 
 
@@ -61,15 +61,15 @@ def known_probe(quantiles, advantages, flip=False):
 
 
 def test_a_perfect_critic_by_hand():
-    law = [[1, 1], [1, 1], [1, 1], [0, 1], [0, 0], [0, 0]]
+    distribution = [[1, 1], [1, 1], [1, 1], [0, 1], [0, 0], [0, 0]]
     found = {
         key: value[0]
-        for key, value in scores(known_probe(law, [[0, 0, 0, -0.5, 0, 0]]), 1.0).items()
+        for key, value in scores(known_probe(distribution, [[0, 0, 0, -0.5, 0, 0]]), 1.0).items()
     }
     assert found["explained_variance"] == pytest.approx(1)
     for key in ("bias", "noisy_bias", "w1", "w1_floor", "cvar_error", "cvar_floor"):
         assert found[key] == pytest.approx(0, abs=1e-12)
-    # CRPS 0 but at the coin: E|X-Y| 1/2 - E|X-X'|/2 1/4 = 1/4; of one law with 3.5 of 6 ones
+    # CRPS 0 but at the coin: E|X-Y| 1/2 - E|X-X'|/2 1/4 = 1/4; of one for all with 3.5 of 6 ones
     # (37 of its 64 quantiles, p = .578125): p (1 - p) for a sure 1 is (1-p)^2, for a sure 0 p^2.
     p = 37 / 64
     pooled = (3 * (1 - p) ** 2 + 2 * p**2 + (0.5 - p * (1 - p))) / 6
@@ -81,8 +81,8 @@ def test_a_perfect_critic_by_hand():
 
 
 def test_a_wrong_critic_by_hand():
-    law = [[0.5]] * 6
-    probed = known_probe(law, [[0.1, 0.1, 0.1, 0.1, 0.1, 0.1], [0, 0, 0, -0.1, 0, 0]], flip=True)
+    middle = [[0.5]] * 6
+    probed = known_probe(middle, [[0.1, 0.1, 0.1, 0.1, 0.1, 0.1], [0, 0, 0, -0.1, 0, 0]], flip=True)
     found = {key: value[0] for key, value in scores(probed, 1.0).items()}
     assert found["explained_variance"] == pytest.approx(0)
     assert found["bias"] == pytest.approx(0.5 - 3.5 / 6)
@@ -118,10 +118,10 @@ def test_true_advantages_score_the_ceiling_though_few_tokens_turn():
     assert 100 <= found["decided"][0] <= 125
 
 
-def test_a_perfect_law_scores_the_floor_of_cvar():
+def test_a_perfect_distribution_scores_the_floor_of_cvar():
     clean = np.random.default_rng(2).normal(size=(2000, 64))
-    law = np.tile(scipy.stats.norm.ppf((np.arange(200) + 0.5) / 200), (2000, 1))
-    found = scores(many_states(law, clean, clean, np.zeros((1, 2000))), 1.0)
+    distribution = np.tile(scipy.stats.norm.ppf((np.arange(200) + 0.5) / 200), (2000, 1))
+    found = scores(many_states(distribution, clean, clean, np.zeros((1, 2000))), 1.0)
     assert found["cvar_error"][0] == pytest.approx(found["cvar_floor"][0], rel=0.1)
     assert found["cvar_floor"][0] > 0.1
 

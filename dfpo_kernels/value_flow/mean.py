@@ -1,4 +1,4 @@
-"""A law moved so that its mean, within known bounds, is a given one."""
+"""A distribution moved so that its mean, within known bounds, is a given one."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def move_to_mean(
     mean: Tensor,  # [...]
     bounds: tuple[float, float] | None = None,
 ) -> Tensor:  # [..., Q]
-    """Shifts each law by the number c for which its mean is ``mean`` after clipping.
+    """Shifts each distribution by the number c for which its mean is ``mean`` after clipping.
 
         clip(q + c, low, high) with mean_i clip(q_i + c, low, high) = clip(mean, low, high)
 
-    Clipping alone moves the mean of a wide law towards the middle of its range, the more the
-    nearer it lies to an end: differences between states shrink. Without ``bounds`` c is
+    Clipping alone moves the mean of a wide distribution towards the middle of its range, the more
+    the nearer it lies to an end: differences between states shrink. Without ``bounds`` c is
     mean - mean(q). Half precision is worked on in float32. Gradients flow into both arguments
     through every quantile off the bounds. Plain PyTorch: some 70 passes over [..., Q], a few per
     cent of a critic's step on a CPU.

@@ -1,8 +1,8 @@
 """Terms of the value-flow loss that act on the one-step quantiles, in plain PyTorch.
 
 They run on [R, Q] tensors once per update, a few per cent of a step, so no kernel is worth it.
-Every function returns one value per row; nothing flows into targets. Tail terms take both laws
-in ascending order, so that a caller sorts once for all of them.
+Every function returns one value per row; nothing flows into targets. Tail terms take quantiles and
+targets in ascending order, so that a caller sorts once for all of them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ def token_mean_loss(quantiles: Tensor, targets: Tensor) -> Tensor:
 def conditional_value_risk_loss(
     quantiles: Tensor, targets: Tensor, tail: float, contraction: float = 0.0
 ) -> Tensor:
-    """Regresses both tail means of ``quantiles`` [R, Q] on those of the target law -> [R].
+    """Regresses both tail means of ``quantiles`` [R, Q] on those of the target distribution -> [R].
 
     With k = ceil(tail Q), a = k / Q and nu the k-th quantile (no gradient), the lower tail mean is
     regressed on the Rockafellar-Uryasev functional
 
         RU = mean_j [nu - relu(nu - y_j) / a],
 
-    which is linear in the law of y and hence unbiased for single visits, where the squared
+    which is linear in the distribution of y and hence unbiased for single visits, where the squared
     difference of sample tail means is not. The upper tail mirrors it. ``contraction`` in [0, 1]
     moves the lower target towards the mean of the quantiles (0: neutral).
 
