@@ -24,31 +24,40 @@ struct Chunks {
     int64_t places;   // in each group
     int32_t lanes;    // particles that a block takes
     int32_t slots;    // neighbouring tokens' shares: slots * lanes threads have work
-    int32_t batch;    // tokens of a share
     int32_t tokens;   // of a chunk
     int32_t window;   // chunks that follow each other by their maps; windows follow by a state
     int32_t per_row;  // chunks of a sequence, when padded
 
+    bool wide;
+
     int64_t blocks() const { return places * groups; }
+    bool direct() const { return lanes == kWarp; }
 };
 
-// Tokens of a thread: with a warp's particles side by side a load is whole as it is; fewer
-// particles go through shared memory, of which four tokens a thread leave enough for six blocks.
-constexpr int kDirectBatch = 8, kStagedBatch = 4;
+// Tokens of a thread, direct: with a warp of neighbouring particles, or with fewer. Wide shares
+// spread what a block does once over more tokens, narrow ones make more blocks of few tokens.
+constexpr int batch_of(bool direct, bool wide) { return direct ? (wide ? 16 : 8) : (wide ? 8 : 4); }
+
+// Two for each multiprocessor of an H100.
+#if !defined(DFPO_ENOUGH_BLOCKS)
+#define DFPO_ENOUGH_BLOCKS 264
+#endif
 
 // `total`: tokens of all sequences.
 inline Chunks chunks_of(int64_t count, int64_t length, bool packed, int64_t total,
-                        int64_t num_quantiles) {
+                        int64_t num_quantiles, bool wide = true) {
     Chunks c;
+    c.wide = wide;
     c.groups = (num_quantiles + kWarp - 1) / kWarp;
     c.lanes = (int32_t)(num_quantiles < kWarp ? num_quantiles : kWarp);
-    c.batch = c.lanes == kWarp ? kDirectBatch : kStagedBatch;
     c.slots = kThreads / c.lanes;
-    c.tokens = c.slots * c.batch;
+    c.tokens = c.slots * batch_of(c.direct(), wide);
     c.window = c.slots < 16 ? 16 : c.slots;
     // An empty sequence has a chunk too, which passes its bootstrap's gradient on.
     c.per_row = (int32_t)(length == 0 ? 1 : (length + c.tokens - 1) / c.tokens);
     c.places = packed ? total / c.tokens + count : count * c.per_row;
+    if (wide && c.blocks() < DFPO_ENOUGH_BLOCKS)
+        return chunks_of(count, length, packed, total, num_quantiles, false);
     return c;
 }
 
@@ -90,9 +99,11 @@ struct Place {
     // Padded sequences take their first chunks together, then their second ones: when a chunk
     // begins, the one before it has long been there.
     DFPO_INLINE static Place of(const Sequences& s, const Chunks& c, int64_t place) {
-        if (!s.offsets)
-            return {place % s.count, (int32_t)(place / s.count), c.per_row, place % s.count,
-                    s.count};
+        if (!s.offsets) {
+            const uint32_t count = (uint32_t)s.count, chunk = (uint32_t)place / count;
+            const int64_t b = (uint32_t)place - chunk * count;
+            return {b, (int32_t)chunk, c.per_row, b, s.count};
+        }
         // Sequence b has the places from begin(b) on, enough for its length wherever it starts.
         const auto begin = [&](int64_t b) { return s.offsets[b] / c.tokens + b; };
         int64_t low = 0, high = s.count;

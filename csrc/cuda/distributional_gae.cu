@@ -81,9 +81,16 @@ class GaeScan {
         const bool stop = token.role & kStop;
         const float own = token.reward - token.value +
                           (stop || !explicit_ ? 0.0f : decay_.gamma * token.successor);
-        Map one{{1.0f, explicit_ ? 0.0f : token.value, stop ? 0.0f : 1.0f, own, stop ? 0.0f : 1.0f,
-                 own}};
-        map = after(one, map);
+        float* x = map.x;
+        const bool first = x[0] == 0.0f;
+        // Before a first step value and constants are zero.
+        const float value = decay_.gamma * x[1];
+        x[3] = stop ? own : own + value + decay_.advantage * x[3];
+        x[5] = stop ? own : own + value + decay_.trace * x[5];
+        x[2] = stop ? 0.0f : first ? 1.0f : decay_.advantage * x[2];
+        x[4] = stop ? 0.0f : first ? 1.0f : decay_.trace * x[4];
+        x[0] = 1.0f;
+        x[1] = explicit_ ? 0.0f : token.value;
     }
 
     DFPO_INLINE Map after(const Map& later, const Map& earlier) const {

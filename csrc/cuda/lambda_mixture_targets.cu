@@ -70,10 +70,16 @@ class MixtureScan {
 
     DFPO_INLINE void add(Map& map, const Token& token) const {
         if (token.role & kSkip) return;
-        const float gamma = token.role & kStop ? 0.0f : gamma_;
-        map = after({{1.0f, token.value, token.follows ? gamma : 0.0f, token.follows ? 0.0f : gamma,
-                      token.reward}},
-                    map);
+        const bool stop = token.role & kStop, first = map.x[0] == 0.0f;
+        float* x = map.x;
+        // Before a first step the map is the identity, and its value unknown.
+        const float by_value = token.follows ? gamma_ * x[3] : first ? gamma_ : 0.0f;
+        const float constant = gamma_ * (token.follows ? x[4] : x[1]);
+        x[2] = stop || !token.follows ? 0.0f : gamma_ * x[2];
+        x[3] = stop ? 0.0f : by_value;
+        x[4] = stop ? token.reward : token.reward + constant;
+        x[0] = 1.0f;
+        x[1] = token.value;
     }
 
     DFPO_INLINE Map after(const Map& later, const Map& earlier) const {

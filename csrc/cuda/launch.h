@@ -14,7 +14,8 @@
 // An array that the threads of a block share.
 #define DFPO_SHARED(type, name, count) __shared__ type name[count]
 #define DFPO_DEVICE __device__ __forceinline__
-#define DFPO_UNROLL _Pragma("unroll")
+#define DFPO_PRAGMA(words) _Pragma(#words)
+#define DFPO_UNROLL(times) DFPO_PRAGMA(unroll times)
 #else
 #include "emulation.h"
 // From the heap, around which AddressSanitizer sees what goes past the end.
@@ -22,7 +23,7 @@
     static const auto name##_array = std::make_unique<type[]>(count); \
     type* name = dfpo::emulation::shared_memory(name##_array.get(), sizeof(type) * (count))
 #define DFPO_DEVICE inline
-#define DFPO_UNROLL
+#define DFPO_UNROLL(times)
 #endif
 
 namespace dfpo {
@@ -30,8 +31,8 @@ namespace dfpo {
 // Eight warps: a chunk of a sequence is long against what its block tells the next one, and there
 // are enough chunks for every multiprocessor.
 constexpr int kThreads = 256;
-// Of them on a multiprocessor at least: this leaves a thread 64 registers, and none is spilled.
-constexpr int kBlocks = 4;
+// Of them on a multiprocessor at least: this leaves a thread 80 registers, and none is spilled.
+constexpr int kBlocks = 3;
 
 // --- between blocks -----------------------------------------------------------------------------
 

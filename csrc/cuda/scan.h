@@ -82,17 +82,29 @@ class Column {
         : x_(x), start_(sequence_start(s, x, b)) {}
 
     DFPO_INLINE bool there() const { return x_.data != nullptr; }
-    DFPO_INLINE float read(int32_t t, int64_t q) const {
-        return read_element(x_.data, x_.dtype, start_ + (int64_t)t * x_.token_stride + q);
-    }
-    DFPO_INLINE void write(int32_t t, int64_t q, float value) const {
-        write_element(x_.data, x_.dtype, start_ + (int64_t)t * x_.token_stride + q, value);
+    DFPO_INLINE Dtype dtype() const { return x_.dtype; }
+    // Where element 0 of token t lies.
+    DFPO_INLINE int64_t at(int32_t t) const { return start_ + (int64_t)t * x_.token_stride; }
+    DFPO_INLINE float read(Dtype dtype, int64_t i) const { return read_element(x_.data, dtype, i); }
+    DFPO_INLINE void write(Dtype dtype, int64_t i, float value) const {
+        write_element(x_.data, dtype, i, value);
     }
 
   private:
     const Tokens x_;
     const int64_t start_;
 };
+
+// visit(dtype) with a constant: the choice is made once, and not for each element.
+template <typename Visit>
+DFPO_INLINE void with_dtype(Dtype dtype, const Visit& visit) {
+    if (dtype == Dtype::f32)
+        visit(Dtype::f32);
+    else if (dtype == Dtype::bf16)
+        visit(Dtype::bf16);
+    else
+        visit(Dtype::f16);
+}
 
 DFPO_INLINE float read_state(const Rows& x, int64_t b, int64_t q) {
     return x.data ? read_element(x.data, x.dtype, b * x.stride + q) : 0.0f;
@@ -231,14 +243,13 @@ struct SharedChunk {
     float* sums;      // [tokens * lanes]
 };
 
-// One thread's part in its block's chunk. kDirect: a warp's lanes are on neighbouring particles, so
-// that what they write side by side lies side by side; else results too go through shared memory.
-template <typename Scan, bool kDirect>
+// One thread's part in its block's chunk.
+template <typename Scan, bool kDirect, bool kWide>
 class ScanThread {
   public:
     using Map = typename Scan::Map;
     using Work = ScanWork<typename Scan::Args>;
-    static constexpr int kBatch = kDirect ? kDirectBatch : kStagedBatch;
+    static constexpr int kBatch = batch_of(kDirect, kWide);
     static constexpr int kElements = padded_size(kThreads * kBatch);
     static constexpr int kMapFloats = (int)(sizeof(Map) / sizeof(float));
     static_assert(kMapFloats <= kMostLeft && Scan::kState <= kMostLeft, "");
@@ -280,7 +291,7 @@ class ScanThread {
         const bool at_end = slot_ == slots_ - 1;
         if (!last && ends_window) leave(at_end, state, Scan::kState);
         if (last && at_end && own_lane_) scan_.finish(q_, state);
-        if (!kDirect) write_results();
+        write_results();
     }
 
   private:
@@ -291,40 +302,50 @@ class ScanThread {
         }
     };
 
-    // Calls visit(j, i, position, lane) for the thread's part of the chunk's elements, neighbouring
-    // threads on neighbouring ones.
+    // Elements that a thread has in flight.
+    static constexpr int kFlight = kWide ? 8 : 4;
+
+    // Calls visit(j, i, position, lane) for kFlight of the thread's part of the chunk's elements
+    // from the first-th on, neighbouring threads on neighbouring ones.
     template <typename Visit>
-    DFPO_DEVICE void share_elements(const Visit& visit) const {
-        DFPO_UNROLL
-        for (int j = 0; j < kBatch; j++) {
-            const unsigned i = threadIdx.x + (unsigned)(j * kThreads), lanes = (unsigned)lanes_;
+    DFPO_DEVICE void share_elements(int first, const Visit& visit) const {
+        DFPO_UNROLL(8)
+        for (int j = 0; j < kFlight; j++) {
+            const unsigned i = threadIdx.x + (unsigned)((first + j) * kThreads);
+            const unsigned lanes = (unsigned)lanes_;
             const unsigned token = i / lanes, lane = i - token * lanes;
             const int32_t position = begin_ + (int32_t)token;
             const bool there =
-                token < (unsigned)c_.tokens && position < walk_.length && (!kDirect || own_lane_);
-            if (there) visit(j, (int)i, position, lane);
+                (kDirect ? own_lane_ : token < (unsigned)c_.tokens) && position < walk_.length;
+            if (there) visit(j, (int)i, position, group_ * kWarp + lane);
         }
     }
 
     DFPO_DEVICE void load() const {
+        const Column rewards = scan_.rewards();
         for (int i = (int)threadIdx.x; i < c_.tokens; i += kThreads) {
             const int32_t role = walk_.role(begin_ + i);
-            const Column rewards = scan_.rewards();
             shared_.roles[i] = (uint8_t)role;
             const bool read = !(role & (kAbsent | kSkip | kBlank)) && rewards.there();
-            shared_.rewards[i] = read ? rewards.read(walk_.token(begin_ + i), 0) : 0.0f;
+            const int64_t at = rewards.at(walk_.token(begin_ + i));
+            shared_.rewards[i] = read ? rewards.read(rewards.dtype(), at) : 0.0f;
         }
-        DFPO_UNROLL
+        DFPO_UNROLL(1)
         for (int k = 0; k < Scan::kInputs; k++) {
             const Column input = scan_.input(k);
             if (!input.there()) continue;
-            // All of them in flight before the first one is put down.
-            float x[kBatch];
-            share_elements([&](int j, int, int32_t position, unsigned lane) {
-                x[j] = input.read(walk_.token(position), group_ * kWarp + lane);
-            });
-            share_elements([&](int j, int i, int32_t, unsigned) {
-                shared_.elements[k * kElements + padded(i)] = x[j];
+            float* const elements = shared_.elements + k * kElements;
+            with_dtype(input.dtype(), [&](Dtype dtype) {
+                DFPO_UNROLL(1)
+                for (int first = 0; first < kBatch; first += kFlight) {
+                    // All of them in flight before the first one is put down.
+                    float x[kFlight];
+                    share_elements(first, [&](int j, int, int32_t position, int64_t q) {
+                        x[j] = input.read(dtype, input.at(walk_.token(position)) + q);
+                    });
+                    share_elements(
+                        first, [&](int j, int i, int32_t, int64_t) { elements[padded(i)] = x[j]; });
+                }
             });
         }
     }
@@ -338,7 +359,7 @@ class ScanThread {
 
     DFPO_INLINE typename Scan::Token token_of(int j, int32_t role) const {
         float x[Scan::kInputs];
-        DFPO_UNROLL
+        DFPO_UNROLL(2)
         for (int k = 0; k < Scan::kInputs; k++)
             x[k] = own_lane_ && scan_.input(k).there()
                        ? shared_.elements[k * kElements + padded(element_of(j))]
@@ -350,8 +371,10 @@ class ScanThread {
     DFPO_DEVICE void draw() {
         const Numbers numbers = numbers_of<Scan>(work_, place_, walk_.length);
         int32_t steps = 0, all;
+        DFPO_UNROLL(4)
         for (int j = 0; j < kBatch; j++) steps += !(role_of(j) & kSkip);
         int32_t walked = compose_before(0, steps, slot_, slots_, lanes_, AddCounts(), &all);
+        DFPO_UNROLL(1)
         for (int j = 0; j < kBatch; j++) {
             if (role_of(j) & kSkip) continue;
             const int32_t t = walk_.token(begin_ + slot_ * kBatch + j);
@@ -361,7 +384,7 @@ class ScanThread {
 
     DFPO_DEVICE Map own_map() const {
         Map map = scan_.identity();
-        DFPO_UNROLL
+        DFPO_UNROLL(4)
         for (int j = 0; j < kBatch; j++)
             if (const int32_t role = role_of(j); !(role & kAbsent))
                 scan_.add(map, token_of(j, role));
@@ -411,40 +434,42 @@ class ScanThread {
     }
 
     DFPO_DEVICE void walk_tokens(float* state) const {
-        DFPO_UNROLL
+        DFPO_UNROLL(4)
         for (int j = 0; j < kBatch; j++) {
             const int32_t role = role_of(j);
             if (role & kAbsent) continue;
             const auto out = scan_.step(token_of(j, role), state);
-            const int32_t t = walk_.token(begin_ + slot_ * kBatch + j);
-            DFPO_UNROLL
-            for (int k = 0; k < Scan::kOutputs; k++) {
-                // In the place of its inputs.
-                if (!kDirect)
-                    shared_.elements[k * kElements + padded(element_of(j))] = out.y[k];
-                else if (own_lane_ && scan_.output(k).there())
-                    scan_.output(k).write(t, q_, out.y[k]);
-            }
+            // In the place of its inputs.
+            DFPO_UNROLL(2)
+            for (int k = 0; k < Scan::kOutputs; k++)
+                shared_.elements[k * kElements + padded(element_of(j))] = out.y[k];
             if constexpr (Scan::kSums && kDirect) {
                 const float sum = warp_sum(out.sum);
+                const int32_t t = walk_.token(begin_ + slot_ * kBatch + j);
                 if (lane_ == 0) scan_.write_sum(group_, t, sum);
             } else if constexpr (Scan::kSums)
                 shared_.sums[padded(element_of(j))] = out.sum;
         }
     }
 
-    // From shared memory.
+    // From shared memory, side by side.
     DFPO_DEVICE void write_results() const {
         __syncthreads();
+        DFPO_UNROLL(1)
         for (int k = 0; k < Scan::kOutputs; k++) {
             const Column output = scan_.output(k);
             if (!output.there()) continue;
-            share_elements([&](int, int i, int32_t position, unsigned lane) {
-                output.write(walk_.token(position), lane,
-                             shared_.elements[k * kElements + padded(i)]);
+            const float* const elements = shared_.elements + k * kElements;
+            with_dtype(output.dtype(), [&](Dtype dtype) {
+                DFPO_UNROLL(1)
+                for (int first = 0; first < kBatch; first += kFlight)
+                    share_elements(first, [&](int, int i, int32_t position, int64_t q) {
+                        output.write(dtype, output.at(walk_.token(position)) + q,
+                                     elements[padded(i)]);
+                    });
             });
         }
-        if constexpr (Scan::kSums)
+        if constexpr (Scan::kSums && !kDirect)
             for (int i = (int)threadIdx.x; i < c_.tokens; i += kThreads) {
                 if (begin_ + i >= walk_.length) continue;
                 float sum = 0.0f;
@@ -468,23 +493,23 @@ class ScanThread {
     uint32_t bits_ = 0;  // bit j: does the particle follow at the thread's token j
 };
 
-template <typename Scan, bool kDirect>
+template <typename Scan, bool kDirect, bool kWide>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     scan_kernel(ScanWork<typename Scan::Args> work) {
-    using Thread = ScanThread<Scan, kDirect>;
-    constexpr int kTokens = kDirect ? kThreads / kWarp * kDirectBatch : kThreads * kStagedBatch;
-    constexpr int kColumns =
-        kDirect || Scan::kInputs > Scan::kOutputs ? Scan::kInputs : Scan::kOutputs;
-    DFPO_SHARED(int64_t, ticket, 1);
+    using Thread = ScanThread<Scan, kDirect, kWide>;
+    constexpr int kTokens = (kDirect ? kThreads / kWarp : kThreads) * Thread::kBatch;
+    constexpr int kColumns = Scan::kInputs > Scan::kOutputs ? Scan::kInputs : Scan::kOutputs;
+    DFPO_SHARED(uint32_t, ticket, 1);
     DFPO_SHARED(uint8_t, roles, kTokens);
     DFPO_SHARED(float, rewards, kTokens);
     DFPO_SHARED(float, elements, kColumns* Thread::kElements);
     DFPO_SHARED(float, sums, Scan::kSums && !kDirect ? Thread::kElements : 1);
     if (threadIdx.x == 0) *ticket = draw_ticket(work.scratch.ticket);
     __syncthreads();
-    const int64_t group = *ticket % work.chunks.groups;
-    const Place place = Place::of(work.args.sequences, work.chunks, *ticket / work.chunks.groups);
-    if (place.there()) Thread(work, place, group, {roles, rewards, elements, sums}).run();
+    const uint32_t groups = (uint32_t)work.chunks.groups, at = *ticket / groups;
+    const Place place = Place::of(work.args.sequences, work.chunks, at);
+    if (place.there())
+        Thread(work, place, *ticket - at * groups, {roles, rewards, elements, sums}).run();
 }
 
 // --- launch -------------------------------------------------------------------------------------
@@ -504,8 +529,10 @@ const char* launch_scan(const typename Scan::Args& args, ScratchSpace space, Que
         if (!error && s.mask_mode != MaskMode::none)
             error = launch(count_kernel<Scan>, work, c.places, queue);
     if (error) return error;
-    return c.lanes == kWarp ? launch(scan_kernel<Scan, true>, work, c.blocks(), queue)
-                            : launch(scan_kernel<Scan, false>, work, c.blocks(), queue);
+    const auto kernel =
+        c.direct() ? (c.wide ? scan_kernel<Scan, true, true> : scan_kernel<Scan, true, false>)
+                   : (c.wide ? scan_kernel<Scan, false, true> : scan_kernel<Scan, false, false>);
+    return launch(kernel, work, c.blocks(), queue);
 }
 
 }  // namespace DFPO_VARIANT

@@ -41,8 +41,8 @@ ROOT = Path(__file__).parents[2]
 CUDA_SOURCES = ROOT / "csrc" / "cuda"
 # 168 registers leave 3 blocks of 128 threads on a multiprocessor, and need no spill.
 MOST_REGISTERS = 168
-# 8 blocks on a multiprocessor of an H100, 6 of an A100.
-MOST_SHARED = 27 * 1024
+# 5 blocks on a multiprocessor of an H100 and 3 of an A100, without asking for more than 48 KB.
+MOST_SHARED = 44 * 1024
 MOST_PER_SILU = {"exact": 19, "approximate": 14}
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 R, Q, W, K = 4096, 64, 64, 8
@@ -138,9 +138,13 @@ def disassemble(cubin: bytes) -> tuple[dict[str, int], list[tuple[int, str]]]:
             for flag in ("-res-usage", "-sass")
         )  # fmt: skip
     resources = {name: int(n) for name, n in re.findall(r"(REG|STACK|SHARED):(\d+)", usage)}
+    code = [(at, text) for at, text in instructions(sass) if not text.startswith("NOP")]
+    return resources, code
+
+
+def instructions(sass: str) -> list[tuple[int, str]]:
     found = re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][^;]*);", sass)
-    code = [(int(address, 16), text.strip()) for address, text in found]
-    return resources, [(at, text) for at, text in code if not text.startswith("NOP")]
+    return [(int(address, 16), text.strip()) for address, text in found]
 
 
 def innermost_loops(code: list[tuple[int, str]]) -> list[list[str]]:
@@ -180,6 +184,17 @@ def per_silu(loops: list[list[str]]) -> dict[str, float]:
     return max(rates, key=lambda rate: rate["per_silu"], default={})
 
 
+def per_pair(loops: list[list[str]]) -> dict[str, float]:
+    """Instructions and float arithmetic per pair of quantile_huber_loss, added up over its loops:
+    one for each side whose gradient is wanted. A pair is clamped, which takes two of FMNMX."""
+    total = floats = 0.0
+    for loop in loops:
+        if pairs := sum(text.startswith("FMNMX") for text in loop) / 2:
+            total += len(loop) / pairs
+            floats += sum(text.startswith(("FFMA", "FADD", "FMUL")) for text in loop) / pairs
+    return {"per_pair": round(total, 2), "float_per_pair": round(floats, 2)} if total else {}
+
+
 def report(compiled) -> dict[str, object]:
     if "cubin" not in compiled.asm:
         text = compiled.asm["amdgcn"]
@@ -199,6 +214,7 @@ def report(compiled) -> dict[str, object]:
         "instructions": len(code),
         "stores": opcodes["STG"],
         **per_silu(innermost_loops(code)),
+        **per_pair(innermost_loops(code)),
     }
 
 
@@ -240,37 +256,54 @@ def cuda_reports() -> Iterator[dict[str, object]]:
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return
-    targets = [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (80, 90, 100)]
-    flags = ["-O3", "-std=c++17", "-DDFPO_VARIANT=cuda", "-Xptxas=-v", "-fatbin"]
+    flags = ["-O3", "-std=c++17", "-DDFPO_VARIANT=cuda", "-Xptxas=-v", "-cubin"]
     for source in sorted(CUDA_SOURCES.glob("*.cu")):
-        with tempfile.TemporaryDirectory() as folder:
-            text = subprocess.run(
-                [nvcc, *flags, *targets, str(source), "-o", f"{folder}/kernels.fatbin"],
-                capture_output=True, text=True, check=True,
-            ).stderr  # fmt: skip
+        for target in ("sm_80", "sm_90", "sm_100"):
+            with tempfile.TemporaryDirectory() as folder:
+                cubin = Path(folder) / "kernels.cubin"
+                said = subprocess.run(
+                    [nvcc, *flags, f"-arch={target}", str(source), "-o", str(cubin)],
+                    capture_output=True, text=True, check=True,
+                ).stderr  # fmt: skip
+                counts = instruction_counts(cubin)
+            yield from ptxas_reports(said, target, counts)
+
+
+def instruction_counts(cubin: Path) -> dict[str, int]:
+    """Of each function, by its mangled name."""
+    command = [BINARIES / "cuobjdump", "-sass", cubin]
+    sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    functions = re.split(r"Function : (\w+)", sass)[1:]
+    return {
+        name: sum(not text.startswith("NOP") for _, text in instructions(body))
+        for name, body in zip(functions[::2], functions[1::2], strict=True)
+    }
+
+
+def ptxas_reports(said: str, target: str, counts: dict[str, int]) -> Iterator[dict[str, object]]:
+    for function, body in re.findall(r"entry function '(\w+)'.*?\n(.*?Used .*?)\n", said, re.S):
         # Mangled: ...11scan_kernelINS0_7GaeScanELb1EEE...
-        for name, scan, direct, target, body in re.findall(
-            r"function '\w*?\d+(count_kernel|scan_kernel)INS0_\d+(\w+?)E(?:Lb([01])E)?EEv\w*' "
-            r"for '(sm_\d+)'\n(.*?Used .*?)\n",
-            text,
-            re.S,
-        ):
-            path = {"": "", "0": ", staged", "1": ", direct"}[direct]
+        name, scan, direct, wide = re.search(
+            r"(count_kernel|scan_kernel)INS0_\d+(\w+?)E(?:Lb([01])ELb([01])E)?EEv", function
+        ).groups()
+        path = {None: "", "0": ", staged", "1": ", direct"}[direct]
+        path += {None: "", "0": "", "1": " wide"}[wide]
 
-            def number(pattern, body=body):
-                found = re.search(rf"(\d+) {pattern}", body)
-                return int(found[1]) if found else 0
+        def number(pattern, body=body):
+            found = re.search(rf"(\d+) {pattern}", body)
+            return int(found[1]) if found else 0
 
-            yield {
-                "kernel": f"{name}<{scan}{path}>",
-                "method": None,
-                "branch": None,
-                "target": target,
-                "registers": int(re.search(r"Used (\d+) registers", body)[1]),
-                "stack": number("bytes stack frame"),
-                "spills": number("bytes spill stores") + number("bytes spill loads"),
-                "shared": number("bytes smem"),
-            }
+        yield {
+            "kernel": f"{name}<{scan}{path}>",
+            "method": None,
+            "branch": None,
+            "target": target,
+            "registers": int(re.search(r"Used (\d+) registers", body)[1]),
+            "stack": number("bytes stack frame"),
+            "spills": number("bytes spill stores") + number("bytes spill loads"),
+            "shared": number("bytes smem"),
+            "instructions": counts[function],
+        }
 
 
 def failures(report: dict[str, object]) -> list[str]:

@@ -124,7 +124,7 @@ def interpreter_errors() -> dict[str, float]:
     return worst
 
 
-def emulation_errors() -> dict[str, float]:
+def emulation_errors(width: str) -> dict[str, float]:
     worst: dict[str, float] = {}
 
     def note(kernel: str, *errors: float) -> None:
@@ -147,7 +147,9 @@ def emulation_errors() -> dict[str, float]:
             for order in ("0", "1", "7"):
                 os.environ["DFPO_EMULATION_ORDER"] = order
                 found = errors(run, tensors)
-                value, gradients = (f"<{scan}{pass_}, {path}>" for pass_ in ("Scan", "GradScan"))
+                value, gradients = (
+                    f"<{scan}{pass_}, {path}{width}>" for pass_ in ("Scan", "GradScan")
+                )
                 note(f"scan_kernel{value}", found.pop("value"))
                 note(f"scan_kernel{gradients}", *found.values())
                 if scan == "Mixture":
@@ -167,10 +169,12 @@ def measure_errors() -> dict[tuple[str, str | None], float]:
         approximate = interpreter_errors()
         for room in (triton_kernel, consistency_kernel):
             room.sigmoid_of = branch
-    with tempfile.TemporaryDirectory() as folder:
-        module = load(compile_emulation(Path(folder)).values(), Path(folder))
-        with cuda_answers(module):
-            cuda = emulation_errors()
+    cuda = {}
+    for width, flags in (("", ()), (" wide", ("-DDFPO_ENOUGH_BLOCKS=0",))):
+        with tempfile.TemporaryDirectory() as folder:
+            module = load(compile_emulation(Path(folder), *flags).values(), Path(folder))
+            with cuda_answers(module):
+                cuda |= emulation_errors(width)
     no_silu = {kernel for kernel in exact if kernel.startswith("quantile_huber")}
     table = {(kernel, None if kernel in no_silu else "exact"): e for kernel, e in exact.items()}
     table |= {(k, "approximate"): e for k, e in approximate.items() if k not in no_silu}

@@ -104,9 +104,9 @@ def compile_object(source: Path, folder: Path, *flags: str) -> Path:
     return target
 
 
-def compile_emulation(folder: Path) -> dict[str, Path]:
+def compile_emulation(folder: Path, *flags: str) -> dict[str, Path]:
     """Object files by their source."""
-    objects = {name: compile_object(CSRC / name, folder, "-O1") for name in CUDA_SOURCES}
+    objects = {name: compile_object(CSRC / name, folder, "-O1", *flags) for name in CUDA_SOURCES}
     return objects | {BINDINGS: compile_object(CSRC / BINDINGS, folder, "-O0")}
 
 

@@ -108,6 +108,19 @@ def test_is_the_reference(emulated, order, shape, mode):
     mixture(inputs, lam=0.7, mask_mode=mode)
 
 
+def test_wide_shares_of_many_tokens(use, tmp_path):
+    """As they are where there are many chunks; here of any number."""
+    wide = load(compile_emulation(tmp_path, "-DDFPO_ENOUGH_BLOCKS=0").values(), tmp_path)
+    assert wide.scan_plan(1, 300, False, 300, 33)[0] == 2 * 3
+    use(wide)
+    for shape in ((2, 2100, 1), (2, 200, 20), (2, 300, 33)):
+        inputs = make_scan(*shape)
+        packed = pack(inputs, [3, shape[1]])
+        for mode in ("carry", "zero", "none"):
+            gae(inputs, lam=0.9, target_lam=0.5, mask_mode=mode)
+            mixture(packed, lam=0.9, mask_mode=mode)
+
+
 @pytest.mark.parametrize("num_quantiles", [20, 33])
 def test_long_sequences_pass_a_state_from_window_to_window(emulated, num_quantiles):
     """Three windows of 16 chunks, of 48 or 64 tokens each; and packed beside short ones."""
@@ -123,11 +136,13 @@ def test_long_sequences_pass_a_state_from_window_to_window(emulated, num_quantil
 @pytest.mark.parametrize(
     ("shape", "blocks"),
     [
-        # One sequence of 131072 tokens, 1024 a block, and one of 64 tokens a block and warp.
+        # Of one particle 1024 tokens a block where they are few, else 2048; of a warp's, 64 or 128.
         ((1, 131_072, 1), 128),
         ((8, 32_768, 1), 256),
-        ((64, 1024, 32), 1024),
-        ((64, 4096, 64), 8192),
+        ((512, 4096, 1), 1024),
+        ((4, 1024, 32), 64),
+        ((64, 1024, 32), 512),
+        ((64, 4096, 64), 4096),
         # 256 // 7 = 36 threads' shares of 4 tokens: 144 a block.
         ((2, 1000, 7), 14),
         ((0, 100, 4), 0),
@@ -384,16 +399,15 @@ def test_a_broken_copy_is_noticed(objects, use, tmp_path, monkeypatch, name):
 # File, text, replacement, what AddressSanitizer says.
 PLANTED = {
     "write after the last token": (
-        SCAN_H, "output(k).write(t, q_,", "output(k).write(t + 1, q_,",
+        SCAN_H, "output.at(walk_.token(position))", "output.at(walk_.token(position) + 1)",
         "heap-buffer-overflow", "WRITE of size 4",
     ),
     "write before the first token": (
-        SCAN_H, "output.write(walk_.token(position), lane,",
-        "output.write(walk_.token(position) - 1, lane,",
+        SCAN_H, "output.at(walk_.token(position))", "output.at(walk_.token(position) - 1)",
         "heap-buffer-overflow", "WRITE of size 4",
     ),
     "read after the last token": (
-        SCAN_H, "input.read(walk_.token(position),", "input.read(walk_.token(position) + 1,",
+        SCAN_H, "input.at(walk_.token(position))", "input.at(walk_.token(position) + 1)",
         "heap-buffer-overflow", "READ of size 4",
     ),
     "write after shared memory": (
