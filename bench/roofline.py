@@ -1,19 +1,24 @@
-"""Writes bench/roofline.md: what each op would cost on an A100 and an H100 at published rates.
+"""Writes bench/roofline.md: what each op would cost at published rates of four GPUs, beside what it
+took on one where that was measured.
 
     PYTHONPATH=tests python bench/roofline.py
 
-Instructions per silu come from the machine code of this tree's kernels (tests/kernels/gpu_code.py),
-bytes from the tensors that an op reads and writes. A time is the largest of what instruction issue,
-float arithmetic, the special function unit and memory each need: a floor, never measured.
+Instructions come from the machine code of this tree's kernels (tests/kernels/gpu_code.py), bytes
+from the tensors that an op reads and writes. A time is the largest of what instruction issue, float
+arithmetic, the special function unit and memory each need: a floor. Measured times come from
+results/gpu/*.json, which ``make gpu-day`` writes.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from tabulate import tabulate
+
+from dfpo_kernels.quantile_huber_loss.triton_kernel import LEAST_LONG
 
 
 class Device(NamedTuple):
@@ -55,15 +60,16 @@ class Eager(NamedTuple):
     memory: float  # bytes kept for the backward pass
 
 
-# NVIDIA A100 80 GB SXM and H100 SXM5 data sheets.
+# NVIDIA's data sheets: A100 80 GB SXM, H100 SXM5, H200 SXM, and HGX B200 by its eight GPUs. B200's
+# clock is what its 75 TFLOP/s of float32 take.
 DEVICES = (
     Device("A100", "sm_80", 108, 1.41e9, 64, 2.039e12, 312e12),
     Device("H100", "sm_90", 132, 1.98e9, 128, 3.35e12, 989e12),
+    Device("H200", "sm_90", 132, 1.98e9, 128, 4.8e12, 989e12),
+    Device("B200", "sm_100", 148, 1.98e9, 128, 7.7e12, 2250e12),
 )
-# Lane instructions of the inner loops that hold no silu, estimated from the source:
-# a pair of quantile_huber_loss, twice with gradients of both sides; a particle of a scan.
-PER_PAIR = 8
-PER_PARTICLE = {"distributional_gae": 60, "lambda_mixture_targets": 160}
+TARGETS = tuple(dict.fromkeys(device.target for device in DEVICES))
+MEASURED = Path(__file__).resolve().parent.parent / "results" / "gpu"
 FLOAT = 4
 
 
@@ -105,21 +111,63 @@ def integrate_eager(size: tuple[int, int, int, int], backward: bool) -> Eager:
     return Eager((22 if backward else 8) * K * tensor, 2 * K * tensor if backward else 2 * tensor)
 
 
-def huber(R: int, Q: int, P: int) -> tuple[Work, Eager]:
-    pairs = R * Q * P
-    moved = 2 * R * (Q + P) * FLOAT
-    work = Work(2 * PER_PAIR * pairs, 5 * pairs, 0, moved)
+def huber(reports: list[dict], target: str, R: int, Q: int) -> tuple[Work, Eager]:
+    """Both gradients. All pairs by the instructions of the loops; a row that is sorted by all
+    instructions of its program, whose loops are unrolled, and which the fallback's are part of."""
+    pairs = R * Q * Q
+    moved = 4 * R * Q * FLOAT
+    if Q < LEAST_LONG:
+        report = huber_report(reports, "quantile_huber_kernel", target)
+        work = Work(report["per_pair"] * pairs, report["float_per_pair"] * pairs, 0, moved)
+    else:
+        report = huber_report(reports, "quantile_huber_sorted_kernel", target)
+        # Of 512 numbers, by 8 warps; a longer row takes a little more for each of its numbers.
+        work = Work(report["instructions"] * 8 * 32 * R * Q / 512, 0, 0, moved)
     # u, |u|, the square and its half, the choice, the indicator, the weight and the product, each
     # written and most of them read, forward; about as much again backward.
     return work, Eager(32 * pairs * FLOAT, 6 * pairs * FLOAT)
 
 
-def scan(op: str, R: int, Q: int) -> tuple[Work, Eager]:
+def huber_report(reports: list[dict], kernel: str, target: str) -> dict:
+    return next(
+        r for r in reports
+        if (r["kernel"], r["method"], r["target"]) == (kernel, "huber", target)
+    )  # fmt: skip
+
+
+SCANS = {"distributional_gae": "GaeScan", "lambda_mixture_targets": "MixtureScan"}
+
+
+def scan(
+    reports: list[dict], target: str, op: str, size: tuple[int, int, int]
+) -> tuple[Work, Eager]:
+    """By the instructions of a thread's whole program over the tokens of its share: of branches by
+    dtype and mask more than are taken, of loops over tokens fewer."""
+    B, T, Q = size
+    particles = B * T * Q
+    path, share = ("direct wide", 16) if Q >= 32 else ("staged wide", 8)
+    kernel = f"scan_kernel<{SCANS[op]}, {path}>"
+    report = next(r for r in reports if (r["kernel"], r["target"]) == (kernel, target))
     outputs = 2 if op == "distributional_gae" else 1
-    moved = R * (FLOAT + 1) + R * Q * FLOAT * (1 + outputs)
-    work = Work(PER_PARTICLE[op] * R * Q, 10 * R * Q, 0, moved)
+    moved = B * T * (FLOAT + 1) + particles * FLOAT * (1 + outputs)
+    work = Work(report["instructions"] / share * particles, 0, 0, moved)
     # A loop over tokens: 8 operations of two reads and a write each.
-    return work, Eager(24 * R * Q * FLOAT, moved)
+    return work, Eager(24 * particles * FLOAT, moved)
+
+
+def measured_times() -> dict[tuple[str, str, str], str]:
+    """(op, size, dtype) -> milliseconds by replays of a graph, or by events where there are none,
+    and the card."""
+    times = {}
+    for path in sorted(MEASURED.glob("*.json")):
+        ops = json.loads(path.read_text()).get("ops", {}).get("record") or {"records": []}
+        for record in ops["records"]:
+            graph, own = record["graph_milliseconds"], record["milliseconds"]["ours"]
+            time = graph if isinstance(graph, (int, float)) else own
+            if time is not None:
+                key = (record["op"], record["size"], record["dtype"])
+                times[key] = f"{time:.3g} {path.stem.upper()}"
+    return times
 
 
 def show(number: float, units: str = "B") -> str:
@@ -133,50 +181,56 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g}"
 
 
-def row(name: str, size: str, works: dict[str, Work], eager: Eager) -> list[str]:
-    cells = [name, size, show(works["sm_90"].instructions, ""), show(works["sm_90"].bytes)]
+def row(op: str, size: str, dtype: str, works: dict[str, Work], eager: Eager) -> list[str]:
+    shown = works["sm_90"]
+    cells = [op, size, dtype, show(shown.instructions, ""), show(shown.bytes)]
     for device in DEVICES:
         seconds, limit = device.seconds(works[device.target])
         cells += [f"{milliseconds(seconds)} {limit}"]
     # Eager is bound by memory; its kernels reach the published bandwidth at best.
-    cells += [milliseconds(eager.traffic / d.bandwidth) for d in DEVICES]
+    h200 = next(device for device in DEVICES if device.name == "H200")
+    cells += [measured_times().get((op, size, dtype), "-")]
+    cells += [milliseconds(eager.traffic / h200.bandwidth)]
     return [*cells, show(eager.traffic), show(eager.memory)]
 
 
 HEADER = [
-    "op", "size", "lane instructions", "bytes", "A100, ms", "H100, ms", "eager A100, ms",
-    "eager H100, ms", "eager traffic", "eager memory",
+    "op", "size", "dtype", "lane instructions", "bytes", *(f"{d.name}, ms" for d in DEVICES),
+    "measured on a card, ms", "eager H200, ms", "eager traffic", "eager memory",
 ]  # fmt: skip
+# Rows R: times grow in proportion.
 SIZES = [
     (R, Q, W, K)
-    for R in (32_768, 262_144, 1_048_576)
+    for R in (32_768, 262_144)
     for Q, W in ((32, 64), (64, 64), (200, 128))
     for K in (1, 8)
 ]
+SCAN_SIZES = [(64, 1024, 32), (64, 4096, 64), (512, 4096, 1), (8, 32_768, 1), (1, 131_072, 1)]
 
 
 def flow_rows(reports: list[dict], backward: bool) -> Iterator[list[str]]:
+    op = "integrate_flow forward+backward" if backward else "integrate_flow forward"
     for size in SIZES:
-        for branch in ("exact", "approximate"):
+        for branch, dtype in (("exact", "float32"), ("approximate", "bfloat16")):
             works = {
-                d.target: integrate(reports, d.target, branch, size, backward) for d in DEVICES
+                target: integrate(reports, target, branch, size, backward) for target in TARGETS
             }
-            dtype = "float32" if branch == "exact" else "bfloat16"
             name = "R{} Q{} W{} K{}".format(*size)
-            yield row(dtype, name, works, integrate_eager(size, backward))
+            yield row(op, name, dtype, works, integrate_eager(size, backward))
 
 
-def other_rows() -> Iterator[list[str]]:
-    for R in (32_768, 262_144, 1_048_576):
+def other_rows(reports: list[dict]) -> Iterator[list[str]]:
+    for R in (32_768, 262_144):
         for Q in (32, 64, 200):
-            work, eager = huber(R, Q, Q)
-            works = {device.target: work for device in DEVICES}
-            yield row("quantile_huber_loss, both gradients", f"R{R} Q{Q} Q'{Q}", works, eager)
-        for op in PER_PARTICLE:
-            for Q in (1, 64):
-                work, eager = scan(op, R, Q)
-                works = {device.target: work for device in DEVICES}
-                yield row(op, f"tokens {R} Q{Q}", works, eager)
+            works = {target: huber(reports, target, R, Q)[0] for target in TARGETS}
+            eager = huber(reports, TARGETS[0], R, Q)[1]
+            op = "quantile_huber_loss forward+backward"
+            yield row(op, f"R{R} Q{Q} P{Q}", "float32", works, eager)
+    for op in SCANS:
+        for size in SCAN_SIZES:
+            works = {target: scan(reports, target, op, size)[0] for target in TARGETS}
+            eager = scan(reports, TARGETS[0], op, size)[1]
+            yield row(op, "B{} T{} Q{}".format(*size), "float32", works, eager)
 
 
 def update_seconds(device: Device) -> float:
@@ -204,9 +258,8 @@ def step_rows(reports: list[dict]) -> Iterator[list[str]]:
             name = f"integrate_flow forward+backward, K={K}"
             yield line(name, device.seconds(work)[0], eager)
         for name, (work, eager) in (
-            ("quantile_huber_loss, Q'=64", huber(R, Q, Q)),
-            ("distributional_gae", scan("distributional_gae", R, Q)),
-            ("lambda_mixture_targets", scan("lambda_mixture_targets", R, Q)),
+            ("quantile_huber_loss, P=64", huber(reports, device.target, R, Q)),
+            *((op, scan(reports, device.target, op, (256, R // 256, Q))) for op in SCANS),
         ):
             yield line(name, device.seconds(work)[0], eager)
 
@@ -215,17 +268,20 @@ def document(reports: list[dict]) -> str:
     def table(rows, header=HEADER):
         return tabulate(rows, header, tablefmt="github", disable_numparse=True)
 
-    update = [update_seconds(device) for device in DEVICES]
+    shown = ", ".join(f"{update_seconds(d):.1f} s ({d.name})" for d in DEVICES)
     step_header = ["GPU", "op", "ms", "share of the update", "eager's share", "eager's memory"]
     return f"""# Roofline
 
-Made by `PYTHONPATH=tests python bench/roofline.py`. Nothing here was measured on a GPU. Each time
-is a floor: the largest of what instruction issue, float arithmetic, the special function unit and
-memory need at published rates (A100 80 GB SXM, H100 SXM5); the word after it says which. The
-instructions of a silu are counted in the machine code of the kernels' inner loops; those of the ops
-without a silu are estimates from the source. Eager is PyTorch, operation by operation, taken to run
-at the full bandwidth: a floor too. R token rows, Q quantiles, W flow width, K euler steps;
-particles float32, base shared.
+Made by `PYTHONPATH=tests python bench/roofline.py`. Each time of a GPU is a floor: the largest of
+what instruction issue, float arithmetic, the special function unit and memory need at published
+rates (A100 80 GB SXM, H100 SXM5, H200 SXM, B200); the word after it says which. Instructions are
+counted in the machine code of the kernels: of a silu or a pair in the inner loops, of a sorted row
+or a scan in the whole program, of whose branches not all are taken. What was measured on a card
+stands beside, from [results/gpu](../results/gpu): by replays of a graph, else by events, which
+launching on the host can add to; H200 is a first run, before its scans and long rows were changed.
+Eager is PyTorch, operation by operation, taken to run at the full bandwidth: a floor too. R token
+rows, Q quantiles, P targets, W flow width, K euler steps, B sequences of T tokens; particles
+float32, base shared.
 
 ## integrate_flow, forward
 
@@ -237,13 +293,13 @@ particles float32, base shared.
 
 ## Losses and scans
 
-{table(other_rows())}
+{table(other_rows(reports))}
 
 ## What matters in an update of a 7B model
 
 262144 tokens, Q = W = 64, bfloat16 coefficients. The policy's forward and backward passes, at 40 %
-of the tensor cores' rate, take {update[0]:.1f} s on an A100 and {update[1]:.1f} s on an H100;
-rollout not counted.
+of the tensor cores' rate, take {shown}; rollout not
+counted.
 
 {table(step_rows(reports), step_header)}
 

@@ -519,6 +519,7 @@ const char* launch_scan(const typename Scan::Args& args, ScratchSpace space, Que
     const Sequences& s = args.sequences;
     const Chunks c =
         chunks_of(s.count, s.length, s.offsets != nullptr, space.tokens, s.num_quantiles);
+    if (c.blocks() > INT32_MAX) return "more sequences and quantiles than one launch can take";
     if (space.bytes < Scratch::bytes(c)) return "less scratch memory than scan_plan says";
     if (c.blocks() == 0) return nullptr;
     if ((s.offsets ? space.tokens : s.length) > INT32_MAX - c.tokens)

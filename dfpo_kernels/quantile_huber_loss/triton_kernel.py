@@ -54,7 +54,9 @@ def weighted_slope(u, tau, kappa, PINBALL: tl.constexpr):
     if PINBALL:
         c = tl.where(u > 0.0, 1.0, tl.where(u < 0.0, -1.0, u))
     else:
-        c = tl.minimum(tl.maximum(u, -kappa), kappa)
+        # A NaN stays one, in the gradient too.
+        c = tl.maximum(u, -kappa, propagate_nan=tl.PropagateNan.ALL)
+        c = tl.minimum(c, kappa, propagate_nan=tl.PropagateNan.ALL)
     return tl.where(u < 0.0, 1.0 - tau, tau) * c, c
 
 

@@ -69,11 +69,17 @@ def test_rows_that_cannot_be_sorted_go_through_all_pairs():
     tensors["targets"][1, 3] = float("inf")
     tensors["quantiles"][2, 4] = float("nan")
     tensors["targets"][3, 5] = 1e9
+    tensors = {name: t.requires_grad_() for name, t in tensors.items()}
+    twins = {name: t.detach().double().requires_grad_() for name, t in tensors.items()}
     with triton_answers():
         loss = quantile_huber_loss(**tensors)
-    expected = reference.quantile_huber_loss(**{n: t.double() for n, t in tensors.items()})
+        loss.sum().backward()
+    expected = reference.quantile_huber_loss(**twins)
+    expected.sum().backward()
     assert_near(loss[[0, 3]], expected[[0, 3]])
     assert loss[1] == float("inf") and loss[2].isnan()
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor.grad.isnan(), twins[name].grad.isnan()), name
 
 
 def test_which_rows_are_sorted(monkeypatch):
