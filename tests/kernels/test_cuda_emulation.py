@@ -175,65 +175,6 @@ def test_what_a_launch_cannot_take_is_named(emulated_module, count, length, scra
         emulated_module.distributional_gae(args, 0, scratch_bytes, count * length, 0, 0)
 
 
-def test_wide_shares_of_many_tokens(use, tmp_path):
-    """As they are where there are many chunks; here of any number."""
-    wide = load(compile_emulation(tmp_path, "-DDFPO_ENOUGH_BLOCKS=0").values(), tmp_path)
-    assert wide.scan_plan(1, 300, False, 300, 33)[0] == 2 * 3
-    use(wide)
-    for shape in ((2, 2100, 1), (2, 200, 20), (2, 300, 33)):
-        inputs = make_scan(*shape)
-        packed = pack(inputs, [3, shape[1]])
-        for mode in ("carry", "zero", "none"):
-            gae(inputs, lam=0.9, target_lam=0.5, mask_mode=mode)
-            mixture(packed, lam=0.9, mask_mode=mode)
-
-
-@pytest.mark.parametrize("num_quantiles", [20, 33])
-def test_long_sequences_pass_a_state_from_window_to_window(emulated, num_quantiles):
-    """Three windows of 16 chunks, of 48 or 64 tokens each; and packed beside short ones."""
-    inputs = make_scan(1, 2300, num_quantiles, done=0.001)
-    gae(inputs, lam=0.99, target_lam=0.9)
-    mixture(inputs, lam=0.99)
-    packed = pack(make_scan(4, 1300, num_quantiles, done=0.001), [3, 0, 1300, 65])
-    for mode in ("carry", "zero"):
-        gae(packed, lam=0.99, mask_mode=mode)
-        mixture(packed, lam=0.99, mask_mode=mode)
-
-
-@pytest.mark.parametrize(
-    ("shape", "blocks"),
-    [
-        # Of one particle 1024 tokens a block where they are few, else 2048; of a warp's, 64 or 128.
-        ((1, 131_072, 1), 128),
-        ((8, 32_768, 1), 256),
-        ((512, 4096, 1), 1024),
-        ((4, 1024, 32), 64),
-        ((64, 1024, 32), 512),
-        ((64, 4096, 64), 4096),
-        # 256 // 7 = 36 threads' shares of 4 tokens: 144 a block.
-        ((2, 1000, 7), 14),
-        ((0, 100, 4), 0),
-        # Of nothing the bootstrap still has a gradient.
-        ((3, 0, 4), 3),
-    ],
-)
-def test_a_scan_is_spread_over_the_card(emulated_module, shape, blocks):
-    count, length, num_quantiles = shape
-    plan = emulated_module.scan_plan(count, length, False, count * length, num_quantiles)
-    assert plan[0] == blocks
-    # What blocks leave each other is little beside the 12 bytes a particle that they must move.
-    assert plan[1] < 0.15 * 12 * count * length * num_quantiles + 4096
-
-
-def test_too_little_scratch_memory_is_named(emulated_module):
-    with pytest.raises(RuntimeError, match="less scratch memory than scan_plan says"):
-        flags = (0, 0, False, 0, 0)
-        tokens = (0, 0, 0, 0)
-        sequences = (2, 5, 0, 3, 2, flags, flags)
-        args = (sequences, tokens, tokens, tokens, (0, 0, 0), 0, 0, 0.9, tokens, tokens)
-        emulated_module.distributional_gae(args, 0, 0, 10, 0, 0)
-
-
 def test_explicit_successors_and_defaults(emulated):
     for shape in ((3, 40, 2), (2, 9, 40)):
         inputs = make_scan(*shape, bootstrap=False, done=0)
