@@ -37,10 +37,11 @@ _HOME = {
     "compare": "dfpo.study.api",
     **dict.fromkeys(("Evaluation", "Run", "Values", "evaluate", "load", "train"), "dfpo.run.api"),
 }
-# What the trainer imports and the kernels do not: the extra `train`.
+# What training imports and the kernels do not: the extra `train` without shtab, which writes
+# completion scripts.
 _TRAINER = (
     "transformers", "accelerate", "safetensors", "numpy", "pyarrow", "matplotlib", "yaml", "tqdm",
-    "tabulate", "shtab",
+    "tabulate",
 )  # fmt: skip
 
 

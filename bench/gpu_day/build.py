@@ -22,8 +22,9 @@ def main() -> None:
         major, minor = torch.cuda.get_device_capability()
         environment["DFPO_CUDA_ARCHITECTURES"] = f"{major}{minor}-real"
     started = time.monotonic()
-    # What is here was built for another Python, or not at all.
-    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    # What is here was built for another Python, or not at all; and nothing is installed, so that
+    # dfpo reads its version from the metadata that egg_info leaves beside it.
+    command = [sys.executable, "setup.py", "--quiet", "egg_info", "build_ext", "--inplace"]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     seconds = time.monotonic() - started
     show = "import dfpo_kernels; print(dfpo_kernels.backends())"

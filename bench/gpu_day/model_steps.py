@@ -45,7 +45,7 @@ if DRY:
     }  # fmt: skip
     MODELS = {"tiny": tiny}
     ANSWERS, PROMPT, LENGTH, MINIBATCHES = 4, 3, 9, 2
-    ARMS = ARMS[1:2]
+    ARMS = ARMS[:2]
 
 
 def make_policy(name: str) -> Qwen2ForCausalLM:
@@ -96,7 +96,7 @@ def measure(model: str, arm: str) -> dict[str, object]:
     config = build_config(
         {
             "algorithm": arm, "reward.low": 0, "reward.high": 1,
-            "critic.clip_returns": True, "policy.minibatches": MINIBATCHES,
+            "policy.minibatches": MINIBATCHES,
             "policy.learning_rate": 1e-6, "critic.learning_rate": 1e-5,
         }
     )  # fmt: skip

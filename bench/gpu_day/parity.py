@@ -109,6 +109,11 @@ def compare(cpu: dict[str, torch.Tensor], gpu: dict[str, torch.Tensor]) -> dict[
     return errors
 
 
+def clipping(arm: str) -> dict[str, bool]:
+    """Returns are clipped by the critic that reads the setting."""
+    return {"critic.clip_returns": True} if arm.startswith("dfpo") else {}
+
+
 def main() -> int:
     torch.backends.cuda.matmul.allow_tf32 = False
     record: dict[str, object] = {}
@@ -118,7 +123,7 @@ def main() -> int:
             {
                 "algorithm": arm, "reward.low": 0, "reward.high": 1,
                 "rollout.prompts": 2 if DRY else 16, "policy.learning_rate": 1e-4,
-                "critic.learning_rate": 1e-3, "critic.clip_returns": True,
+                "critic.learning_rate": 1e-3, **clipping(arm),
             }
         )  # fmt: skip
         policy, tokenizer = load_policy(SHIPPED_POLICY)

@@ -14,7 +14,7 @@ import pytest
 pytest.importorskip("triton")
 ROOT = Path(__file__).parents[2]
 # The quick ones; ``make gpu-day DRY=1`` runs them all, in two minutes.
-PHASES = ["memcheck", "environment", "ops", "models", "sweep"]
+PHASES = ["parity", "memcheck", "environment", "ops", "models", "sweep"]
 
 
 @pytest.fixture(scope="module")
