@@ -23,12 +23,11 @@
 #pragma once
 
 #include "chunks.h"
+#include "compose.h"
+#include "walk.h"
 
 namespace dfpo {
 namespace DFPO_VARIANT {
-
-// A token past the end of a sequence; beside the roles of scan_args.h.
-constexpr int32_t kAbsent = 8;
 
 template <typename Args>
 struct ScanWork {
@@ -36,144 +35,6 @@ struct ScanWork {
     Chunks chunks;
     Scratch scratch;
 };
-
-// --- tokens and elements ------------------------------------------------------------------------
-
-// The tokens of one sequence in the order of a walk: position 0 is the first or the last token.
-class Walk {
-  public:
-    DFPO_INLINE Walk(const Sequences& s, int64_t b, bool forth)
-        : length((int32_t)sequence_length(s, b)),
-          s_(s),
-          forth_(forth),
-          mask_(sequence_start(s, s.mask, b)),
-          done_(sequence_start(s, s.done, b)) {}
-
-    DFPO_INLINE int32_t token(int32_t position) const {
-        return forth_ ? position : length - 1 - position;
-    }
-
-    DFPO_INLINE bool unmasked(int32_t position) const {
-        return is_set(s_.mask, mask_ + (int64_t)token(position) * s_.mask.token_stride);
-    }
-
-    DFPO_INLINE int32_t role(int32_t position) const {
-        if (position >= length) return kSkip | kAbsent;
-        int32_t role = 0;
-        if (s_.mask_mode != MaskMode::none && !unmasked(position)) role = masked_role(s_.mask_mode);
-        if (s_.done.data &&
-            is_set(s_.done, done_ + (int64_t)token(position) * s_.done.token_stride))
-            role |= kStop;
-        return role;
-    }
-
-    const int32_t length;
-
-  private:
-    const Sequences& s_;
-    const bool forth_;
-    const int64_t mask_, done_;
-};
-
-// One sequence of a tensor [B, T, Q] or [B, T].
-class Column {
-  public:
-    DFPO_INLINE Column(const Sequences& s, const Tokens& x, int64_t b)
-        : x_(x), start_(sequence_start(s, x, b)) {}
-
-    DFPO_INLINE bool there() const { return x_.data != nullptr; }
-    DFPO_INLINE Dtype dtype() const { return x_.dtype; }
-    // Where element 0 of token t lies.
-    DFPO_INLINE int64_t at(int32_t t) const { return start_ + (int64_t)t * x_.token_stride; }
-    DFPO_INLINE float read(Dtype dtype, int64_t i) const { return read_element(x_.data, dtype, i); }
-    DFPO_INLINE void write(Dtype dtype, int64_t i, float value) const {
-        write_element(x_.data, dtype, i, value);
-    }
-
-  private:
-    const Tokens x_;
-    const int64_t start_;
-};
-
-// visit(dtype) with a constant: the choice is made once, and not for each element.
-template <typename Visit>
-DFPO_INLINE void with_dtype(Dtype dtype, const Visit& visit) {
-    if (dtype == Dtype::f32)
-        visit(Dtype::f32);
-    else if (dtype == Dtype::bf16)
-        visit(Dtype::bf16);
-    else
-        visit(Dtype::f16);
-}
-
-DFPO_INLINE float read_state(const Rows& x, int64_t b, int64_t q) {
-    return x.data ? read_element(x.data, x.dtype, b * x.stride + q) : 0.0f;
-}
-
-// Sums of the groups of particles, group after group: [groups, B, T], packed [groups, N].
-DFPO_INLINE void write_group_sum(const Sequences& s, const Tokens& x, int64_t b, int64_t group,
-                                 int64_t t, float sum) {
-    if (!x.data) return;
-    const int64_t tokens = s.offsets ? s.offsets[s.count] : s.count * s.length;
-    const int64_t at = group * tokens + sequence_start(s, x, b) + t * x.token_stride;
-    ((float*)x.data)[at] = sum;
-}
-
-// by * x, where a zero cuts the flow off, also that of a NaN: nothing flows across the end of an
-// episode.
-DFPO_INLINE float flow(float by, float x) { return by != 0.0f ? by * x : 0.0f; }
-
-// --- pieces of a block --------------------------------------------------------------------------
-
-// Composes the maps of a block's slots, `lanes` neighbouring threads each, and returns what comes
-// before the own slot; total becomes what all slots do. Every thread of the block calls it.
-template <typename Map, typename After>
-DFPO_DEVICE Map compose_before(const Map& identity, Map map, int slot, int slots, int lanes,
-                               const After& after, Map* total) {
-    DFPO_SHARED(Map, shared, kThreads);
-    const int thread = (int)threadIdx.x;
-    for (int distance = 1; distance < slots; distance *= 2) {
-        shared[thread] = map;
-        __syncthreads();
-        if (slot >= distance) map = after(map, shared[thread - distance * lanes]);
-        __syncthreads();
-    }
-    shared[thread] = map;
-    __syncthreads();
-    *total = shared[(slots - 1) * lanes + thread % lanes];
-    map = slot > 0 ? shared[thread - lanes] : identity;
-    __syncthreads();
-    return map;
-}
-
-struct AddCounts {
-    DFPO_INLINE int32_t operator()(int32_t later, int32_t earlier) const { return earlier + later; }
-};
-
-struct JoinUnmasked {
-    DFPO_INLINE Unmasked operator()(const Unmasked& later, const Unmasked& earlier) const {
-        return {earlier.count + later.count,
-                earlier.first < later.first ? earlier.first : later.first};
-    }
-};
-
-// Of all threads' numbers.
-DFPO_DEVICE Unmasked join_unmasked(const Unmasked& own) {
-    Unmasked all;
-    compose_before(Unmasked{0, INT32_MAX}, own, (int)threadIdx.x, kThreads, 1, JoinUnmasked(),
-                   &all);
-    return all;
-}
-
-DFPO_DEVICE float warp_sum(float x) {
-    for (int lanes = kWarp / 2; lanes > 0; lanes /= 2) x += __shfl_xor_sync(~0u, x, lanes);
-    return x;
-}
-
-// Where element i of a chunk lies in shared memory: threads that read their shares meet no
-// bank twice.
-DFPO_INLINE int padded(int i) { return i + i / kWarp; }
-constexpr int padded_size(int elements) { return elements * (kWarp + 1) / kWarp; }
 
 // Numbers steps from the first unmasked token, so that padding changes nothing.
 struct Numbers {

@@ -278,20 +278,20 @@ def test_without_a_gpu_the_module_counts_none_and_a_launch_raises(use):
 
 # --- broken copies --------------------------------------------------------------------------------
 
-SCAN_H = "cuda/scan.h"
+SCAN_H, COMPOSE_H, WALK_H = "cuda/scan.h", "cuda/compose.h", "cuda/walk.h"
 CHUNKS_H = "cuda/chunks.h"
 GAE_CU, MIXTURE_CU = "cuda/distributional_gae.cu", "cuda/lambda_mixture_targets.cu"
 # File, text, replacement; and, of a header, the kernel that shows it, if not GAE's.
 BROKEN = {
     "missing barrier before a neighbour is read": (
-        SCAN_H, "__syncthreads();\n        if (slot >= distance)", "if (slot >= distance)",
+        COMPOSE_H, "__syncthreads();\n        if (slot >= distance)", "if (slot >= distance)",
     ),
     "missing barrier before a slot is overwritten": (
-        SCAN_H, "[thread - distance * lanes]);\n        __syncthreads();",
+        COMPOSE_H, "[thread - distance * lanes]);\n        __syncthreads();",
         "[thread - distance * lanes]);",
     ),
     "missing barrier before the total is read": (
-        SCAN_H, "shared[thread] = map;\n    __syncthreads();", "shared[thread] = map;",
+        COMPOSE_H, "shared[thread] = map;\n    __syncthreads();", "shared[thread] = map;",
     ),
     "missing barrier before a chunk is read": (
         SCAN_H, "load();\n        __syncthreads();", "load();",
@@ -301,7 +301,7 @@ BROKEN = {
         "void write_results() const {",
     ),
     "barrier that not every thread reaches": (
-        SCAN_H,
+        COMPOSE_H,
         "if (slot >= distance) map = after(map, shared[thread - distance * lanes]);\n"
         "        __syncthreads();",
         "if (slot >= distance) {\n"
@@ -323,17 +323,17 @@ BROKEN = {
     "maps of a gap the wrong way round": (
         SCAN_H, "scan_.after(chunk, earlier)", "scan_.after(earlier, chunk)",
     ),
-    "neighbour off by one": (SCAN_H, "if (slot >= distance)", "if (slot > distance)"),
+    "neighbour off by one": (COMPOSE_H, "if (slot >= distance)", "if (slot > distance)"),
     "share off by one": (
         SCAN_H, "return (slot_ * kBatch + j) * lanes_ + lane_",
         "return (slot_ * (kBatch - 1) + j) * lanes_ + lane_",
     ),
-    "last token is lost": (SCAN_H, "if (position >= length)", "if (position >= length - 1)"),
+    "last token is lost": (WALK_H, "if (position >= length)", "if (position >= length - 1)"),
     "lanes past the last particle count": (
         SCAN_H, "own_lane_ && scan_.input(k).there()", "scan_.input(k).there()",
     ),
-    "masked tokens step": (SCAN_H, "role = masked_role(s_.mask_mode)", "role = 0"),
-    "end of an episode is missed": (SCAN_H, "role |= kStop", "role |= 0"),
+    "masked tokens step": (WALK_H, "role = masked_role(s_.mask_mode)", "role = 0"),
+    "end of an episode is missed": (WALK_H, "role |= kStop", "role |= 0"),
     "steps counted from the wrong token": (SCAN_H, "return t - first;", "return t;", MIXTURE_CU),
     "steps counted from the wrong chunk": (
         SCAN_H, "i < place.chunk : i > place.chunk", "i > place.chunk : i < place.chunk",
@@ -419,7 +419,7 @@ PLANTED = {
         "heap-buffer-overflow", "READ of size 4",
     ),
     "write after shared memory": (
-        SCAN_H, "    shared[thread] = map;\n    __syncthreads();\n    *total",
+        COMPOSE_H, "    shared[thread] = map;\n    __syncthreads();\n    *total",
         "    shared[thread + 1] = map;\n    __syncthreads();\n    *total",
         "heap-buffer-overflow", "WRITE of size",
     ),
