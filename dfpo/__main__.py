@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -270,6 +271,8 @@ def run_sft(args: argparse.Namespace) -> None:
 
 
 def run_completion(args: argparse.Namespace) -> None:
+    if importlib.util.find_spec("shtab") is None:
+        raise ConfigError("completion: needs shtab, which is not installed: pip install shtab")
     import shtab
 
     print(shtab.complete(build_parsers("completion")[0], shell=args.shell))

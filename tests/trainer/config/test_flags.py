@@ -67,6 +67,13 @@ def test_completion_is_a_script_that_bash_takes(said, tmp_path):
         subprocess.run(["bash", "-n", script], check=True)
 
 
+def test_completion_without_its_library_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "shtab" else True)
+    with pytest.raises(SystemExit, match="2"):
+        main(["completion", "bash"])
+    assert capsys.readouterr().err.endswith("pip install shtab\n")
+
+
 def test_flags_may_be_written_with_underscores(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["train", "--rollout.max_new_tokenz", "3"])
