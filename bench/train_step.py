@@ -13,17 +13,17 @@ import time
 from collections import defaultdict
 
 import torch
-from accelerate import Accelerator
 from transformers.utils import logging
 
 from dfpo.config import build_config
 from dfpo.config.noise import Noise
-from dfpo.method.critics import build_critic
+from dfpo.method.critics import build_critic, estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import Learner, update
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
+from dfpo.rollout.sampler import Sampler
 from dfpo.tasks import reward
 from dfpo.tasks.source import training_rows
 
@@ -49,28 +49,26 @@ class Arm:
             torch.optim.AdamW(model.parameters(), lr=0.0, fused=True)
             for model in (self.policy, self.critic)
         ]
-        self.accelerator = Accelerator(cpu=True)
         self.generator = torch.Generator().manual_seed(0)
-        self.learner = Learner(
-            self.accelerator, self.policy, self.critic, *self.optimizers, self.generator
-        )
+        self.learner = Learner(self.policy, self.critic, *self.optimizers, self.generator)
 
     def collect(self):
         rows = training_rows(0, 0, self.config.rollout.prompts)
+        sampler = Sampler.of(self.policy, self.tokenizer)
         return collect(
-            self.policy, self.policy, self.tokenizer, rows,
+            sampler, sampler, rows,
             reward=VERIFIER, noise=Noise(), config=self.config, step=0,
         )  # fmt: skip
 
     def learn(self, rollout, seconds: dict[str, list[float]]) -> None:
         """Every stage but the rollout; appends to ``seconds``."""
         marks = [time.process_time()]
-        estimate = self.critic.estimate(rollout.samples, self.generator)
+        estimate = estimate_values(self.critic, rollout.samples, self.generator)
         marks.append(time.process_time())
         targets = compute_targets(rollout, estimate, self.config, 0)
         marks.append(time.process_time())
         for train_policy in (False, True):
-            update(self.learner, rollout, targets, self.config, train_policy=train_policy)
+            update(self.learner, rollout, targets, self.config, 0, train_policy=train_policy)
             marks.append(time.process_time())
         spans = [end - start for start, end in zip(marks, marks[1:], strict=False)]
         # The second update did the critic's part again.

@@ -13,13 +13,12 @@ import subprocess
 import sys
 
 import torch
-from accelerate import Accelerator
 from card import DEVICE, DRY, keep, milliseconds, peak_gigabytes, synchronize
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from dfpo.config import build_config
 from dfpo.config.types import Answers, Rollout, Samples, Scored
-from dfpo.method.critics import build_critic
+from dfpo.method.critics import build_critic, estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import Learner, update
 from dfpo.rollout.policy import set_compute_dtype, token_logprobs
@@ -104,18 +103,17 @@ def measure(model: str, arm: str) -> dict[str, object]:
     critic = build_critic(policy, config).to(DEVICE)
     if not DRY:
         set_compute_dtype(critic.trunk, torch.bfloat16)
-    accelerator = Accelerator(cpu=DRY)
     optimizers = [
         torch.optim.AdamW(module.parameters(), lr=1e-6, fused=True) for module in (policy, critic)
     ]
     generator = torch.Generator(DEVICE).manual_seed(0)
-    learner = Learner(accelerator, policy, critic, *optimizers, generator)
+    learner = Learner(policy, critic, *optimizers, generator)
 
     def estimate():
         """In the same parts as the update: one batch of all answers would not fit."""
         parts = []
         for rows in torch.arange(ANSWERS, device=DEVICE).chunk(MINIBATCHES):
-            parts.append(critic.estimate(rollout.samples.select(rows), generator))
+            parts.append(estimate_values(critic, rollout.samples.select(rows), generator))
         first = parts[0]
         joined = {
             name: torch.cat([getattr(part, name) for part in parts])
@@ -125,7 +123,7 @@ def measure(model: str, arm: str) -> dict[str, object]:
 
     def step():
         targets = compute_targets(rollout, estimate(), config, 0)
-        update(learner, rollout, targets, config, train_policy=True)
+        update(learner, rollout, targets, config, 0, train_policy=True)
 
     step()  # compiles kernels and makes the optimiser's state
     rounds = 1 if DRY else 3

@@ -18,13 +18,14 @@ from card import DEVICE, DRY, keep
 
 from dfpo.config import build_config
 from dfpo.config.noise import Noise
-from dfpo.config.types import Rollout
-from dfpo.method.critics import build_critic
+from dfpo.config.types import Counts, Rollout
+from dfpo.method.critics import build_critic, estimate_values
 from dfpo.method.policy_losses import PolicyBatch, clip
 from dfpo.method.targets import compute_targets
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy, set_compute_dtype
+from dfpo.rollout.sampler import Sampler
 from dfpo.tasks import reward
 from dfpo.tasks.source import training_rows
 
@@ -68,14 +69,15 @@ def step_on(device: str, policy, critic, rollout: Rollout, config) -> dict[str, 
     rollout = to_device(rollout, device)
     generator = torch.Generator().manual_seed(0)
     with draws_of_the_cpu():
-        estimate = critic.estimate(rollout.samples, generator)
+        estimate = estimate_values(critic, rollout.samples, generator)
         targets = compute_targets(rollout, estimate, config, 0)
-        loss, terms = critic.loss(
-            rollout.samples, targets.critic, generator, sum(rollout.answers.lengths)
-        )
+        counts = Counts.of(rollout.answers.lengths)
+        prepared = critic.prepare(targets.critic, rollout.samples.mask, generator)
+        loss, terms = critic.loss(rollout.samples, prepared, counts)
         loss.backward()
-    everything = torch.arange(len(rollout.answers), device=device)
-    own, metrics = clip(policy, critic, PolicyBatch.of(rollout, targets, everything), config)
+    everything = list(range(len(rollout.answers)))
+    batch = PolicyBatch.of(rollout, targets, everything, counts)
+    own, metrics = clip(policy, critic, batch, config)
     own.backward()
     values = {"quantiles": estimate.quantiles, "final": estimate.final}
     values |= {"advantages": targets.advantages, "target_quantiles": targets.critic.quantiles}
@@ -134,9 +136,11 @@ def main() -> int:
                 parameter.add_(0.02 * torch.randn_like(parameter))
         rows = training_rows(0, 0, config.rollout.prompts)
         arguments = {"reward": VERIFIER, "noise": Noise(), "config": config, "step": 0}
-        rollout = collect(policy, policy, tokenizer, rows, **arguments)
+        sampler = Sampler.of(policy, tokenizer)
+        rollout = collect(sampler, sampler, rows, **arguments)
         there = copy.deepcopy(policy).to(DEVICE)
-        twin = collect(there, there, tokenizer, rows, **arguments)
+        sampler = Sampler.of(there, tokenizer)
+        twin = collect(sampler, sampler, rows, **arguments)
         same = twin.samples.input_ids.shape == rollout.samples.input_ids.shape
         tokens = (
             float((twin.samples.input_ids.cpu() == rollout.samples.input_ids).float().mean())

@@ -96,6 +96,13 @@ ADVANTAGES: dict[str, Choice] = {
     ),
 }
 
+ENGINES: dict[str, Choice] = {
+    "transformers": Choice(
+        "transformers' generate, from the policy itself; answers that have ended leave the batch",
+        "dfpo.rollout.engines.hf_generate:build",
+    ),
+}
+
 # Which setting chooses a row of which table.
 TABLES: dict[str, dict[str, Choice]] = {
     "critic.kind": CRITICS,

@@ -22,6 +22,7 @@ class Stream(IntEnum):
     PATH = 4
     PROMPT_NOISE = 5
     VOTE = 6
+    ORDER = 7
 
 
 def uniforms(

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfpo.config.choices import ADVANTAGES, CRITICS, POLICY_LOSSES
+from dfpo.config.choices import ADVANTAGES, CRITICS, ENGINES, POLICY_LOSSES
 from dfpo.config.tables import Choice
 from dfpo_kernels.value_flow import ValueFlowCoefs
 from dfpo_kernels.value_flow import head as flow_head
@@ -50,6 +50,7 @@ class RolloutConfig:
     prompts: int = option(16, "prompts per step", low=1, common=True)
     samples: int = option(4, "answers sampled per prompt", low=1, common=True)
     max_new_tokens: int = option(64, "longest answer, in tokens", low=1, common=True)
+    engine: str = option("transformers", "what samples answers in training", table=ENGINES)
     temperature: float = option(
         1.0, "sampling temperature in training", low=1e-3, high=100.0, common=True
     )
@@ -253,6 +254,13 @@ class Config:
         "what policy and critic multiply in, their weights stay float32; auto is bfloat16 on a GPU "
         "that has it, else float32",
         choices=("auto", "float32", "bfloat16"),
+    )
+    micro_tokens: int | None = option(
+        None,
+        "tokens, padding included, that go through a model at once, in sampling and in training; "
+        "default 65536 below 2 M parameters, else 8192 on a CPU and 32768 on a GPU",
+        low=1,
+        common=True,
     )
     max_grad_norm: float = option(1.0, "gradient clip of policy and critic, each its own", low=0.0)
     attention: str = option(

@@ -11,8 +11,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dfpo_kernels import FlowField
@@ -20,6 +22,14 @@ from dfpo_kernels.nn import PathTargets
 
 Row = dict[str, Any]  # "prompt" (text, or a list of chat messages) and the reward's columns
 Prompt = str | list[dict[str, str]]  # text, or chat messages
+
+
+def row_index(rows: list[int], device: torch.device) -> Tensor:
+    """``rows`` on the device, for which the host does not wait."""
+    index = torch.tensor(rows, dtype=torch.int64)
+    if device.type != "cuda":
+        return index.to(device)
+    return index.pin_memory().to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -36,8 +46,43 @@ class Samples:
         """The answers' part of ``input_ids``."""
         return self.input_ids[:, -self.mask.shape[1] :]
 
+    @cached_property
+    def lengths(self) -> list[int]:
+        """Tokens of each answer; the host waits for the device once to know them."""
+        return self.mask.sum(-1).tolist()
+
+    @cached_property
+    def prompt_lengths(self) -> list[int]:
+        """Tokens of each prompt, likewise."""
+        return (self.attention_mask.sum(-1) - self.mask.sum(-1)).tolist()
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether no column is padding to all."""
+        width = max(self.prompt_lengths, default=0), max(self.lengths, default=0)
+        return width == (self.input_ids.shape[1] - self.mask.shape[1], self.mask.shape[1])
+
     def select(self, rows: Tensor | list[int]) -> Samples:
-        return Samples(**{name: value[rows] for name, value in vars(self).items()})
+        names = [field.name for field in dataclasses.fields(self)]
+        return Samples(**{name: getattr(self, name)[rows] for name in names})
+
+    def part(self, rows: list[int]) -> Samples:
+        """The answers in ``rows`` without the columns that are padding to all of them."""
+        prompts = [self.prompt_lengths[i] for i in rows]
+        lengths = [self.lengths[i] for i in rows]
+        prompt, answer = max(prompts, default=0), max(lengths, default=0)
+        index = row_index(rows, self.mask.device)
+        middle = self.input_ids.shape[1] - self.mask.shape[1]
+        columns = slice(middle - prompt, middle + answer)
+        part = Samples(
+            input_ids=self.input_ids[index, columns],
+            attention_mask=self.attention_mask[index, columns],
+            mask=self.mask[index, :answer],
+            truncated=self.truncated[index],
+        )
+        # Known already: nothing need ask the device again.
+        vars(part).update(prompt_lengths=prompts, lengths=lengths)
+        return part
 
 
 @dataclass(frozen=True)
@@ -120,13 +165,34 @@ class CriticTargets:
     spread: Tensor | None = None  # [B, T], standard deviation of the estimate
     base: Tensor | None = None  # [B, T, Q]
     path: PathTargets | None = None  # [B, T]
+    draws: Tensor | None = None  # [B, T, Q + 1] uniforms, where the loss draws at random
+    weight: Tensor | None = None  # [B, T], of each token's flow matching
 
-    def select(self, rows: Tensor) -> CriticTargets:
+    def part(self, rows: list[int], length: int) -> CriticTargets:
+        """The first ``length`` tokens of the answers in ``rows``."""
+
+        def cut(value: Tensor) -> Tensor:
+            return value[index, :length]
+
+        index = row_index(rows, self.quantiles.device)
         return CriticTargets(**{
             name: None if value is None else
-            value.select(rows) if isinstance(value, PathTargets) else value[rows]
+            value.map(cut) if isinstance(value, PathTargets) else cut(value)
             for name, value in vars(self).items()
         })  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the means of a loss divide by. Of a whole minibatch, where the loss is of a part of it:
+    then the parts' losses and gradients add up to the minibatch's."""
+
+    tokens: int
+    answers: int
+
+    @staticmethod
+    def of(lengths: list[int]) -> Counts:
+        return Counts(tokens=max(1, sum(lengths)), answers=max(1, len(lengths)))
 
 
 @dataclass(frozen=True)
@@ -137,11 +203,3 @@ class Targets:
     raw_advantages: Tensor  # [B, T], before bounds and whitening
     clean_advantages: Tensor  # [B, T], the raw ones had the clean reward been told
     critic: CriticTargets | None = None  # None where there is no critic
-
-    def select(self, rows: Tensor) -> Targets:
-        return Targets(
-            advantages=self.advantages[rows],
-            raw_advantages=self.raw_advantages[rows],
-            clean_advantages=self.clean_advantages[rows],
-            critic=self.critic and self.critic.select(rows),
-        )

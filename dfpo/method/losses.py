@@ -8,29 +8,45 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dfpo.config.types import Counts
+
 # Bounds before exp, so that a wild ratio cannot overflow.
 LOG_RATIO_LIMIT = 20.0
 KL_LIMIT = 10.0
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:  # [B, T], [B, T] bool -> scalar
-    """Mean over counted tokens; 0 where there is none."""
-    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp_min(1)
+def masked_mean(
+    values: Tensor,  # [B, T]
+    mask: Tensor,  # [B, T] bool
+    count: int | None = None,
+) -> Tensor:
+    """Mean over counted tokens; 0 where there is none. With ``count`` the sum over that number:
+    the share of these tokens in a mean over more of them."""
+    number = mask.sum().clamp_min(1) if count is None else count
+    return torch.where(mask, values, 0.0).sum() / number
 
 
-def token_average(values: Tensor, mask: Tensor, average: str, longest: int) -> Tensor:
+def token_average(
+    values: Tensor, mask: Tensor, average: str, longest: int, counts: Counts | None = None
+) -> Tensor:
     """One number from per-token losses [B, T], as ``policy.average`` names it.
 
     token       sum of all over the count of tokens                  (DAPO, verl's default)
     answer      mean over each answer's tokens, then over answers    (GRPO, arXiv 2402.03300)
     constant    sum of all over B ``longest``                        (Dr. GRPO, arXiv 2503.20783)
+
+    ``counts`` are those of the whole minibatch where these tokens are a part of it.
     """
     if average == "token":
-        return masked_mean(values, mask)
+        return masked_mean(values, mask, counts and counts.tokens)
     sums = torch.where(mask, values, 0.0).sum(-1)
-    if average == "answer":
-        return (sums / mask.sum(-1).clamp_min(1)).mean()
-    return (sums / longest).mean()
+    per_answer = sums / (mask.sum(-1).clamp_min(1) if average == "answer" else longest)
+    return answer_mean(per_answer, counts)
+
+
+def answer_mean(values: Tensor, counts: Counts | None) -> Tensor:  # [B] -> scalar
+    """Mean over answers; with ``counts`` their share in the mean over a minibatch."""
+    return values.mean() if counts is None else values.sum() / counts.answers
 
 
 def clipped_loss(
@@ -44,13 +60,14 @@ def clipped_loss(
     clip_high: float | None = None,
     average: str = "token",
     longest: int = 1,
+    counts: Counts | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """PPO's clipped policy objective.
 
         rho = exp(logp - logp_old),   L = -min(rho A, clamp(rho, 1 - clip, 1 + clip_high) A)
 
     and, where A < 0 and ``dual_clip`` > 0, L is at most -dual_clip A; ``clip_high`` is by default
-    ``clip``. See ``token_average`` for ``average`` and ``longest``.
+    ``clip``. See ``token_average`` for ``average``, ``longest`` and ``counts``.
 
     Source: Schulman et al. 2017, arXiv 1707.06347; dual clip: Ye et al. 2020, arXiv 1912.09729;
     separate upper clip: DAPO, arXiv 2503.14476.
@@ -62,9 +79,10 @@ def clipped_loss(
     if dual_clip:
         bound = -dual_clip * advantages
         loss = torch.where(advantages < 0, torch.minimum(loss, bound), loss)
-    outside = masked_mean(((ratio - clipped).abs() > 0).float(), mask)
+    tokens = counts and counts.tokens
+    outside = masked_mean(((ratio - clipped).abs() > 0).float(), mask, tokens)
     metrics = {"clip_fraction": outside.detach(), "ratio_max": ratio.detach().max()}
-    return token_average(loss, mask, average, longest), metrics
+    return token_average(loss, mask, average, longest, counts), metrics
 
 
 def kl_loss(
@@ -74,6 +92,7 @@ def kl_loss(
     *,
     average: str = "token",
     longest: int = 1,
+    counts: Counts | None = None,
 ) -> Tensor:
     """The k3 estimate of KL(policy || reference), averaged as the clipped objective is: GRPO has
     it within each answer's mean.
@@ -83,7 +102,7 @@ def kl_loss(
     Source: Schulman 2020, "Approximating KL divergence"; arXiv 2402.03300, Eq. 3 and 4.
     """
     d = torch.where(mask, ref_logprobs - logprobs, 0.0).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return token_average((d.exp() - d - 1).clamp_max(KL_LIMIT), mask, average, longest)
+    return token_average((d.exp() - d - 1).clamp_max(KL_LIMIT), mask, average, longest, counts)
 
 
 def trajectory_balance_loss(
@@ -97,6 +116,7 @@ def trajectory_balance_loss(
     beta: float,
     clip: float,
     clip_high: float | None = None,
+    counts: Counts | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """FlowRL's squared residual of trajectory balance, a mean over answers.
 
@@ -118,8 +138,8 @@ def trajectory_balance_loss(
     ratio = mean(logprobs.detach() - old_logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
     weight = ratio.clamp(1 - clip, 1 + (clip if clip_high is None else clip_high))
     metrics = {
-        "clip_fraction": ((ratio - weight).abs() > 0).float().mean(),
+        "clip_fraction": answer_mean(((ratio - weight).abs() > 0).float(), counts),
         "ratio_max": ratio.max(),
-        "log_partition": log_partition.detach().mean(),
+        "log_partition": answer_mean(log_partition.detach(), counts),
     }
-    return (weight * residual.square()).mean(), metrics
+    return answer_mean(weight * residual.square(), counts), metrics

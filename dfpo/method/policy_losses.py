@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from dfpo.config import Config
-from dfpo.config.types import Rollout, Samples, Targets
+from dfpo.config.types import Counts, Rollout, Samples, Targets, row_index
 from dfpo.method.critics import Critic
 from dfpo.method.losses import clipped_loss, kl_loss, trajectory_balance_loss
 from dfpo.rollout.policy import token_logprobs
@@ -19,20 +19,25 @@ Loss = tuple[Tensor, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class PolicyBatch:
-    """What a policy loss learns from: some answers of a rollout."""
+    """What a policy loss learns from: some answers of a minibatch of a rollout."""
 
     samples: Samples
     advantages: Tensor  # [B, T]
     old_logprobs: Tensor  # [B, T]
     ref_logprobs: Tensor  # [B, T]
+    counts: Counts  # of the whole minibatch
 
     @staticmethod
-    def of(rollout: Rollout, targets: Targets, rows: Tensor) -> PolicyBatch:
+    def of(rollout: Rollout, targets: Targets, rows: list[int], counts: Counts) -> PolicyBatch:
+        samples = rollout.samples.part(rows)
+        index = row_index(rows, samples.mask.device)
+        length = samples.mask.shape[1]
         return PolicyBatch(
-            samples=rollout.samples.select(rows),
-            advantages=targets.advantages[rows],
-            old_logprobs=rollout.old_logprobs[rows],
-            ref_logprobs=rollout.ref_logprobs[rows],
+            samples=samples,
+            advantages=targets.advantages[index, :length],
+            old_logprobs=rollout.old_logprobs[index, :length],
+            ref_logprobs=rollout.ref_logprobs[index, :length],
+            counts=counts,
         )
 
 
@@ -42,7 +47,11 @@ def clip(policy: PreTrainedModel, critic: Critic, batch: PolicyBatch, config: Co
     temperature = config.rollout.temperature
     logprobs, _ = token_logprobs(policy, batch.samples, temperature, entropy=False)
 
-    averaged = {"average": settings.average, "longest": config.rollout.max_new_tokens}
+    averaged = {
+        "average": settings.average,
+        "longest": config.rollout.max_new_tokens,
+        "counts": batch.counts,
+    }
     loss, metrics = clipped_loss(
         logprobs, batch.old_logprobs, batch.advantages, mask,
         clip=settings.clip, clip_high=settings.clip_high, dual_clip=settings.dual_clip, **averaged,
@@ -63,4 +72,5 @@ def trajectory_balance(
         logprobs, batch.old_logprobs, batch.ref_logprobs, batch.advantages,
         critic.log_partition(hidden[-1], batch.samples), batch.samples.mask,
         beta=settings.beta, clip=settings.clip, clip_high=settings.clip_high,
+        counts=batch.counts,
     )  # fmt: skip

@@ -1,27 +1,31 @@
-"""Minibatches, backward, clip, step: one rollout's update of critic and policy."""
+"""Minibatches, micro-batches, backward, clip, step: one rollout's update of critic and policy."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dfpo.config import Config
 from dfpo.config.choices import POLICY_LOSSES
-from dfpo.config.types import Rollout, Targets
+from dfpo.config.draws import Stream, uniforms
+from dfpo.config.types import Counts, Rollout, Targets, row_index
 from dfpo.method.critics import Critic
 from dfpo.method.policy_losses import PolicyBatch
+from dfpo.rollout.batches import parts_of
+from dfpo.rollout.processes import Processes
+
+Metrics = dict[str, Tensor]
+PartLoss = Callable[[list[int]], tuple[Tensor, Metrics]]
 
 
 @dataclass(frozen=True)
 class Learner:
     """What an update changes."""
 
-    accelerator: Accelerator
     policy: PreTrainedModel
     critic: Critic
     policy_optimizer: torch.optim.Optimizer
@@ -30,79 +34,147 @@ class Learner:
 
 
 def update(
-    learner: Learner, rollout: Rollout, targets: Targets, config: Config, *, train_policy: bool
-) -> dict[str, float]:
-    """Passes over the rollout in shuffled minibatches; returns the mean of each metric. A critic
-    without an optimiser of its own is not trained, or with the policy."""
-    sums: dict[str, list[Tensor]] = defaultdict(list)
-    generator, count = learner.generator, len(rollout.answers)
-    longest = sorted(rollout.answers.lengths, reverse=True)
-    epochs = config.policy.epochs if train_policy else config.critic.warmup_epochs
-
-    for _ in range(epochs):
-        order = torch.randperm(count, generator=generator, device=generator.device)
-        for rows in order.chunk(config.policy.minibatches):
-            metrics: dict[str, Tensor] = {}
-            if learner.critic_optimizer is not None:
-                most_tokens = sum(longest[: len(rows)])
-                metrics |= _train_critic(learner, rollout, targets, rows, most_tokens, config)
-            if train_policy:
-                metrics |= _train_policy(learner, PolicyBatch.of(rollout, targets, rows), config)
-            for name, value in metrics.items():
-                sums[name].append(value.detach())
-
-    if not sums:
-        return {}
-    # One wait for the device, not one per metric.
-    means = torch.stack([torch.stack(values).mean().float() for values in sums.values()])
-    return dict(zip(sums, means.tolist(), strict=True))
-
-
-def _train_critic(
     learner: Learner,
     rollout: Rollout,
     targets: Targets,
-    rows: Tensor,
-    most_tokens: int,
     config: Config,
-) -> dict[str, Tensor]:
-    critic = learner.critic
-    samples, learned = rollout.samples.select(rows), targets.critic.select(rows)
-    loss, terms = critic.loss(samples, learned, learner.generator, most_tokens)
+    step: int,
+    *,
+    train_policy: bool,
+) -> dict[str, float]:
+    """Passes over the rollout in shuffled minibatches; returns the mean of each metric. A critic
+    without an optimiser of its own is not trained, or with the policy."""
+    history: list[Metrics] = []
+    epochs = config.policy.epochs if train_policy else config.critic.warmup_epochs
 
-    norm = _step(learner.accelerator, learner.critic_optimizer, loss, critic.parts(), config)
-    named = {f"critic/{name}": term for name, term in terms.items()}
-    return {"loss/critic": loss, "grad_norm/critic": norm, **named}
+    for epoch in range(epochs):
+        for rows in minibatches(len(rollout.answers), config, step, epoch):
+            metrics: Metrics = {}
+            if learner.critic_optimizer is not None:
+                metrics |= _train_critic(learner, rollout, targets, rows, config)
+            if train_policy:
+                metrics |= _train_policy(learner, rollout, targets, rows, config)
+            history.append(metrics)
+    return _averages(history, learner.policy.device)
 
 
-def _train_policy(learner: Learner, batch: PolicyBatch, config: Config) -> dict[str, Tensor]:
-    optimizer = learner.policy_optimizer
+def minibatches(answers: int, config: Config, step: int, epoch: int) -> Iterator[list[int]]:
+    """The rows of each minibatch, shuffled: as many of them as ``policy.minibatches`` says, whose
+    sizes differ by one at most, or one a row where there are fewer rows."""
+    draws = uniforms(config.seed, Stream.ORDER, step, torch.tensor([epoch]), answers)
+    order = draws[0].argsort().tolist()
+    count = min(config.policy.minibatches, answers)
+    for i in range(count):
+        yield order[answers * i // count : answers * (i + 1) // count]
+
+
+def _train_critic(
+    learner: Learner, rollout: Rollout, targets: Targets, rows: list[int], config: Config
+) -> Metrics:
+    critic, samples = learner.critic, rollout.samples
+    counts = Counts.of([samples.lengths[i] for i in rows])
+    length = samples.mask.shape[1]
+    index = row_index(rows, samples.mask.device)
+    prepared = critic.prepare(
+        targets.critic.part(rows, length), samples.mask[index], learner.generator
+    )
+    place = {row: i for i, row in enumerate(rows)}
+
+    def part_loss(some: list[int]) -> tuple[Tensor, Metrics]:
+        part = samples.part(some)
+        learned = prepared.part([place[row] for row in some], part.mask.shape[1])
+        loss, terms = critic.loss(part, learned, counts)
+        return loss, {"loss/critic": loss.detach()} | {
+            f"critic/{name}": term for name, term in terms.items()
+        }
+
+    batches = parts_of(samples, rows, config.micro_tokens)
+    metrics = _accumulate(learner.critic_optimizer, batches, part_loss)
+    norm = _step(learner.critic_optimizer, critic.parts(), config)
+    return metrics | {"grad_norm/critic": norm}
+
+
+def _train_policy(
+    learner: Learner, rollout: Rollout, targets: Targets, rows: list[int], config: Config
+) -> Metrics:
     policy_loss = POLICY_LOSSES[config.policy.loss].load()
-    loss, metrics = policy_loss(learner.policy, learner.critic, batch, config)
+    counts = Counts.of([rollout.samples.lengths[i] for i in rows])
 
+    def part_loss(some: list[int]) -> tuple[Tensor, Metrics]:
+        batch = PolicyBatch.of(rollout, targets, some, counts)
+        loss, terms = policy_loss(learner.policy, learner.critic, batch, config)
+        return loss, {"loss/policy": loss.detach()} | {
+            f"policy/{name}": term.detach() for name, term in terms.items()
+        }
+
+    optimizer = learner.policy_optimizer
+    batches = parts_of(rollout.samples, rows, config.micro_tokens)
+    metrics = _accumulate(optimizer, batches, part_loss)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = _step(learner.accelerator, optimizer, loss, [parameters], config)
-    named = {f"policy/{name}": value for name, value in metrics.items()}
-    return {"loss/policy": loss, "grad_norm/policy": norm, **named}
+    return metrics | {"grad_norm/policy": _step(optimizer, [parameters], config)}
+
+
+def _accumulate(
+    optimizer: torch.optim.Optimizer, batches: list[list[int]], part_loss: PartLoss
+) -> Metrics:
+    """Gradients of a minibatch from its parts, and the metrics of this process' parts: each is a
+    share of the minibatch's mean, but for the largest ratio."""
+    optimizer.zero_grad(set_to_none=True)
+    sums: Metrics = {}
+    for some in batches:
+        loss, metrics = part_loss(some)
+        loss.backward()
+        for name, value in metrics.items():
+            if name not in sums:
+                sums[name] = value
+            else:
+                sums[name] = torch.maximum(sums[name], value) if _is_most(name) else (
+                    sums[name] + value
+                )  # fmt: skip
+    return sums
 
 
 def _step(
-    accelerator: Accelerator,
-    optimizer: torch.optim.Optimizer,
-    loss: Tensor,
-    parts: list[list[nn.Parameter]],
-    config: Config,
+    optimizer: torch.optim.Optimizer, parts: list[list[nn.Parameter]], config: Config
 ) -> Tensor:
     """One clipped optimiser step, left out where the gradient is not finite. Returns its norm,
     over all parts, each of which is clipped by its own."""
-    optimizer.zero_grad(set_to_none=True)
-    accelerator.backward(loss)
-    clip = config.max_grad_norm
-    norms = [accelerator.clip_grad_norm_(part, clip) for part in parts]
+    processes = Processes.here()
+    norms = []
+    for part in parts:
+        processes.sum_gradients(part)
+        norms.append(nn.utils.clip_grad_norm_(part, config.max_grad_norm))
     norm = torch.stack(norms).norm()
 
     # The fused optimiser reads the flag on the device, where asking for it here would wait.
-    fused = getattr(optimizer, "optimizer", optimizer)
-    fused.grad_scale, fused.found_inf = None, (~torch.isfinite(norm)).float()
+    optimizer.grad_scale, optimizer.found_inf = None, (~torch.isfinite(norm)).float()
     optimizer.step()
     return norm
+
+
+def _is_most(name: str) -> bool:
+    return name.endswith("_max")
+
+
+def _averages(history: list[Metrics], device: torch.device) -> dict[str, float]:
+    """Each metric's mean over minibatches, of all processes; one wait for the device."""
+    processes = Processes.here()
+    names = processes.from_lead(lambda: list(dict.fromkeys(n for made in history for n in made)))
+    if not names:
+        return {}
+
+    def table(chosen: list[str]) -> Tensor:  # [minibatches, names]
+        nothing = torch.zeros((), device=device)
+        rows = [torch.stack([made.get(n, nothing).float() for n in chosen]) for made in history]
+        return torch.stack(rows)
+
+    most = [name for name in names if _is_most(name)]
+    # Every process knows the norm of the whole gradient: the first one's counts.
+    norms = [name for name in names if name.startswith("grad_norm/")]
+    sums = [name for name in names if name not in most and name not in norms]
+    means_of: dict[str, Tensor] = {}
+    for chosen, over in ((sums, processes.sum), (most, processes.most), (norms, lambda x: x)):
+        if chosen:
+            means_of |= zip(chosen, over(table(chosen)).mean(0), strict=True)
+    means = torch.stack([means_of[name] for name in names]).tolist()
+    return dict(zip(names, means, strict=True))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config import Config
 from dfpo.config.draws import Stream, uniforms
@@ -12,16 +11,16 @@ from dfpo.config.noise import Noise
 from dfpo.config.types import Answers, Rollout, Row, Samples
 from dfpo.rewards.functions import Reward
 from dfpo.rewards.noise import NoiseInputs, corrupt, prompt_id
-from dfpo.rollout.policy import decode, generate, token_logprobs
+from dfpo.rollout.policy import decode, logprobs_by_parts
+from dfpo.rollout.sampler import Sampler
 from dfpo.rollout.votes import agreement, cast_votes
 from dfpo.tasks.source import domain_of
 
 
 @torch.no_grad()
 def collect(
-    policy: PreTrainedModel,
-    reference: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    sampler: Sampler,
+    first: Sampler,
     rows: list[Row],
     *,
     reward: Reward,
@@ -30,65 +29,58 @@ def collect(
     step: int,
 ) -> Rollout:
     """Samples ``config.rollout.samples`` answers to each row, scores them, and keeps those that
-    have a reward after noise."""
-    samples, answers = sample(policy, tokenizer, rows, config, step)
-    first = step * len(answers)
+    have a reward after noise. ``first`` is the policy before training, the reference of KL."""
+    samples, answers = sample(sampler, rows, config, step)
+    device, first_id = sampler.policy.device, step * len(answers)
 
     scored = reward(answers.rows, answers.texts, answers.token_ids)
     noisy = noisy_rewards(
-        scored.values.to(policy.device), answers,
-        noise=noise, reward=reward, reference=reference, tokenizer=tokenizer, config=config,
-        step=step,
+        scored.values.to(device), answers,
+        noise=noise, reward=reward, first=first, config=config, step=step,
     )  # fmt: skip
     scored = scored.without(noisy.isnan().cpu())
 
     kept = scored.values.isfinite().nonzero().squeeze(-1)
     if len(kept) < len(answers):
-        answers, samples = answers.select(kept), samples.select(kept.to(policy.device))
+        answers, samples = answers.select(kept), samples.part(kept.tolist())
 
     # Without a single answer there is nothing for the models to look at.
-    nothing = torch.zeros(samples.mask.shape, device=policy.device)
-    old_logprobs = ref_logprobs = entropy = nothing
+    nothing = torch.zeros(samples.mask.shape, device=device)
+    drawn = reference = {"logprobs": nothing, "entropy": nothing}
     if len(answers):
-        temperature = config.rollout.temperature
-        old_logprobs, entropy = token_logprobs(policy, samples, temperature)
-        ref_logprobs, _ = token_logprobs(reference, samples, temperature, entropy=False)
+        settings = config.rollout.temperature, config.micro_tokens or 0
+        drawn = logprobs_by_parts(sampler.policy, samples, *settings)
+        reference = logprobs_by_parts(first.policy, samples, *settings, entropy=False)
 
-    clean = scored.values[scored.values.isfinite()].to(policy.device)
+    clean = scored.values[scored.values.isfinite()].to(device)
     return Rollout(
         scored=scored,
         answers=answers,
         samples=samples,
-        groups=(answers.sample_ids - first) // config.rollout.samples,
+        groups=(answers.sample_ids - first_id) // config.rollout.samples,
         clean_rewards=clean,
         # The very same tensor where there is no noise, by which others know.
         rewards=noisy[noisy.isfinite()] if noise else clean,
-        old_logprobs=old_logprobs,
-        ref_logprobs=ref_logprobs,
-        entropy=entropy,
+        old_logprobs=drawn["logprobs"],
+        ref_logprobs=reference["logprobs"],
+        entropy=drawn["entropy"],
     )
 
 
-def sample(
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: list[Row],
-    config: Config,
-    step: int,
-) -> tuple[Samples, Answers]:
+def sample(sampler: Sampler, rows: list[Row], config: Config, step: int) -> tuple[Samples, Answers]:
     """``config.rollout.samples`` answers to each row, drawn as a function of (seed, step)."""
     settings = config.rollout
     rows = [row for row in rows for _ in range(settings.samples)]
     first = step * len(rows)
-    sample_ids = torch.arange(first, first + len(rows), device=policy.device)
+    sample_ids = torch.arange(first, first + len(rows), device=sampler.policy.device)
 
     draws = uniforms(config.seed, Stream.SAMPLING, step, sample_ids, settings.max_new_tokens)
-    samples = generate(
-        policy, tokenizer, [row["prompt"] for row in rows], settings.max_new_tokens,
+    samples = sampler.answer(
+        [row["prompt"] for row in rows], settings.max_new_tokens,
         uniforms=draws, temperature=settings.temperature,
     )  # fmt: skip
 
-    texts, token_ids = decode(tokenizer, samples)
+    texts, token_ids = decode(sampler.tokenizer, samples)
     return samples, Answers(rows=rows, texts=texts, token_ids=token_ids, sample_ids=sample_ids)
 
 
@@ -98,8 +90,7 @@ def noisy_rewards(
     *,
     noise: Noise,
     reward: Reward,
-    reference: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    first: Sampler,
     config: Config,
     step: int,
 ) -> Tensor:  # [B]
@@ -108,7 +99,7 @@ def noisy_rewards(
         return clean
     votes = None
     if noise.vote:
-        voted = cast_votes(reference, tokenizer, answers.rows, reward.extract, noise.vote, config)
+        voted = cast_votes(first, answers.rows, reward.extract, noise.vote, config)
         votes = agreement(voted, answers, reward.extract).to(clean.device)
 
     prompt_ids = [prompt_id(row["prompt"]) for row in answers.rows]

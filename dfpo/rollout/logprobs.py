@@ -25,8 +25,9 @@ def from_logits(
     entropy: bool = True,
 ) -> tuple[Tensor, Tensor | None]:  # [...], [...]
     """log softmax(logits / temperature) at ``tokens``, and the entropy of that distribution, in
-    nats and without a gradient; None where it is not asked for. float32 whatever the logits."""
-    logprobs = (logits.float() / temperature).log_softmax(-1)
+    nats and without a gradient; None where it is not asked for. At least float32."""
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logprobs = (logits / temperature).log_softmax(-1)
     chosen = logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     if not entropy:
         return chosen, None

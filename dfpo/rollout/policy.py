@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from types import MethodType
@@ -17,9 +15,6 @@ from transformers import (
     AttentionMaskInterface,
     AutoModelForCausalLM,
     AutoTokenizer,
-    GenerationConfig,
-    LogitsProcessor,
-    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -29,7 +24,11 @@ from transformers.utils import is_flash_attn_2_available
 from dfpo.config import ConfigError
 from dfpo.config.types import Prompt, Samples
 from dfpo.rollout import logprobs
+from dfpo.rollout.batches import Parts, by_parts
 
+# Below this many parameters a token is too little work to share between threads, a step of the
+# optimiser may be long, and the calls themselves are what takes time.
+SMALL_MODEL = 2_000_000
 SHIPPED = Path(str(resources.files("dfpo.tasks"))) / "starting_policies"
 SHIPPED_POLICY = SHIPPED / "suite"
 
@@ -174,92 +173,10 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     return ids
 
 
-class _CounterSampler(LogitsProcessor):
-    """Turns greedy decoding into sampling: token n of answer b is the inverse of the cumulative
-    distribution at uniform (b, n). One uniform per token, so paired arms stay paired."""
-
-    def __init__(self, uniforms: Tensor, temperature: float, prompt_length: int) -> None:
-        self.uniforms = uniforms  # [B, T]
-        self.temperature = temperature
-        self.prompt_length = prompt_length
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        cumulative = (scores.float() / self.temperature).softmax(-1).cumsum(-1)
-        position = input_ids.shape[1] - self.prompt_length
-        # Scaled by the total, which rounding leaves next to 1, so that every draw hits a token.
-        threshold = self.uniforms[:, position : position + 1] * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, threshold, right=True)
-        chosen = chosen.clamp_max(scores.shape[-1] - 1)
-        return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
-
-
-@torch.no_grad()
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[Prompt],
-    max_new_tokens: int,
-    *,
-    uniforms: Tensor | None = None,  # [B, T]
-    temperature: float = 1.0,
-) -> Samples:
-    """Answers to the prompts: sampled with the given uniforms, or greedy without them."""
-    ids = [encode(tokenizer, prompt) for prompt in prompts]
-    return continue_from(
-        model, tokenizer, ids, max_new_tokens, uniforms=uniforms, temperature=temperature
-    )
-
-
-@torch.no_grad()
-def continue_from(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    ids: list[list[int]],
-    max_new_tokens: int,
-    *,
-    uniforms: Tensor | None = None,  # [B, T]
-    temperature: float = 1.0,
-) -> Samples:
-    """The same from token ids, of a prompt or of a prompt and the beginning of an answer."""
-    encoded = tokenizer.pad({"input_ids": ids}, padding_side="left", return_tensors="pt")
-    encoded = encoded.to(model.device)
-    prompt_length = encoded["input_ids"].shape[1]
-    ends = end_tokens(model, tokenizer)
-    processors = LogitsProcessorList()
-    if uniforms is not None:
-        processors.append(_CounterSampler(uniforms, temperature, prompt_length))
-    plain = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=ends or None,
-    )
-    with _own_settings(model, plain):
-        sequences = model.generate(
-            input_ids=encoded["input_ids"],
-            attention_mask=encoded["attention_mask"],
-            logits_processor=processors,
-            generation_config=plain,
-        )
-    answers = sequences[:, prompt_length:]
-    is_end = torch.isin(answers, torch.tensor(ends, dtype=answers.dtype, device=answers.device))
-    # A token counts while no end token stands before it.
-    mask = is_end.cumsum(-1) - is_end.int() == 0
-    attention_mask = torch.cat([encoded["attention_mask"], mask.to(torch.int64)], dim=1)
-    return Samples(
-        input_ids=sequences,
-        attention_mask=attention_mask,
-        mask=mask,
-        truncated=~is_end.any(-1),
-    )
-
-
 def decode(tokenizer: PreTrainedTokenizerBase, samples: Samples) -> tuple[list[str], list[list]]:
     """Texts without special tokens, and the token ids they come from."""
-    # Two waits for the device, however many answers.
     answers = samples.tokens.tolist()
-    lengths = samples.mask.sum(-1).tolist()
-    ids = [row[:length] for row, length in zip(answers, lengths, strict=True)]
+    ids = [row[:length] for row, length in zip(answers, samples.lengths, strict=True)]
     return tokenizer.batch_decode(ids, skip_special_tokens=True), ids
 
 
@@ -293,6 +210,26 @@ def token_logprobs(
     return tuple(None if x is None else x.view_as(tokens) for x in found)
 
 
+def logprobs_by_parts(
+    model: PreTrainedModel,
+    samples: Samples,
+    temperature: float,
+    micro_tokens: int,
+    *,
+    entropy: bool = True,
+) -> dict[str, Tensor]:
+    """``token_logprobs`` without gradients, ``micro_tokens`` at a time: "logprobs" and "entropy",
+    [B, T] each, 0 off the answers."""
+
+    def compute(part: Samples, rows: list[int]) -> Parts:
+        chosen, spread = token_logprobs(model, part, temperature, entropy=entropy)
+        found = {"logprobs": chosen} | ({} if spread is None else {"entropy": spread})
+        kept = {name: torch.where(part.mask, x, 0.0) for name, x in found.items()}
+        return Parts(kept, {})
+
+    return by_parts(compute, samples, micro_tokens).tokens
+
+
 _HEAD_IS_LAST: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()
 
 
@@ -322,15 +259,3 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     if ends is None:
         return []
     return list(ends) if isinstance(ends, (list, tuple)) else [ends]
-
-
-@contextmanager
-def _own_settings(model: PreTrainedModel, plain: GenerationConfig) -> Iterator[None]:
-    """Keeps what the model's own generation settings ask for (a repetition penalty, say) out of
-    sampling: answers must come from the distribution whose log-probabilities are trained."""
-    kept = model.generation_config
-    model.generation_config = plain
-    try:
-        yield
-    finally:
-        model.generation_config = kept

@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config import Config
 from dfpo.config.draws import Stream, uniforms
 from dfpo.config.types import Answers, Row
 from dfpo.rewards.noise import prompt_id
-from dfpo.rollout.policy import decode, generate
+from dfpo.rollout.policy import decode
+from dfpo.rollout.sampler import Sampler
 from dfpo.tasks.source import domain_of
 
 Extract = Callable[[str, str], str | None]  # (completion, domain) -> final answer
@@ -32,8 +32,7 @@ def majority(found: list[str | None]) -> str | None:
 
 @torch.no_grad()
 def cast_votes(
-    first_policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    first: Sampler,
     rows: list[Row],
     extract: Extract,
     count: int,
@@ -44,7 +43,7 @@ def cast_votes(
     The draws are a function of (seed, prompt), so arms and resumed runs share the votes.
     """
     unique = {prompt_id(row["prompt"]): row for row in rows}
-    ids = torch.tensor(list(unique), device=first_policy.device)
+    ids = torch.tensor(list(unique), device=first.policy.device)
     length, size = config.rollout.max_new_tokens, config.eval.batch_size
     draws = torch.stack(
         [uniforms(config.seed, Stream.VOTE, vote, ids, length) for vote in range(count)], dim=1
@@ -53,11 +52,11 @@ def cast_votes(
     found: list[str | None] = []
     for start in range(0, len(asked), size):
         part = asked[start : start + size]
-        samples = generate(
-            first_policy, tokenizer, [row["prompt"] for row in part], length,
+        samples = first.answer(
+            [row["prompt"] for row in part], length,
             uniforms=draws[start : start + size], temperature=config.rollout.temperature,
         )  # fmt: skip
-        texts, _ = decode(tokenizer, samples)
+        texts, _ = decode(first.tokenizer, samples)
         found += [extract(text, domain_of(row)) for text, row in zip(texts, part, strict=True)]
     votes = {key: majority(found[i * count : (i + 1) * count]) for i, key in enumerate(unique)}
     return [votes[prompt_id(row["prompt"])] for row in rows]

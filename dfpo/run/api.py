@@ -17,7 +17,7 @@ from dfpo.config import Config, ConfigError, build_config, stored_settings
 from dfpo.config.build import flatten
 from dfpo.config.rules import predicts
 from dfpo.config.types import Estimate, Samples
-from dfpo.method.critics import build_critic
+from dfpo.method.critics import build_critic, estimate_values
 from dfpo.rollout.policy import encode, load_policy
 from dfpo.run import checkpoint
 from dfpo.run.eval_command import evaluate_model, policy_of
@@ -240,7 +240,7 @@ class Run:
             truncated=torch.zeros(1, dtype=torch.bool, device=device),
         )
         draws = torch.Generator(device).manual_seed(self.config.seed)
-        estimate: Estimate = self.critic.estimate(samples, draws)
+        estimate: Estimate = estimate_values(self.critic, samples, draws)
         return Values(
             tokens=[self.tokenizer.decode([token]).strip() for token in tokens],
             quantiles=estimate.quantiles[0].float().cpu(),

@@ -22,15 +22,17 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_model, save_file
+from torch import Tensor, nn
 
 from dfpo.config import ConfigError
 from dfpo.rollout.policy import load_policy
+from dfpo.rollout.processes import Processes
 from dfpo.run.progress import Progress
 from dfpo.run.setup import Setup
 
 PARTIAL = ".partial"
+Models = tuple[dict[str, Tensor], dict[str, Tensor]]  # state of the policy, of the critic
 
 
 class WriteError(OSError):
@@ -38,19 +40,25 @@ class WriteError(OSError):
 
 
 def save(setup: Setup, progress: Progress) -> None:
-    """Writes the state after ``progress.step`` steps, then removes what it replaces."""
+    """Writes the state after ``progress.step`` steps, then removes what it replaces. Of several
+    processes, which all hold the same or a share of it, the first one writes."""
     state = {
         "policy_optimizer": setup.policy_optimizer.state_dict(),
         "critic_optimizer": setup.critic_optimizer and setup.critic_optimizer.state_dict(),
         "random": random_state(setup.generator),
         "progress": progress.state(),
     }
+    models = gather_models(setup)
+    Processes.here().from_lead(lambda: _write(setup, progress, state, models))
+
+
+def _write(setup: Setup, progress: Progress, state: dict[str, Any], models: Models) -> None:
     folder = setup.run / "checkpoints"
     partial, whole = folder / PARTIAL, folder / f"step-{progress.step:06d}"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        write_models(partial, setup)
+        write_models(partial, setup, models)
         torch.save(state, partial / "state.pt")
         for path in partial.rglob("*"):
             if path.is_file():
@@ -82,10 +90,16 @@ def restore(setup: Setup) -> Progress | None:
     return Progress.from_state(state["progress"])
 
 
-def write_models(folder: Path, setup: Setup) -> None:
-    setup.policy.save_pretrained(folder / "policy")
+def gather_models(setup: Setup) -> Models:
+    """The weights of policy and critic, whole. All processes take part."""
+    return setup.policy.state_dict(), setup.critic.state_dict()
+
+
+def write_models(folder: Path, setup: Setup, models: Models) -> None:
+    policy, critic = models
+    setup.policy.save_pretrained(folder / "policy", state_dict=policy)
     setup.tokenizer.save_pretrained(folder / "policy")
-    save_model(setup.critic, str(folder / "critic.safetensors"))
+    save_file({k: v.contiguous() for k, v in critic.items()}, folder / "critic.safetensors")
 
 
 def newest(run: Path) -> Path | None:

@@ -10,10 +10,11 @@ from typing import Any
 
 from dfpo.config import Config, ConfigError
 from dfpo.rollout.policy import Prompt
+from dfpo.rollout.sampler import Sampler
 from dfpo.run import checkpoint
 from dfpo.run.evaluate import Scores, answer, averages, evaluate, table
 from dfpo.run.given import Given
-from dfpo.run.setup import NOTHING, load_parts
+from dfpo.run.setup import NOTHING, load_parts, micro_tokens
 
 
 def evaluate_model(
@@ -24,16 +25,17 @@ def evaluate_model(
     a model directory."""
     if (target / "config.yaml").is_file():
         config = dataclasses.replace(config, model=str(policy_of(target)))
-    _, policy, tokenizer, source, reward = load_parts(config, given)
+    policy, tokenizer, source, reward = load_parts(config, given)
+    sampler = Sampler.of(policy, tokenizer, micro_tokens=micro_tokens(config, policy))
     if not source.held_out:
         raise ConfigError("eval.prompts: is 0, must be at least 1 to evaluate")
-    scores = evaluate(policy, tokenizer, source.held_out, reward, config)
+    scores = evaluate(sampler, source.held_out, reward, config)
 
     rows = [row for splits in source.held_out.values() for part in splits.values() for row in part]
     shown = []
     if show:
         length = config.rollout.max_new_tokens
-        texts, rewards = answer(policy, tokenizer, rows[:show], reward, length, None)
+        texts, rewards = answer(sampler, rows[:show], reward, length, None)
         for row, text, value in zip(rows, texts, rewards.tolist(), strict=False):
             score = None if math.isnan(value) else value
             shown.append({"prompt": row["prompt"], "answer": text, "reward": score})

@@ -8,12 +8,12 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config import Config
 from dfpo.config.draws import Stream, uniforms
 from dfpo.rewards.functions import Reward
-from dfpo.rollout.policy import decode, generate
+from dfpo.rollout.policy import decode
+from dfpo.rollout.sampler import Sampler
 from dfpo.tasks.source import Held, Row
 
 # domain -> split -> "prompts" (scored ones), and "sampled" (temperature 1) and "greedy": mean
@@ -24,15 +24,14 @@ SPLITS = {"id": "in domain", "ood": "out of domain", "train": "on training promp
 
 
 def evaluate(
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    sampler: Sampler,
     held_out: Held,
     reward: Reward,
     config: Config,
 ) -> Scores:
     """One answer per prompt and mode; the draws are the same for every policy and run."""
     flat = [row for splits in held_out.values() for split in splits.values() for row in split]
-    found = {mode: _rewards(policy, tokenizer, flat, reward, config, mode) for mode in MODES}
+    found = {mode: _rewards(sampler, flat, reward, config, mode) for mode in MODES}
     scores: Scores = {}
     start = 0
     for domain, splits in held_out.items():
@@ -104,8 +103,7 @@ def table(columns: dict[str, Scores]) -> str:
 
 
 def _rewards(
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    sampler: Sampler,
     rows: list[Row],
     reward: Reward,
     config: Config,
@@ -118,15 +116,14 @@ def _rewards(
         chunk = rows[start : start + size]
         draws = None
         if mode == "sampled":
-            ids = torch.arange(start, start + len(chunk), device=policy.device)
+            ids = torch.arange(start, start + len(chunk), device=sampler.policy.device)
             draws = uniforms(config.eval.seed, Stream.EVALUATION, 0, ids, length)
-        found.append(answer(policy, tokenizer, chunk, reward, length, draws)[1])
+        found.append(answer(sampler, chunk, reward, length, draws)[1])
     return torch.cat(found)
 
 
 def answer(
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    sampler: Sampler,
     rows: list[Row],
     reward: Reward,
     length: int,
@@ -134,6 +131,6 @@ def answer(
 ) -> tuple[list[str], Tensor]:
     """One answer to each row, greedy without draws, and its reward, [N]."""
     prompts = [row["prompt"] for row in rows]
-    samples = generate(policy, tokenizer, prompts, length, uniforms=draws)
-    completions, token_ids = decode(tokenizer, samples)
+    samples = sampler.answer(prompts, length, uniforms=draws)
+    completions, token_ids = decode(sampler.tokenizer, samples)
     return completions, reward(rows, completions, token_ids).values

@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config import Config
 from dfpo.config.draws import Stream, uniforms
 from dfpo.config.types import Row, Samples
-from dfpo.method.critics import Critic
+from dfpo.method.critics import Critic, estimate_values
 from dfpo.rewards.functions import Reward
-from dfpo.rollout.policy import decode, generate
+from dfpo.rollout.policy import decode
+from dfpo.rollout.sampler import Sampler
 from dfpo.tasks import DOMAINS, slip_position
 from dfpo.tasks.source import Held
 
@@ -41,8 +41,7 @@ class Fan(NamedTuple):
 
 
 def find_examples(
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    sampler: Sampler,
     held_out: Held,
     reward: Reward,
     config: Config,
@@ -53,7 +52,7 @@ def find_examples(
         prompts = next(iter(splits.values()))[: config.eval.examples]
         for number, row in enumerate(prompts):
             example = _right_and_wrong(
-                policy, tokenizer, row, domain=domain, number=number, reward=reward, config=config
+                sampler, row, domain=domain, number=number, reward=reward, config=config
             )
             if example is not None:
                 found.append(example)
@@ -66,7 +65,7 @@ def predict(critic: Critic, examples: list[Example], config: Config) -> list[Fan
     fans = []
     for example in examples:
         generator = torch.Generator(example.samples.mask.device).manual_seed(config.seed)
-        quantiles = critic.estimate(example.samples, generator).quantiles.float().cpu()
+        quantiles = estimate_values(critic, example.samples, generator).quantiles.float().cpu()
         mask = example.samples.mask.cpu()
         verified = _verified(example.domain, config)
         labels = ("right", "wrong") if verified else ("best-rewarded", "worst-rewarded")
@@ -78,8 +77,7 @@ def predict(critic: Critic, examples: list[Example], config: Config) -> list[Fan
 
 
 def _right_and_wrong(
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    sampler: Sampler,
     row: Row,
     *,
     domain: str,
@@ -88,15 +86,15 @@ def _right_and_wrong(
     config: Config,
 ) -> Example | None:
     length = config.rollout.max_new_tokens
-    ids = torch.arange(number * TRIES, (number + 1) * TRIES, device=policy.device)
+    ids = torch.arange(number * TRIES, (number + 1) * TRIES, device=sampler.policy.device)
     draws = uniforms(config.eval.seed, Stream.EVALUATION, 1, ids, length)
-    samples = generate(policy, tokenizer, [row["prompt"]] * TRIES, length, uniforms=draws)
-    texts, token_ids = decode(tokenizer, samples)
+    samples = sampler.answer([row["prompt"]] * TRIES, length, uniforms=draws)
+    texts, token_ids = decode(sampler.tokenizer, samples)
     scores = reward([row] * TRIES, texts, token_ids).values.numpy()
     if np.isnan(scores).all() or np.nanmax(scores) == np.nanmin(scores):
         return None
     chosen = [int(np.nanargmax(scores)), int(np.nanargmin(scores))]
-    words = [[_printable(tokenizer.decode([t])) for t in token_ids[i]] for i in chosen]
+    words = [[_printable(sampler.tokenizer.decode([t])) for t in token_ids[i]] for i in chosen]
     slip = None
     if _verified(domain, config):
         slip = slip_position(texts[chosen[1]].split(), row["answer"].split())

@@ -52,11 +52,12 @@ class MetricsLog:
     """Appends one JSON object a step; keys are documented in README. What is not finite, which
     JSON cannot say, is null."""
 
-    def __init__(self, path: Path, steps: int = 0) -> None:
-        """Keeps the first ``steps`` steps of what is there and cuts the rest off."""
-        self.path = path
+    def __init__(self, path: Path, steps: int = 0, *, writes: bool = True) -> None:
+        """Keeps the first ``steps`` steps of what is there and cuts the rest off. One that does
+        not write, in a process beside the first, keeps its records alone."""
+        self.path, self.writes = path, writes
         self.records: list[dict[str, Any]] = []
-        if not path.exists():
+        if not path.exists() or not writes:
             return
         for line in path.read_text().split("\n")[:steps]:
             self.records.append(json.loads(line))
@@ -65,6 +66,8 @@ class MetricsLog:
     def append(self, record: dict[str, Any]) -> None:
         record = {k: v if math.isfinite(v) else None for k, v in record.items()}
         self.records.append(record)
+        if not self.writes:
+            return
         with self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -23,24 +24,24 @@ from dfpo.method.critics import build_critic
 from dfpo.method.update import Learner
 from dfpo.rewards.functions import PYTHON, Reward, RewardError, load_reward
 from dfpo.rollout.policy import (
+    SMALL_MODEL,
     compute_dtype,
     compute_in,
     context_length,
     decode,
     encode,
-    generate,
     load_policy,
     set_compute_dtype,
     shipped_policy,
 )
+from dfpo.rollout.processes import Processes
+from dfpo.rollout.sampler import Sampler
 from dfpo.run.given import Given
 from dfpo.run.records import choose_run
+from dfpo.run.shared_reward import shared_reward
 from dfpo.run.trackers import check_trackers
 from dfpo.tasks.source import Source, absolute_task, open_source
 
-# Below this many parameters a token is too little work to share between threads, and a step of
-# the optimiser may be long.
-SMALL_MODEL = 2_000_000
 PROBED_PROMPTS = 16
 NOTHING = Given()
 
@@ -51,10 +52,10 @@ class Setup:
 
     config: Config  # complete: every setting has its value
     run: Path
-    accelerator: Accelerator
     tokenizer: PreTrainedTokenizerBase
     policy: PreTrainedModel
-    first_policy: PreTrainedModel
+    sampler: Sampler  # of the policy's answers
+    first: Sampler  # the policy before training, and what samples its answers
     critic: torch.nn.Module
     policy_optimizer: torch.optim.Optimizer
     critic_optimizer: torch.optim.Optimizer | None  # None: the critic has nothing of its own
@@ -75,7 +76,7 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
     """Loads and checks all that the configuration names, or that is given in its place; writes
     nothing. ``run`` is the directory of a run to continue, None for a new one. Raises
     ConfigError."""
-    accelerator, policy, tokenizer, source, reward = load_parts(config, given)
+    policy, tokenizer, source, reward = load_parts(config, given)
     noise = parse_noise(config.noise)
     if noise.vote and source.extract is None:
         raise ConfigError(
@@ -84,25 +85,27 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
         )
     first_policy = copy.deepcopy(policy)
     check_trackers(config)
-    run = run or choose_run(config)
-    config = complete(config, policy, probe_reward(reward, source, policy, tokenizer, config))
-    config = dataclasses.replace(config, **given.stored(run))
+    new = Processes.here().from_lead(lambda: run or choose_run(config))
+    config = dataclasses.replace(config, micro_tokens=micro_tokens(config, policy))
+    sampler, first = (
+        Sampler.of(model, tokenizer, engine, config.micro_tokens)
+        for model, engine in ((policy, config.rollout.engine), (first_policy, "transformers"))
+    )
+    config = complete(config, policy, probe_reward(reward, source, sampler, config))
+    config = dataclasses.replace(config, **given.stored(new))
     critic = build_critic(policy, config)
     if trunk := getattr(critic, "trunk", None):
-        set_compute_dtype(trunk, compute_dtype(config.dtype, accelerator.device))
-    critic = accelerator.prepare(critic)
+        set_compute_dtype(trunk, compute_dtype(config.dtype, policy.device))
+    critic = critic.to(policy.device)
     policy_optimizer, critic_optimizer = build_optimizers(policy, critic, config)
-    policy_optimizer = accelerator.prepare(policy_optimizer)
-    if critic_optimizer is not None:
-        critic_optimizer = accelerator.prepare(critic_optimizer)
-    generator = torch.Generator(accelerator.device).manual_seed(config.seed)
+    generator = torch.Generator(policy.device).manual_seed(config.seed)
     return Setup(
         config=config,
-        run=run,
-        accelerator=accelerator,
+        run=new,
         tokenizer=tokenizer,
         policy=policy,
-        first_policy=first_policy,
+        sampler=sampler,
+        first=first,
         critic=critic,
         policy_optimizer=policy_optimizer,
         critic_optimizer=critic_optimizer,
@@ -132,11 +135,12 @@ def build_optimizers(
 
 def load_parts(
     config: Config, given: Given = NOTHING
-) -> tuple[Accelerator, PreTrainedModel, PreTrainedTokenizerBase, Source, Reward]:
-    """What training and ``dfpo eval`` share: device, policy, prompts and rewards, checked."""
-    accelerator = make_accelerator(config)
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Source, Reward]:
+    """What training and ``dfpo eval`` share: policy, prompts and rewards, checked, on the device
+    that each process has."""
+    device = start_processes(config)
     set_seed(config.seed)
-    dtype = compute_dtype(config.dtype, accelerator.device)
+    dtype = compute_dtype(config.dtype, device)
     model = config.model or shipped_policy(config.task)
     if given.model is not None:
         policy, tokenizer = given.model
@@ -144,20 +148,35 @@ def load_parts(
     else:
         policy, tokenizer = load_policy(model, config.attention, dtype)
     set_threads(config, policy)
-    policy = accelerator.prepare(policy)
+    policy = policy.to(device)
     chat = tokenizer.chat_template is not None
     source = open_source(config, chat, given.rows, given.held_out)
-    reward = load_reward(config, source.verifier, accelerator.device, source.extract, given.rewards)
+    reward = shared_reward(
+        lambda: load_reward(config, source.verifier, device, source.extract, given.rewards),
+        source.extract,
+    )
     held_out = [
         row for splits in source.held_out.values() for rows in splits.values() for row in rows
     ]
     known = source.rows or source.training(0, config.rollout.prompts)
     check_prompts([*known, *held_out], policy, tokenizer, config)
-    return accelerator, policy, tokenizer, source, reward
+    return policy, tokenizer, source, reward
 
 
-def make_accelerator(config: Config) -> Accelerator:
-    """Puts the run on its device; raises ConfigError where that device is not there."""
+def micro_tokens(config: Config, policy: PreTrainedModel) -> int:
+    """``config.micro_tokens``, or what suits the model and its device: more makes nothing faster.
+    Of a small model the calls take the time, not the tokens."""
+    if config.micro_tokens:
+        return config.micro_tokens
+    if policy.num_parameters() < SMALL_MODEL:
+        return 65536
+    return 8192 if policy.device.type == "cpu" else 32768
+
+
+def start_processes(config: Config) -> torch.device:
+    """The device of this process; under ``torchrun`` or ``accelerate launch`` the processes meet
+    here. Raises ConfigError where the device is not there, or where the launcher's configuration
+    asks for what only this run's settings can say."""
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     device = config.device
@@ -169,7 +188,32 @@ def make_accelerator(config: Config) -> Accelerator:
         raise ConfigError(f"device: is {config.device!r}, but torch finds no CUDA device here")
     if ":" in device:
         torch.cuda.set_device(device)
-    return Accelerator(cpu=device == "cpu")
+    if device != "cpu" and "LOCAL_RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    accelerator = Accelerator(cpu=device == "cpu")
+    check_launcher(accelerator)
+    return accelerator.device
+
+
+def check_launcher(accelerator: Accelerator) -> None:
+    """What an accelerate configuration may not ask for: it would be left out in silence."""
+    known = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+    if accelerator.distributed_type not in known:
+        raise ConfigError(
+            f"accelerate: its configuration asks for {accelerator.distributed_type.value}, must be "
+            "plain processes (MULTI_GPU or MULTI_CPU); memory is shared out by --shard"
+        )
+    if accelerator.mixed_precision != "no":
+        raise ConfigError(
+            f"accelerate: its configuration asks for {accelerator.mixed_precision}, must leave "
+            "mixed precision to this run's --dtype"
+        )
+    if accelerator.gradient_accumulation_steps != 1:
+        raise ConfigError(
+            "accelerate: its configuration or environment asks for "
+            f"{accelerator.gradient_accumulation_steps} gradient accumulation steps, must be 1: "
+            "gradients are accumulated over what --micro-tokens makes of a minibatch"
+        )
 
 
 def set_threads(config: Config, policy: PreTrainedModel) -> None:
@@ -211,8 +255,7 @@ def check_prompts(
 def probe_reward(
     reward: Reward,
     source: Source,
-    policy: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    sampler: Sampler,
     config: Config,
 ) -> Tensor:  # [N]
     """Scores the policy's answers to a few prompts of the first step, in which nothing may fail.
@@ -221,14 +264,13 @@ def probe_reward(
     """
     rows = source.training(0, min(config.rollout.prompts, PROBED_PROMPTS))
     length = config.rollout.max_new_tokens
-    ids = torch.arange(len(rows), device=policy.device)
+    ids = torch.arange(len(rows), device=sampler.policy.device)
     draws = uniforms(config.seed, Stream.SAMPLING, 0, ids, length)
     prompts = [row["prompt"] for row in rows]
-    samples = generate(
-        policy, tokenizer, prompts, length,
-        uniforms=draws, temperature=config.rollout.temperature,
-    )  # fmt: skip
-    completions, token_ids = decode(tokenizer, samples)
+    samples = sampler.answer(
+        prompts, length, uniforms=draws, temperature=config.rollout.temperature
+    )
+    completions, token_ids = decode(sampler.tokenizer, samples)
     try:
         values = reward(rows, completions, token_ids, strict=True).values
     except RewardError as error:

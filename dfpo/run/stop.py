@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -10,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch
+
 from dfpo.config import ConfigError
+from dfpo.rollout.processes import Processes
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -40,15 +44,21 @@ def exit_status(command: str, work: Callable[[], None]) -> int:
     try:
         work()
     except ConfigError as error:
-        print(f"{command}: error: {error}", file=sys.stderr)
+        _say(f"{command}: error: {error}")
         return 2
     except RunError as error:
-        print(f"{command}: {error}", file=sys.stderr)
+        _say(f"{command}: {error}")
         return 1
     except Stopped as stopped:
-        print(f"{command}: {stopped}", file=sys.stderr)
+        _say(f"{command}: {stopped}")
         return 128 + stopped.signum
     return 0
+
+
+def _say(line: str) -> None:
+    """Once, though every process comes to the same end."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 class StopRequest:
@@ -81,8 +91,16 @@ class StopRequest:
         finally:
             self.in_step = False
 
+    def agree(self) -> None:
+        """A signal that one process got is everybody's: all stop after the same step."""
+        processes = Processes.here()
+        if processes.count > 1:
+            got = torch.tensor([self.signum or 0])
+            self.signum = int(processes.most(got)) or None
+
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if not self.in_step or self.signum is not None:
             raise Stopped(signum, self.run)
         self.signum = signum
-        print("\nfinishing this step; once more to stop at once", file=sys.stderr)
+        if Processes.here().leads:
+            print("\nfinishing this step; once more to stop at once", file=sys.stderr)

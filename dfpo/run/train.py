@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,16 @@ from typing import Any
 import torch
 from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
-from transformers import PreTrainedModel
 
 from dfpo.config import Config, to_yaml
+from dfpo.config.types import Samples
+from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import update
+from dfpo.rollout.batches import parts_of
 from dfpo.rollout.collect import collect
+from dfpo.rollout.processes import Processes
+from dfpo.rollout.sampler import Sampler
 from dfpo.run import checkpoint
 from dfpo.run.diagnostics import count_rewards, describe
 from dfpo.run.evaluate import Scores, averages, evaluate, table
@@ -60,11 +64,13 @@ def train(config: Config, resume: Path | None = None, given: Given = NOTHING) ->
 
 def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:
     progress = begin(setup, resuming)
-    log = MetricsLog(setup.run / "metrics.jsonl", progress.step)
-    trackers = start_trackers(setup.config, setup.run)
-    print(describe_start(setup, progress))
+    leads = Processes.here().leads
+    log = MetricsLog(setup.run / "metrics.jsonl", progress.step, writes=leads)
+    trackers = start_trackers(setup.config, setup.run) if leads else []
+    if leads:
+        print(describe_start(setup, progress))
     if progress.before is None:
-        progress.before = _evaluate(setup, setup.first_policy)
+        progress.before = _evaluate(setup, setup.first)
     examples = examples_of(setup, progress)
     if progress.step == 0:
         progress.fans = predict(setup.critic, examples, setup.config)
@@ -77,9 +83,9 @@ def begin(setup: Setup, resuming: bool) -> Progress:
     """What the run's last checkpoint holds, or a new run's directory and first checkpoint."""
     progress = checkpoint.restore(setup) if resuming else None
     if resuming:
-        replace_text(setup.run / "config.yaml", to_yaml(setup.config))
+        _from_lead(lambda: replace_text(setup.run / "config.yaml", to_yaml(setup.config)))
     else:
-        create_run(setup.run, setup.config, setup.given.store)
+        _from_lead(lambda: create_run(setup.run, setup.config, setup.given.store))
     if progress is None:
         progress = Progress()
         checkpoint.save(setup, progress)
@@ -93,9 +99,7 @@ def examples_of(setup: Setup, progress: Progress) -> list[Example]:
     if setup.critic_optimizer is None or progress.step >= max(config.critic.warmup_steps, 1):
         return []
     with checkpoint.apart(setup.generator, config.eval.seed):
-        return find_examples(
-            setup.first_policy, setup.tokenizer, setup.source.held_out, setup.reward, config
-        )
+        return find_examples(setup.first, setup.source.held_out, setup.reward, config)
 
 
 def run_steps(
@@ -110,7 +114,7 @@ def run_steps(
     config, run = setup.config, setup.run
     bar = tqdm(
         range(progress.step, config.steps), desc="train", unit="step",
-        initial=progress.step, total=config.steps,
+        initial=progress.step, total=config.steps, disable=not Processes.here().leads,
     )  # fmt: skip
     for step in bar:
         with stop.step():
@@ -120,6 +124,7 @@ def run_steps(
                 tracker.log(log.records[-1], step=step)
             bar.set_postfix(headline(record, progress))
             exhausted = progress.steps_unscored >= config.max_unscored_steps
+            stop.agree()
             due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps
             if due or exhausted or stop.signum is not None:
                 started = time.perf_counter()
@@ -142,8 +147,11 @@ def finish(
 ) -> None:
     """Evaluates, and writes models, plots and summary."""
     config, run = setup.config, setup.run
-    after = _evaluate(setup, setup.policy)
-    checkpoint.write_models(run, setup)
+    after = _evaluate(setup, setup.sampler)
+    models = checkpoint.gather_models(setup)
+    if not Processes.here().leads:
+        return
+    checkpoint.write_models(run, setup, models)
     if config.plots:
         from dfpo.run.plots import plot_run  # matplotlib, which only drawing needs
 
@@ -176,18 +184,23 @@ def train_step(
         check_prompts(rows, setup.policy, setup.tokenizer, config)
     with clock("rollout"):
         rollout = collect(
-            setup.policy, setup.first_policy, setup.tokenizer, rows,
+            setup.sampler, setup.first, rows,
             reward=setup.reward, noise=setup.noise, config=config, step=step,
         )  # fmt: skip
     tokens = int(rollout.samples.mask.sum())
     metrics = {"step": step, "tokens": tokens, **count_rewards(rollout.scored, config)}
     if len(rollout.answers):
         with clock("targets"):
-            estimate = setup.critic.estimate(rollout.samples, setup.generator)
+            estimate = estimate_values(
+                setup.critic, rollout.samples, setup.generator, config.micro_tokens
+            )
             targets = compute_targets(rollout, estimate, config, step)
         with clock("update"):
             train_policy = step >= config.critic.warmup_steps
-            losses = update(setup.learner, rollout, targets, config, train_policy=train_policy)
+            losses = update(
+                setup.learner, rollout, targets, config, step, train_policy=train_policy
+            )
+            setup.sampler.engine.update()
         metrics |= describe(rollout, estimate, targets, setup.source.metric) | losses
         if estimate is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
             progress.records.append(ValueRecord.from_rollout(rollout, estimate))
@@ -195,7 +208,19 @@ def train_step(
         # The last moment at which the examples are the policy's own.
         progress.fans = predict(setup.critic, examples, config)
     progress.count(rollout.scored, tokens)
-    return {**metrics, **clock.report(tokens)}
+    return {**metrics, **clock.report(tokens), **count_processes(rollout.samples, config)}
+
+
+def count_processes(samples: Samples, config: Config) -> dict[str, float]:
+    """How many processes there are, and how many answers each computes, where there are several."""
+    processes = Processes.here()
+    if processes.count == 1:
+        return {}
+    rows = list(range(len(samples.lengths)))
+    counts = torch.zeros(processes.count)
+    counts[processes.rank] = sum(map(len, parts_of(samples, rows, config.micro_tokens)))
+    shown = {f"perf/rows/{i}": n for i, n in enumerate(processes.sum(counts).tolist())}
+    return {"perf/processes": processes.count, **shown}
 
 
 def headline(record: dict[str, float], progress: Progress) -> dict[str, str]:
@@ -231,16 +256,20 @@ class Clock:
         return {**stages, "perf/seconds": total, "perf/tokens_per_second": tokens / total}
 
 
-def _evaluate(setup: Setup, policy: PreTrainedModel) -> Scores:
+def _evaluate(setup: Setup, sampler: Sampler) -> Scores:
     with checkpoint.apart(setup.generator, setup.config.eval.seed):
-        return evaluate(policy, setup.tokenizer, setup.source.held_out, setup.reward, setup.config)
+        return evaluate(sampler, setup.source.held_out, setup.reward, setup.config)
+
+
+def _from_lead(make: Callable[[], None]) -> None:
+    Processes.here().from_lead(make)
 
 
 def describe_start(setup: Setup, progress: Progress) -> str:
     config, policy = setup.config, setup.policy
     text = (
         f"{setup.run}: {config.algorithm}, {type(policy).__name__} of "
-        f"{policy.num_parameters() / 1e6:.2f} M parameters on {policy.device}, "
+        f"{policy.num_parameters() / 1e6:.2f} M parameters on {policy.device}{_others()}, "
         f"noise {config.noise}"
     )
     low, high = config.reward.low, config.reward.high
@@ -249,6 +278,11 @@ def describe_start(setup: Setup, progress: Progress) -> str:
     if progress.step:
         text += f"; continues after {progress.step} of {config.steps} steps"
     return text
+
+
+def _others() -> str:
+    count = Processes.here().count
+    return f" in each of {count} processes" if count > 1 else ""
 
 
 def slow_checkpoint(seconds: float, record: dict[str, float], config: Config) -> str | None:

@@ -174,8 +174,7 @@ def validate(run: Path, validation: Validation) -> dict[str, float]:
     count = setup.config.rollout.prompts
     for step in range(math.ceil(validation.prompts / count)):
         rollout = collect(
-            setup.policy, setup.first_policy, setup.tokenizer,
-            setup.source.training(step, count),
+            setup.sampler, setup.first, setup.source.training(step, count),
             reward=setup.reward, noise=setup.noise, config=setup.config, step=step,
         )  # fmt: skip
         found.append(rollout.rewards)

@@ -254,6 +254,9 @@ class ValueFlowHead(nn.Module):
         path: PathTargets | None = None,
         generator: torch.Generator | None = None,
         most_tokens: int | None = None,
+        draws: Tensor | None = None,  # [..., Q + 1]
+        weight: Tensor | None = None,  # [...]
+        total_tokens: float | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Value-flow loss, a mean over unmasked tokens, and its terms.
 
@@ -276,6 +279,13 @@ class ValueFlowHead(nn.Module):
             generator: source of flow times and base noise.
             most_tokens: the number of unmasked tokens, where the host knows it; a larger number
                 costs time alone, tokens beyond a smaller one are left out.
+            draws: uniforms in [0, 1), [..., Q + 1], of each token's flow time and base noise, in
+                place of what ``generator`` would give. So a token's loss does not depend on what it
+                is in a batch with.
+            weight: weight of each token's flow matching, [...], in place of the one that ``spread``
+                gives; from ``token_weights`` of the whole batch where this is a part of it.
+            total_tokens: what the means divide by, the tokens of the whole batch where this is a
+                part of it: the parts' losses and gradients then add up to the whole batch's.
 
         Returns:
             loss: scalar, with gradient.
@@ -293,14 +303,20 @@ class ValueFlowHead(nn.Module):
         ):
             checks.check_float_tensor(name, tensor)
             checks.check_shape(name, tensor, (*mask.shape, size), "mask's shape and one axis more")
-        for name, tensor in (("target_mean", target_mean), ("spread", spread)):
+        for name, tensor in (("target_mean", target_mean), ("spread", spread), ("weight", weight)):
             if tensor is not None:
                 checks.check_float_tensor(name, tensor)
                 checks.check_shape(name, tensor, mask.shape, "mask's shape")
         if base is not None:
             checks.check_float_tensor("base", base)
             checks.check_shape("base", base, target_quantiles.shape, "target_quantiles' shape")
-        at, mean = counted_tokens(mask, most_tokens)
+        if draws is not None:
+            checks.check_float_tensor("draws", draws)
+            shape = (*mask.shape, self.num_quantiles + 1)
+            checks.check_shape("draws", draws, shape, "mask's shape and Q + 1 draws a token")
+        if total_tokens is not None:
+            checks.check_number("total_tokens", total_tokens, 1, 2**63)
+        at, mean = counted_tokens(mask, most_tokens, total_tokens)
         hidden = at(hidden)
         if not len(hidden):
             # Zero, with a gradient of zeros for every parameter: a process whose tokens are all
@@ -310,10 +326,14 @@ class ValueFlowHead(nn.Module):
         velocity, one_step = self.fields(hidden)
         y = self._flow_units(at(target_quantiles))
         expected = y if target_mean is None else self._flow_units(at(target_mean)).unsqueeze(-1)
-        eps = self._training_base(y, at(base) if base is not None else None, generator)
+        time, jitter = self._drawn(y, None if draws is None else at(draws), generator)
+        eps = self._training_base(jitter, at(base) if base is not None else None)
         if self.coupling == "quantile":
             y = y.sort(-1).values
-        weight = self._uncertainty_weight(at(spread) if spread is not None else None, mean)
+        if weight is not None:
+            weight = at(weight)
+        else:
+            weight = self._uncertainty_weight(at(spread) if spread is not None else None, mean)
 
         terms: dict[str, Tensor] = {}
         if self.linear_mean:
@@ -323,9 +343,6 @@ class ValueFlowHead(nn.Module):
             velocity, one_step = (
                 f._replace(offset=f.offset.detach()) for f in (velocity, one_step)
             )
-        if coefs.anchor or coefs.path:
-            # One flow time per token, shared by its quantiles and by both matching terms.
-            time = torch.rand(y.shape[0], generator=generator, device=y.device)
         if coefs.anchor:
             u = time.unsqueeze(-1)
             matched = flow_velocity(velocity, (1 - u) * eps + u * y, time)
@@ -401,18 +418,38 @@ class ValueFlowHead(nn.Module):
             x = u * rewards + c * later + (1 - c) * (1 - u) * eps
             return x, rewards + c * flow_velocity(path.field, later, time) - (1 - c) * eps
 
-    def _training_base(
-        self, y: Tensor, base: Tensor | None, generator: torch.Generator | None
-    ) -> Tensor:
+    def token_weights(self, spread: Tensor | None, mask: Tensor) -> Tensor | None:
+        """``weight_mode``'s weights of flow matching for ``loss``, [...], of mean 1 over the
+        unmasked tokens; None where all weigh the same. ``spread`` [...] in units of return."""
+        if self.weight_mode == "none":
+            return None
+        counts = mask != 0
+
+        def mean(x: Tensor) -> Tensor:
+            return torch.where(counts, x, 0.0).sum() / counts.sum().clamp_min(1)
+
+        return self._uncertainty_weight(spread, mean)
+
+    def _drawn(
+        self, y: Tensor, draws: Tensor | None, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:  # [R], [R, Q]
+        """Uniforms: one flow time per token, shared by its quantiles and by both matching terms,
+        and the place of each particle within its share of the base distribution."""
+        if draws is None:
+            shape = (y.shape[0], y.shape[1] + 1)
+            draws = torch.rand(shape, generator=generator, device=y.device)
+        return draws[:, 0], draws[:, 1:]
+
+    def _training_base(self, jitter: Tensor, base: Tensor | None) -> Tensor:
         """Base noise [R, Q]: stratified and sorted, or the given one under shared noise."""
         if self.coupling == "shared_noise":
             if base is None:
                 raise ValueError("base: is None, must be given when coupling is 'shared_noise'")
             return base
-        index = torch.arange(y.shape[-1], device=y.device)
-        jitter = torch.rand(y.shape, generator=generator, device=y.device)
+        count = jitter.shape[-1]
+        index = torch.arange(count, device=jitter.device)
         # Kept off 0 and 1, where the inverse normal is infinite.
-        levels = ((index + jitter) / y.shape[-1]).clamp(1e-6, 1 - 1e-6)
+        levels = ((index + jitter) / count).clamp(1e-6, 1 - 1e-6)
         return torch.special.ndtri(levels).clamp(-BASE_LIMIT, BASE_LIMIT)
 
     def _uncertainty_weight(
@@ -424,7 +461,8 @@ class ValueFlowHead(nn.Module):
             raise ValueError(
                 f"spread: is None, must be given when weight_mode is {self.weight_mode!r}"
             )
-        ratio = self.weight_temperature / (spread.float() / self.return_scale + 1e-4)
+        spread = spread.to(torch.promote_types(spread.dtype, torch.float32))
+        ratio = self.weight_temperature / (spread / self.return_scale + 1e-4)
         confident = torch.sigmoid(ratio)
         weight = confident if self.weight_mode == "inverse" else 1.5 - confident
         # Zero only where no token counts.
@@ -440,7 +478,8 @@ class ValueFlowHead(nn.Module):
         return self._clip(z * self.return_scale + self.return_mean)
 
     def _flow_units(self, target: Tensor) -> Tensor:
-        return (self._clip(target.detach().float()) - self.return_mean) / self.return_scale
+        target = target.detach().to(torch.promote_types(target.dtype, torch.float32))
+        return (self._clip(target) - self.return_mean) / self.return_scale
 
     def _clip(self, value: Tensor) -> Tensor:
         return value if self.return_range is None else value.clamp(*self.return_range)

@@ -27,7 +27,8 @@ import torch
 
 from dfpo.config import build_config
 from dfpo.config.noise import parse_noise
-from dfpo.config.types import CriticTargets, Rollout
+from dfpo.config.types import Counts, CriticTargets, Rollout
+from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import _step
 from dfpo.rollout.collect import collect
@@ -142,7 +143,7 @@ def rollouts(noise: str, seed: int) -> list[Rollout]:
     setup = set_up(build_config({**SETTINGS, "noise": noise, "seed": seed}), HERE)
     return [
         collect(
-            setup.policy, setup.first_policy, setup.tokenizer, setup.source.training(step, 16),
+            setup.sampler, setup.first, setup.source.training(step, 16),
             reward=setup.reward, noise=setup.noise, config=setup.config, step=step,
         )
         for step in range(UPDATES)
@@ -156,14 +157,15 @@ def train_one(name: str, noise: str, seed: int, rolled: list[Rollout]) -> dict[s
     variant.change(setup)
     looks = []
     for step, rollout in enumerate(rolled):
-        estimate = setup.critic.estimate(rollout.samples, setup.generator)
+        estimate = estimate_values(setup.critic, rollout.samples, setup.generator)
         targets = variant.targets(compute_targets(rollout, estimate, setup.config, step).critic)
         for _ in range(variant.passes):
-            loss, _ = setup.critic.loss(
-                rollout.samples, targets, setup.generator, sum(rollout.answers.lengths)
-            )
-            parts = setup.critic.parts()
-            _step(setup.accelerator, setup.critic_optimizer, loss, parts, setup.config)
+            samples, optimizer = rollout.samples, setup.critic_optimizer
+            prepared = setup.critic.prepare(targets, samples.mask, setup.generator)
+            loss, _ = setup.critic.loss(samples, prepared, Counts.of(samples.lengths))
+            optimizer.zero_grad()
+            loss.backward()
+            _step(optimizer, setup.critic.parts(), setup.config)
         if step + 1 in SCORED:
             looks.append(score(setup, noise))
     means = {key: fmean(look[key] for look in looks) for key in looks[0]}
@@ -176,7 +178,7 @@ def score(setup: Setup, noise: str) -> dict[str, float]:
     flip = parse_noise(noise).levels.get("flip", 0.0)
     value = flip + (1 - 2 * flip) * clean.mean(1)
     generator = torch.Generator().manual_seed(0)
-    distribution = setup.critic.estimate(samples, generator).quantiles[samples.mask].numpy()
+    distribution = estimate_values(setup.critic, samples, generator).quantiles[samples.mask].numpy()
     levels = (np.arange(64) + 0.5) / 64
     taught = (levels > 1 - value[:, None]).astype(float)  # quantiles of Bernoulli(value)
     one_law = np.broadcast_to(levels > 1 - value.mean(), taught.shape).astype(float)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import dfpo.run.setup
 import dfpo.run.train
 from dfpo.config import Config, build_config
-from dfpo.config.types import Estimate, Rollout, Targets
+from dfpo.config.types import CriticTargets, Estimate, Rollout, Targets
 from dfpo.method.advantages import Returns
 from dfpo.method.targets import compute_targets, whiten
 from dfpo.rollout.collect import last_tokens
@@ -117,7 +117,14 @@ class TwoCritics(nn.Module):
     def estimate(self, *arguments: Any) -> Estimate:
         found = [critic.estimate(*arguments) for critic in self.critics]
         quantiles = sum(estimate.quantiles for estimate in found) / len(found)
-        return Estimate(quantiles, sum(estimate.final for estimate in found) / len(found))
+        final = sum(estimate.final for estimate in found) / len(found)
+        return Estimate(quantiles=quantiles, final=final)
+
+    def noise(self, answers: int, generator: torch.Generator) -> None:
+        return None
+
+    def prepare(self, targets: CriticTargets, *arguments: Any) -> CriticTargets:
+        return self.critics[0].prepare(targets, *arguments)
 
     def loss(self, *arguments: Any) -> tuple[Tensor, dict[str, Tensor]]:
         found = [critic.loss(*arguments) for critic in self.critics]

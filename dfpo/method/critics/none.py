@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dfpo.config import Config
@@ -13,7 +13,10 @@ from dfpo.config.types import Samples
 class NoCritic(nn.Module):
     """Predicts nothing: for advantages that need no value."""
 
-    def estimate(self, samples: Samples, generator: torch.Generator) -> None:
+    def noise(self, answers: int, generator: torch.Generator) -> None:
+        return None
+
+    def estimate(self, samples: Samples, noise: Tensor | None = None) -> None:
         return None
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dfpo.config import Config
-from dfpo.config.types import CriticTargets, Estimate, Samples
+from dfpo.config.types import Counts, CriticTargets, Estimate, Samples
 from dfpo.method.critics.trunk import TrunkCritic, return_units, seeded_trunk
 from dfpo.method.losses import masked_mean
 from dfpo_kernels import quantile_huber_loss
@@ -49,16 +49,12 @@ class QuantileCritic(TrunkCritic):
         return torch.stack([head(hidden) for head in self.heads])
 
     @torch.no_grad()
-    def estimate(self, samples: Samples, generator: torch.Generator) -> Estimate:
+    def estimate(self, samples: Samples, noise: Tensor | None = None) -> Estimate:
         values = self.quantiles(samples).mean(0) * self.scale + self.mean
         return Estimate(quantiles=values[:, :-1], final=values[:, -1])
 
     def loss(
-        self,
-        samples: Samples,
-        targets: CriticTargets,
-        generator: torch.Generator,
-        most_tokens: int | None = None,
+        self, samples: Samples, targets: CriticTargets, counts: Counts
     ) -> tuple[Tensor, dict[str, Tensor]]:
         heads = self.quantiles(samples)[:, :, :-1]
         shape = (-1, heads.shape[-1])
@@ -79,7 +75,7 @@ class QuantileCritic(TrunkCritic):
         terms["risk"] = losses.tail_mean_loss(q, y, tail)
         terms["tail_shape"] = losses.tail_shape_loss(q, y, tail, self.settings.curvature)
         means = {
-            name: masked_mean(term.view_as(samples.mask), samples.mask)
+            name: masked_mean(term.view_as(samples.mask), samples.mask, counts.tokens)
             for name, term in terms.items()
         }
         loss = sum(getattr(self.coefs, name) * term for name, term in means.items())

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dfpo.config import Config
-from dfpo.config.types import CriticTargets, Estimate, Samples
+from dfpo.config.types import Counts, CriticTargets, Estimate, Samples
 from dfpo.method.critics.trunk import TrunkCritic, return_units, seeded_trunk
 from dfpo.method.losses import masked_mean
 from dfpo_kernels.value_flow import build_conditioner
@@ -30,19 +30,15 @@ class ScalarCritic(TrunkCritic):
         return self.head(self.hidden(samples))
 
     @torch.no_grad()
-    def estimate(self, samples: Samples, generator: torch.Generator) -> Estimate:
+    def estimate(self, samples: Samples, noise: Tensor | None = None) -> Estimate:
         values = self.values(samples).amin(-1, keepdim=True) * self.scale + self.mean
         return Estimate(quantiles=values[:, :-1], final=values[:, -1])
 
     def loss(
-        self,
-        samples: Samples,
-        targets: CriticTargets,
-        generator: torch.Generator,
-        most_tokens: int | None = None,
+        self, samples: Samples, targets: CriticTargets, counts: Counts
     ) -> tuple[Tensor, dict[str, Tensor]]:
         error = self.values(samples)[:, :-1] - (targets.quantiles - self.mean) / self.scale
-        loss = masked_mean(0.5 * error.square().mean(-1), samples.mask)
+        loss = masked_mean(0.5 * error.square().mean(-1), samples.mask, counts.tokens)
         return loss, {"mean": loss.detach()}
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from dfpo.config import Config
-from dfpo.config.types import Samples
+from dfpo.config.types import CriticTargets, Samples
 from dfpo.rollout.policy import positions
 
 
@@ -20,6 +20,14 @@ class TrunkCritic(nn.Module):
 
     def parts(self) -> list[list[nn.Parameter]]:
         return [list(self.parameters())]
+
+    def noise(self, answers: int, generator: torch.Generator) -> Tensor | None:
+        return None
+
+    def prepare(
+        self, targets: CriticTargets, mask: Tensor, generator: torch.Generator
+    ) -> CriticTargets:
+        return targets
 
     def hidden(self, samples: Samples) -> Tensor:
         length = samples.mask.shape[1]

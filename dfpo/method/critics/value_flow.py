@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dfpo.config import Config
-from dfpo.config.types import CriticTargets, Estimate, Samples
+from dfpo.config.types import Counts, CriticTargets, Estimate, Samples
 from dfpo.method.critics.trunk import TrunkCritic, return_units, seeded_trunk
 from dfpo_kernels import FlowField
 from dfpo_kernels.nn import ValueFlowHead
@@ -27,29 +27,42 @@ class ValueFlowCritic(TrunkCritic):
     def parts(self) -> list[list[nn.Parameter]]:
         return self.head.apart(self.parameters())
 
+    def noise(self, answers: int, generator: torch.Generator) -> Tensor | None:
+        """One draw per answer under shared noise: a particle keeps its own from token to token."""
+        if self.head.coupling != "shared_noise":
+            return None
+        shape = (answers, 1, self.head.num_quantiles)
+        return torch.randn(shape, generator=generator, device=generator.device)
+
     @torch.no_grad()
-    def estimate(self, samples: Samples, generator: torch.Generator) -> Estimate:
+    def estimate(self, samples: Samples, noise: Tensor | None = None) -> Estimate:
         velocity, one_step = self.head.fields(self.hidden(samples))
-        base = self.head.base
-        if self.head.coupling == "shared_noise":
-            # One draw per answer, so that a particle keeps its noise from token to token.
-            shape = (samples.mask.shape[0], 1, self.head.num_quantiles)
-            noise = torch.randn(shape, generator=generator, device=base.device)
-            base = noise.expand(-1, samples.mask.shape[1] + 1, -1)
+        states = samples.mask.shape[1] + 1
+        base = self.head.base if noise is None else noise.expand(-1, states, -1)
         values = self.head.quantiles(velocity, one_step, base)
-        shared = base[:, :-1] if self.head.coupling == "shared_noise" else None
+
         field = None
         if self.coefs.path:
-            frozen = [x.clone() for x in (velocity.z_weight, velocity.time_weight)]
-            field = FlowField(*(x[:, :-1] for x in velocity[:3]), *frozen)
+            field = FlowField(*(x[:, :-1] for x in velocity[:3]), *self.field_weights())
+        shared = None if noise is None else base[:, :-1]
         return Estimate(quantiles=values[:, :-1], final=values[:, -1], base=shared, field=field)
 
+    def field_weights(self) -> list[Tensor]:
+        """What the velocity fields of all tokens share, frozen as it is now."""
+        return [x.detach().clone() for x in (self.head.z_weight, self.head.time_weight)]
+
+    def prepare(
+        self, targets: CriticTargets, mask: Tensor, generator: torch.Generator
+    ) -> CriticTargets:
+        shape = (*mask.shape, self.head.num_quantiles + 1)
+        return dataclasses.replace(
+            targets,
+            draws=torch.rand(shape, generator=generator, device=mask.device),
+            weight=self.head.token_weights(targets.spread, mask),
+        )
+
     def loss(
-        self,
-        samples: Samples,
-        targets: CriticTargets,
-        generator: torch.Generator,
-        most_tokens: int | None = None,
+        self, samples: Samples, targets: CriticTargets, counts: Counts
     ) -> tuple[Tensor, dict[str, Tensor]]:
         return self.head.loss(
             self.hidden(samples)[:, :-1],
@@ -60,8 +73,10 @@ class ValueFlowCritic(TrunkCritic):
             spread=targets.spread,
             target_mean=targets.mean,
             path=targets.path,
-            generator=generator,
-            most_tokens=most_tokens,
+            draws=targets.draws,
+            weight=targets.weight,
+            most_tokens=sum(samples.lengths),
+            total_tokens=counts.tokens,
         )
 
 

@@ -16,9 +16,10 @@ from dfpo.config import Config, ConfigError
 from dfpo.config.draws import Stream, uniforms
 from dfpo.config.noise import Noise
 from dfpo.config.types import Answers, Rollout
+from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.rollout.collect import collect, last_tokens, noisy_rewards
-from dfpo.rollout.policy import continue_from, decode
+from dfpo.rollout.policy import decode
 from dfpo.run.setup import Setup
 from dfpo.tasks.source import domain_of
 
@@ -72,7 +73,7 @@ def play(setup: Setup, answers: int, plays: int) -> Played:
         raise ConfigError("eval.prompts: is 0, must be at least 1 to probe a critic")
     # Without noise, which would leave out answers whose label it takes away.
     rollout = collect(
-        setup.policy, setup.first_policy, setup.tokenizer, rows,
+        setup.sampler, setup.first, rows,
         reward=setup.reward, noise=Noise(), config=config, step=UNREACHED,
     )  # fmt: skip
     if not len(rollout.answers):
@@ -99,7 +100,7 @@ def probe(setup: Setup, played: Played) -> Probe:
     """What the run's critic, which it must have, predicts along the answers."""
     config, rollout, clean, noisy = (getattr(played, f.name) for f in dataclasses.fields(played))
     generator = torch.Generator(setup.policy.device).manual_seed(config.seed)
-    estimate = setup.critic.estimate(rollout.samples, generator)
+    estimate = estimate_values(setup.critic, rollout.samples, generator, setup.config.micro_tokens)
     mask, ends = rollout.samples.mask, rollout.clean_rewards.view(-1, 1, 1)
     ends = ends.expand(-1, 1, clean.shape[-1])
     after = torch.cat([clean[:, 1:], ends], 1)
@@ -171,8 +172,8 @@ def _returns(
     device, left = setup.policy.device, config.rollout.max_new_tokens - t
     ids = torch.arange(first, first + len(chunk), device=device)
 
-    samples = continue_from(
-        setup.policy, setup.tokenizer, [begun.prompts[i] + begun.tokens[i][:t] for i in chunk],
+    samples = setup.sampler.continue_from(
+        [begun.prompts[i] + begun.tokens[i][:t] for i in chunk],
         left, uniforms=uniforms(config.seed, Stream.EVALUATION, 2 + t, ids, left),
         temperature=config.rollout.temperature,
     )  # fmt: skip
@@ -208,6 +209,6 @@ def _corrupted(
     setup: Setup, clean: Tensor, answers: Answers, config: Config, step: int
 ) -> Tensor:  # [B]
     return noisy_rewards(
-        clean, answers, noise=setup.noise, reward=setup.reward, reference=setup.first_policy,
-        tokenizer=setup.tokenizer, config=config, step=step,
+        clean, answers, noise=setup.noise, reward=setup.reward, first=setup.first,
+        config=config, step=step,
     )  # fmt: skip

@@ -11,7 +11,7 @@ from dfpo.__main__ import main
 from dfpo.config import ALGORITHMS, ConfigError, build_config
 from dfpo.config.algorithms import Algorithm
 from dfpo.config.rules import only_read, predicts
-from dfpo.config.types import CriticTargets, Samples
+from dfpo.config.types import Counts, CriticTargets, Samples
 from dfpo.method.critics import build_critic
 from dfpo.method.critics.none import NoCritic
 from dfpo.method.critics.partition import LogPartition
@@ -118,7 +118,9 @@ def test_dvpo_terms_by_hand(policy):
     mask = torch.ones(1, 1, dtype=torch.bool)
     samples = Samples(torch.zeros(1, 2), torch.ones(1, 2), mask, torch.zeros(1).bool())
     # Targets 0.5 and 1.5 of return are 0 and 2 in flow units.
-    loss, terms = critic.loss(samples, targets_for(mask, torch.tensor([[[0.5, 1.5]]])), None)
+    loss, terms = critic.loss(
+        samples, targets_for(mask, torch.tensor([[[0.5, 1.5]]])), Counts(1, 1)
+    )
     # Pinball at levels 1/4, 3/4, mean over both axes:
     #   head 0, q (0, 2), y (0, 2): q 0: u 0, 2 -> .25 * 2; q 2: u -2, 0 -> .25 * 2: 1 / 4
     #   head 1, q (1, 3), y (0, 2): q 1: u -1, 1 -> .75 + .25; q 3: u -3, -1 -> .25 * 4: 2 / 4
@@ -134,7 +136,7 @@ def test_dvpo_terms_by_hand(policy):
 
 def test_an_ensembles_value_is_its_heads_mean(policy):
     told = torch.tensor([[0.0, 2.0], [1.0, 3.0]]).view(2, 1, 1, 2).expand(2, 1, 2, 2)
-    estimate = Known(policy, told).estimate(None, None)
+    estimate = Known(policy, told).estimate(None)
     assert estimate.quantiles.flatten().tolist() == [0.75, 1.75]  # (.5, 2.5) / 2 + .5
 
 
@@ -157,10 +159,10 @@ def test_the_least_of_several_heads_is_the_value(policy):
     values = critic.values(samples)
     assert values.shape[-1] == 4 and len(values[0, 0].unique()) == 4
     least = torch.tensor([min(row.tolist()) for row in values[0, :-1]])
-    found = critic.estimate(samples, None)
+    found = critic.estimate(samples)
     torch.testing.assert_close(found.quantiles[0, :, 0], least * 0.5 + 0.5)
     # Each head has the same targets: 0.5 (v_k - y)^2, a mean over heads and tokens.
-    loss, _ = critic.loss(samples, targets_for(samples.mask, torch.ones(1, 5, 1)), None)
+    loss, _ = critic.loss(samples, targets_for(samples.mask, torch.ones(1, 5, 1)), Counts(5, 1))
     by_hand = sum(0.5 * (v - 1.0) ** 2 for row in values[0, :-1].tolist() for v in row) / 20
     assert loss.item() == pytest.approx(by_hand, rel=1e-4)
 
@@ -175,7 +177,7 @@ def test_ridge_control_has_the_flow_heads_conditioner(policy):
 
     assert shapes(ridge.head[0]) == shapes(flow.head.conditioner)
     assert shapes(plain.head) == {"weight": (1, 64), "bias": (1,)}
-    assert (ridge.estimate(some_samples(policy), None).quantiles == 0.5).all()
+    assert (ridge.estimate(some_samples(policy)).quantiles == 0.5).all()
 
 
 def test_log_partition_sees_the_prompt_alone(policy):
@@ -214,4 +216,4 @@ def test_log_partition_learns_with_the_policy(policy):
 def test_no_critic_predicts_nothing(policy):
     critic = critic_of(policy, algorithm="grpo")
     assert isinstance(critic, NoCritic) and not list(critic.parameters())
-    assert critic.estimate(make_rollout().samples, None) is None
+    assert critic.estimate(make_rollout().samples) is None

@@ -7,11 +7,12 @@ import torch
 
 from dfpo.config import build_config
 from dfpo.config.draws import Stream, uniforms
-from dfpo.config.types import CriticTargets, Samples
-from dfpo.method.critics import build_critic
+from dfpo.config.types import Counts, CriticTargets, Samples
+from dfpo.method.critics import build_critic, estimate_values
 from dfpo.method.critics.scalar import ScalarCritic
 from dfpo.method.critics.value_flow import ValueFlowCritic
-from dfpo.rollout.policy import SHIPPED_POLICY, generate, load_policy
+from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
+from dfpo.rollout.sampler import Sampler
 from dfpo.run.setup import complete
 from dfpo.tasks.source import training_rows
 
@@ -25,7 +26,7 @@ def policy():
 def samples(policy):
     prompts = [row["prompt"] for row in training_rows(0, 0, 6)]
     draws = uniforms(0, Stream.SAMPLING, 0, torch.arange(6), 64)
-    return generate(*policy, prompts, 64, uniforms=draws)
+    return Sampler.of(*policy).answer(prompts, 64, uniforms=draws)
 
 
 def critic_of(policy, **settings):
@@ -58,12 +59,13 @@ def test_values_do_not_depend_on_padding(policy, samples, algorithm):
     """An answer alone, without the batch's padding, has the values it has in the batch."""
     own = {} if algorithm == "ppo" else {"critic__num_quantiles": 8}
     critic = critic_of(policy, algorithm=algorithm, **own)
-    found = critic.estimate(samples, generator())
+    found = estimate_values(critic, samples, generator())
     for row in range(6):
         keep = samples.attention_mask[row].bool()
         count = int(samples.mask[row].sum())
         ids = samples.input_ids[row][keep].unsqueeze(0)
-        alone = critic.estimate(
+        alone = estimate_values(
+            critic,
             Samples(ids, torch.ones_like(ids), torch.ones(1, count, dtype=torch.bool),
                     samples.truncated[row : row + 1]),
             generator(),
@@ -79,8 +81,9 @@ def test_value_before_a_token_does_not_see_it(policy, samples):
     length = samples.mask.shape[1]
     changed = samples.input_ids.clone()
     changed[:, -length + 4] = (changed[:, -length + 4] + 1) % 60
-    before = critic.estimate(samples, generator()).quantiles
-    after = critic.estimate(dataclasses.replace(samples, input_ids=changed), generator()).quantiles
+    before = estimate_values(critic, samples, generator()).quantiles
+    samples = dataclasses.replace(samples, input_ids=changed)
+    after = estimate_values(critic, samples, generator()).quantiles
     assert torch.equal(before[:, :5], after[:, :5])
     assert not torch.equal(before[:, 5], after[:, 5])
 
@@ -88,7 +91,7 @@ def test_value_before_a_token_does_not_see_it(policy, samples):
 def test_scalar_critic_starts_at_the_middle(policy, samples):
     critic = critic_of(policy, algorithm="ppo", reward__low=-1.0, reward__high=5.0)
     assert isinstance(critic, ScalarCritic)
-    quantiles = critic.estimate(samples, generator()).quantiles
+    quantiles = estimate_values(critic, samples, generator()).quantiles
     assert quantiles.shape[-1] == 1
     assert (quantiles == 2.0).all()
 
@@ -101,18 +104,19 @@ def test_a_constant_return_is_learned(policy, samples, algorithm):
     optimizer = torch.optim.AdamW(critic.parameters(), lr=1e-3)
     draws = generator()
     for _ in range(40):
-        loss, _ = critic.loss(samples, targets, draws)
+        prepared = critic.prepare(targets, samples.mask, draws)
+        loss, _ = critic.loss(samples, prepared, Counts.of(samples.lengths))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    values = critic.estimate(samples, draws).quantiles[samples.mask]
+    values = estimate_values(critic, samples, draws).quantiles[samples.mask]
     assert values.mean().item() == pytest.approx(0.8, abs=0.1)
 
 
 def test_shared_noise_is_shared_along_the_answer(policy, samples):
     critic = critic_of(policy, algorithm="dfpo-paper")
     assert isinstance(critic, ValueFlowCritic)
-    found = critic.estimate(samples, generator())
+    found = estimate_values(critic, samples, generator())
     assert torch.equal(found.base[:, 0], found.base[:, -1])
     assert not torch.equal(found.base[0], found.base[1])
     assert found.field is not None

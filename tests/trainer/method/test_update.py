@@ -6,16 +6,16 @@ import json
 
 import pytest
 import torch
-from accelerate import Accelerator
 
 from dfpo.config import build_config
 from dfpo.config.noise import Noise
-from dfpo.method.critics import build_critic
+from dfpo.method.critics import build_critic, estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import Learner, update
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy, token_logprobs
+from dfpo.rollout.sampler import Sampler
 from dfpo.run.records import MetricsLog
 from dfpo.tasks import reward
 from dfpo.tasks.source import training_rows
@@ -37,18 +37,17 @@ def parts():
     policy, tokenizer = load_policy(SHIPPED_POLICY)
     critic = build_critic(policy, CONFIG)
     rows = training_rows(0, 0, 3)
-    rollout = collect(
-        policy, policy, tokenizer, rows, reward=VERIFIER, noise=Noise(), config=CONFIG, step=0
-    )
-    estimate = critic.estimate(rollout.samples, torch.Generator().manual_seed(0))
+    sampler = Sampler.of(policy, tokenizer)
+    rollout = collect(sampler, sampler, rows, reward=VERIFIER, noise=Noise(), config=CONFIG, step=0)
+    estimate = estimate_values(critic, rollout.samples, torch.Generator().manual_seed(0))
     return policy, critic, rollout, compute_targets(rollout, estimate, CONFIG, 0)
 
 
 def step(policy, critic, rollout, targets, *, train_policy=True):
     optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-3, fused=True) for m in (policy, critic)]
     generator = torch.Generator().manual_seed(0)
-    learner = Learner(Accelerator(cpu=True), policy, critic, *optimizers, generator)
-    return update(learner, rollout, targets, CONFIG, train_policy=train_policy)
+    learner = Learner(policy, critic, *optimizers, generator)
+    return update(learner, rollout, targets, CONFIG, 0, train_policy=train_policy)
 
 
 def copies(module):
@@ -82,9 +81,9 @@ def test_the_critic_moves_towards_its_targets(parts):
     learned = dataclasses.replace(learned, quantiles=ones, mean=torch.ones_like(learned.mean))
     high = dataclasses.replace(targets, critic=learned)
     mask, draws = rollout.samples.mask, torch.Generator()
-    before = critic.estimate(rollout.samples, draws).quantiles[mask].mean()
+    before = estimate_values(critic, rollout.samples, draws).quantiles[mask].mean()
     step(policy, critic, rollout, high)
-    assert critic.estimate(rollout.samples, draws).quantiles[mask].mean() > before
+    assert estimate_values(critic, rollout.samples, draws).quantiles[mask].mean() > before
 
 
 def test_warm_up_trains_the_critic_alone(parts):
@@ -123,9 +122,9 @@ def test_parts_of_a_critic_are_clipped_apart(parts):
         optimizer = torch.optim.SGD(trained.parameters(), lr=0.1, fused=True)
         generator = torch.Generator().manual_seed(0)
         learner = Learner(
-            Accelerator(cpu=True), policy, trained, optimizer, optimizer, generator
+            policy, trained, optimizer, optimizer, generator
         )  # fmt: skip
-        update(learner, rollout, targets, CONFIG, train_policy=False)
+        update(learner, rollout, targets, CONFIG, 0, train_policy=False)
         means.append(trained.head.mean.weight)
     assert torch.equal(*means) and not torch.equal(means[0], critic.head.mean.weight)
     distribution, rest = critic.parts()[1], critic.parts()[0]

@@ -9,11 +9,13 @@ import torch
 from dfpo.__main__ import main
 from dfpo.config import build_config
 from dfpo.config.noise import Noise
+from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import update
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
+from dfpo.rollout.sampler import Sampler
 from dfpo.run.setup import set_up
 from dfpo.tasks import reward
 from dfpo.tasks.source import training_rows
@@ -35,19 +37,18 @@ def test_one_update_is_nearly_that_of_float32(tmp_path):
     config = build_config({**SMALL, "reward.low": 0, "reward.high": 1})
     verifier = Reward(("verifier",), (reward,), (1.0,))
     rows = training_rows(0, 0, 3)
-    rollout = collect(
-        policy, policy, tokenizer, rows, reward=verifier, noise=Noise(), config=config, step=0
-    )
+    sampler = Sampler.of(policy, tokenizer)
+    rollout = collect(sampler, sampler, rows, reward=verifier, noise=Noise(), config=config, step=0)
     found = {}
     for dtype in ("float32", "bfloat16"):
         setup = set_up(build_config(settings(tmp_path, dtype)), None)
-        estimate = setup.critic.estimate(rollout.samples, torch.Generator().manual_seed(0))
+        estimate = estimate_values(setup.critic, rollout.samples, torch.Generator().manual_seed(0))
         assert estimate.quantiles.dtype == torch.float32
         targets = compute_targets(rollout, estimate, setup.config, 0)
         learner = dataclasses.replace(
             setup.learner, generator=torch.Generator().manual_seed(0)
         )  # fmt: skip
-        found[dtype] = update(learner, rollout, targets, setup.config, train_policy=True)
+        found[dtype] = update(learner, rollout, targets, setup.config, 0, train_policy=True)
         for model in (setup.policy, setup.critic):
             assert all(p.dtype == torch.float32 for p in model.parameters())
     exact, half = found["float32"], found["bfloat16"]

@@ -13,7 +13,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 import dfpo.rollout.policy
 from dfpo.rollout import logprobs
 from dfpo.rollout.logprobs import from_hidden
-from dfpo.rollout.policy import SHIPPED_POLICY, generate, load_policy, token_logprobs
+from dfpo.rollout.policy import SHIPPED_POLICY, load_policy, token_logprobs
+from dfpo.rollout.sampler import Sampler
 
 N, D, V, TEMPERATURE = 23, 6, 11, 0.7
 
@@ -151,7 +152,7 @@ def test_a_model_in_parts(tmp_path, monkeypatch, family):
     """Log-probabilities, entropies and every gradient, from hidden states as from logits."""
     path = SHIPPED_POLICY if family == "shipped" else make_model(tmp_path / family, family)
     model, tokenizer = load_policy(path)
-    samples = generate(model, tokenizer, ["1", "some more"], 9)
+    samples = Sampler.of(model, tokenizer).answer(["1", "some more"], 9)
     found = []
     for at_once in (2**26, 500):
         monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", at_once)

@@ -10,17 +10,17 @@ from transformers import AutoModelForCausalLM
 import dfpo.rollout.policy
 from dfpo.config import ConfigError
 from dfpo.config.draws import Stream, uniforms
+from dfpo.rollout.engines.hf_generate import _CounterSampler
 from dfpo.rollout.policy import (
     SHIPPED_POLICY,
-    _CounterSampler,
     attention_of,
     compute_dtype,
     decode,
-    generate,
     load_policy,
     set_compute_dtype,
     token_logprobs,
 )
+from dfpo.rollout.sampler import Sampler
 from dfpo.tasks.source import evaluation_rows
 
 LENGTH = 64
@@ -67,9 +67,9 @@ def test_sampler_temperature():
 def test_draws_do_not_depend_on_the_batch(policy, prompts):
     """A sample's answer is the same whatever is sampled beside it."""
     u = draw(len(prompts))
-    together, _ = decode(policy[1], generate(*policy, prompts, LENGTH, uniforms=u))
+    together, _ = decode(policy[1], Sampler.of(*policy).answer(prompts, LENGTH, uniforms=u))
     alone = [
-        decode(policy[1], generate(*policy, [prompt], LENGTH, uniforms=u[i : i + 1]))[0][0]
+        decode(policy[1], Sampler.of(*policy).answer([prompt], LENGTH, uniforms=u[i : i + 1]))[0][0]
         for i, prompt in enumerate(prompts[:4])
     ]
     assert together[:4] == alone
@@ -83,7 +83,7 @@ def test_steps_and_seeds_differ():
 
 def test_mask_ends_with_the_end_token(policy, prompts):
     model, tokenizer = policy
-    samples = generate(model, tokenizer, prompts, LENGTH, uniforms=draw(len(prompts)))
+    samples = Sampler.of(model, tokenizer).answer(prompts, LENGTH, uniforms=draw(len(prompts)))
     answers = samples.input_ids[:, -samples.mask.shape[1] :]
     for ids, mask, truncated in zip(answers, samples.mask, samples.truncated, strict=True):
         count = int(mask.sum())
@@ -93,14 +93,14 @@ def test_mask_ends_with_the_end_token(policy, prompts):
 
 
 def test_short_limit_truncates(policy, prompts):
-    samples = generate(*policy, prompts, 3, uniforms=draw(len(prompts)))
+    samples = Sampler.of(*policy).answer(prompts, 3, uniforms=draw(len(prompts)))
     assert samples.truncated.all() and samples.mask.all() and samples.mask.shape[1] == 3
 
 
 def test_logprobs_against_one_unpadded_forward(policy, prompts):
     """Padding, positions and temperature leave each token's log-probability what it is alone."""
     model, tokenizer = policy
-    samples = generate(model, tokenizer, prompts, LENGTH, uniforms=draw(len(prompts)))
+    samples = Sampler.of(model, tokenizer).answer(prompts, LENGTH, uniforms=draw(len(prompts)))
     found, entropy = token_logprobs(model, samples, temperature=1.7)
     for row in range(len(prompts)):
         ids = samples.input_ids[row][samples.attention_mask[row].bool()]
@@ -175,7 +175,7 @@ def test_bfloat16_multiplies_and_float32_is_kept(prompts):
     both = [load_policy(SHIPPED_POLICY, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)]
     (model, tokenizer), (half, _) = both
     assert all(p.dtype == torch.float32 for p in half.parameters())
-    samples = generate(model, tokenizer, prompts, 16, uniforms=draw(len(prompts)))
+    samples = Sampler.of(model, tokenizer).answer(prompts, 16, uniforms=draw(len(prompts)))
     multiplied = []
     half.model.layers[0].mlp.up_proj.register_forward_hook(
         lambda module, args, output: multiplied.append(output.dtype)
@@ -193,7 +193,7 @@ def test_a_copy_in_bfloat16_has_weights_of_its_own(prompts):
     """The reference policy is a deepcopy: what wraps its forward pass must not lead back."""
     model, tokenizer = load_policy(SHIPPED_POLICY, dtype=torch.bfloat16)
     first = copy.deepcopy(model)
-    samples = generate(model, tokenizer, prompts[:2], 8)
+    samples = Sampler.of(model, tokenizer).answer(prompts[:2], 8)
     with torch.no_grad():
         before, _ = token_logprobs(first, samples, 1.0)
         for parameter in model.parameters():
@@ -213,7 +213,7 @@ def test_float32_is_left_alone():
 def test_padding_or_none_makes_no_difference(policy):
     """The mask is made whether or not it is full: a full one is causal attention."""
     model, tokenizer = policy
-    samples = generate(model, tokenizer, ["1", "1"], 3)
+    samples = Sampler.of(model, tokenizer).answer(["1", "1"], 3)
     assert samples.attention_mask.all()
     with torch.no_grad():
         masked = model(samples.input_ids, attention_mask=samples.attention_mask).logits

@@ -11,6 +11,7 @@ from dfpo.config.types import Answers
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
+from dfpo.rollout.sampler import Sampler
 from dfpo.rollout.votes import agreement, cast_votes, majority
 from dfpo.run import train as training
 from dfpo.run.setup import set_up
@@ -35,10 +36,10 @@ def shipped():
 def rollout(shipped, text, config=CONFIG, step=0):
     policy, tokenizer = shipped
     rows = training_rows(config.seed, step, 4)
+    sampler = Sampler.of(policy, tokenizer)
     return collect(
-        policy,
-        policy,
-        tokenizer,
+        sampler,
+        sampler,
         rows,
         reward=VERIFIER,
         noise=parse_noise(text),
@@ -87,17 +88,17 @@ def test_final_answers_by_hand(domain, completion, expected):
 def test_votes_are_a_function_of_seed_and_prompt(shipped):
     policy, tokenizer = shipped
     rows = training_rows(0, 0, 3)
-    votes = cast_votes(policy, tokenizer, rows, SUITE.extract, 3, CONFIG)
+    votes = cast_votes(Sampler.of(policy, tokenizer), rows, SUITE.extract, 3, CONFIG)
     assert all(votes)
     repeated = [rows[2], rows[0], rows[2]]
-    again = cast_votes(policy, tokenizer, repeated, SUITE.extract, 3, CONFIG)
+    again = cast_votes(Sampler.of(policy, tokenizer), repeated, SUITE.extract, 3, CONFIG)
     assert again == [votes[2], votes[0], votes[2]]
     small = dataclasses.replace(CONFIG, eval=dataclasses.replace(CONFIG.eval, batch_size=3))
-    assert cast_votes(policy, tokenizer, rows, SUITE.extract, 3, small) == votes
+    assert cast_votes(Sampler.of(policy, tokenizer), rows, SUITE.extract, 3, small) == votes
     other = dataclasses.replace(CONFIG, seed=1)
     many = training_rows(0, 0, 12)
-    first = cast_votes(policy, tokenizer, many, SUITE.extract, 1, CONFIG)
-    assert first != cast_votes(policy, tokenizer, many, SUITE.extract, 1, other)
+    first = cast_votes(Sampler.of(policy, tokenizer), many, SUITE.extract, 1, CONFIG)
+    assert first != cast_votes(Sampler.of(policy, tokenizer), many, SUITE.extract, 1, other)
 
 
 def test_rewards_are_agreement_with_the_vote(shipped):
@@ -106,7 +107,7 @@ def test_rewards_are_agreement_with_the_vote(shipped):
     clean = rollout(shipped, "none")
     assert noisy.answers.texts == clean.answers.texts
     assert torch.equal(noisy.clean_rewards, clean.clean_rewards), "the truth stays in the log"
-    votes = cast_votes(policy, tokenizer, noisy.answers.rows, SUITE.extract, 9, CONFIG)
+    votes = cast_votes(Sampler.of(policy, tokenizer), noisy.answers.rows, SUITE.extract, 9, CONFIG)
     told = zip(noisy.answers.texts, noisy.answers.rows, votes, strict=True)
     expected = [float(SUITE.extract(text, row["domain"]) == vote) for text, row, vote in told]
     assert noisy.rewards.tolist() == expected

@@ -18,7 +18,7 @@ import dfpo.rollout.policy
 from dfpo.config import ALGORITHMS, build_config
 from dfpo.config.noise import Noise
 from dfpo.config.rules import only_read
-from dfpo.method.critics import build_critic
+from dfpo.method.critics import build_critic, estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import update
 from dfpo.rewards.functions import Reward
@@ -28,10 +28,10 @@ from dfpo.rollout.policy import (
     SHIPPED_POLICY,
     Samples,
     decode,
-    generate,
     load_policy,
     token_logprobs,
 )
+from dfpo.rollout.sampler import Sampler
 from dfpo.run.setup import set_up
 from dfpo.tasks import reward
 from dfpo.tasks.source import training_rows
@@ -46,7 +46,7 @@ def asker():
     frames = [(Path(frame.filename), frame.name) for frame in traceback.extract_stack()]
     if any("optim" in path.parts for path, _ in frames[-8:]):
         return None
-    own = max(i for i, (path, _) in enumerate(frames) if OWN & set(path.parts[-3:-1]))
+    own = max(i for i, (path, _) in enumerate(frames) if OWN & set(path.parts[-4:-1]))
     theirs = [name for path, name in frames[own:] if "transformers" in path.parts]
     return " ".join([frames[own][0].name, *theirs[-1:]])
 
@@ -107,10 +107,9 @@ def parts():
     critic = build_critic(policy, config)
     verifier = Reward(("verifier",), (reward,), (1.0,))
     rows = training_rows(0, 0, 3)
-    rollout = collect(
-        policy, policy, tokenizer, rows, reward=verifier, noise=Noise(), config=config, step=0
-    )
-    estimate = critic.estimate(rollout.samples, torch.Generator().manual_seed(0))
+    sampler = Sampler.of(policy, tokenizer)
+    rollout = collect(sampler, sampler, rows, reward=verifier, noise=Noise(), config=config, step=0)
+    estimate = estimate_values(critic, rollout.samples, torch.Generator().manual_seed(0))
     return tokenizer, policy, critic, rollout, compute_targets(rollout, estimate, config, 0)
 
 
@@ -121,13 +120,13 @@ def test_an_update_waits_for_the_device_no_more_often_than_is_known(tmp_path, pa
     setup = set_up(build_config(only_read(SMALL, own) | own), None)
     rollout = parts[3]
     with waits() as found:
-        estimate = setup.critic.estimate(rollout.samples, setup.generator)
+        estimate = estimate_values(setup.critic, rollout.samples, setup.generator)
     assert not found
     targets = compute_targets(rollout, estimate, setup.config, 0)
     with waits() as found:
-        update(setup.learner, rollout, targets, setup.config, train_policy=True)
-    # All metrics leave at once.
-    assert found == {"update.py": 1}
+        update(setup.learner, rollout, targets, setup.config, 0, train_policy=True)
+    # All metrics leave at once; the shuffled order never was on the device.
+    assert found == {"update.py": 2}
 
 
 def test_the_value_flow_loss_waits_for_nothing_where_the_number_of_tokens_is_known(parts):
@@ -164,21 +163,21 @@ def test_sampling_waits_once_a_token(parts):
     tokenizer, policy, *_ = parts
     prompts = [row["prompt"] for row in training_rows(0, 0, 3)]
     with waits() as found:
-        samples = generate(policy, tokenizer, prompts, 12)
+        samples = Sampler.of(policy, tokenizer).answer(prompts, 12)
     length = samples.mask.shape[1]
     assert found == {
-        "policy.py __call__": length,
-        "policy.py _prepare_special_tokens": 2,
-        "policy.py generate": 2,
-        "policy.py _tensor_or_none": 2,
-        "policy.py _get_logits_processor": 1,
-        # Which tokens end an answer, for the mask.
-        "policy.py": 1,
+        "hf_generate.py __call__": length,
+        "hf_generate.py _prepare_special_tokens": 2,
+        "hf_generate.py generate": 2,
+        "hf_generate.py _tensor_or_none": 2,
+        "hf_generate.py _get_logits_processor": 1,
+        # Which tokens end an answer, for the mask, and how long each answer is.
+        "sampler.py": 2,
     }
     with waits() as found:
         decode(tokenizer, samples)
-    # Tokens and lengths.
-    assert found == {"policy.py": 2}
+    # Tokens; lengths are known.
+    assert found == {"policy.py": 1}
 
 
 @pytest.mark.skipif(

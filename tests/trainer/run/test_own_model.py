@@ -14,7 +14,8 @@ from dfpo.config import build_config
 from dfpo.config.noise import parse_noise
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.collect import collect
-from dfpo.rollout.policy import generate, load_policy, token_logprobs
+from dfpo.rollout.policy import load_policy, token_logprobs
+from dfpo.rollout.sampler import Sampler
 from dfpo.run.setup import complete
 
 REWARD = """
@@ -115,7 +116,7 @@ def test_sampling_follows_the_trained_distribution(files, family):
     )
     kept = model.generation_config.to_dict()
     prompts = ["Count ooo: ", "a much longer prompt that pads the other one: "]
-    samples = generate(model, tokenizer, prompts, 12)
+    samples = Sampler.of(model, tokenizer).answer(prompts, 12)
     assert model.generation_config.to_dict() == kept
     for i, prompt in enumerate(prompts):
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
@@ -141,10 +142,10 @@ def test_unscored_answers_are_left_out_of_training(files):
 
     def roll(function):
         reward = Reward(("f",), (function,), (1.0,))
+        sampler = Sampler.of(policy, tokenizer)
         return collect(
-            policy,
-            policy,
-            tokenizer,
+            sampler,
+            sampler,
             rows,
             reward=reward,
             noise=parse_noise("flip=0.5"),

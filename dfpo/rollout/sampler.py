@@ -1,0 +1,99 @@
+"""Prompts -> Samples: a policy's answers, a micro-batch at a time, shared out over processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from dfpo.config.types import Prompt, Samples, row_index
+from dfpo.rollout.batches import micro_batches, share_of
+from dfpo.rollout.engines import Engine, build_engine
+from dfpo.rollout.policy import encode, end_tokens
+from dfpo.rollout.processes import Processes
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A policy, its tokenizer, and the engine that draws its answers."""
+
+    policy: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    engine: Engine
+    micro_tokens: int  # tokens, padding included, that are sampled at once; 0 without a bound
+
+    @staticmethod
+    def of(
+        policy: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        engine: str = "transformers",
+        micro_tokens: int = 0,
+    ) -> Sampler:
+        return Sampler(policy, tokenizer, build_engine(engine, policy, tokenizer), micro_tokens)
+
+    def answer(
+        self,
+        prompts: list[Prompt],
+        limit: int,
+        *,
+        uniforms: Tensor | None = None,  # [B, limit]
+        temperature: float = 1.0,
+    ) -> Samples:
+        """Answers to the prompts: sampled with the given uniforms, or greedy without them."""
+        ids = [encode(self.tokenizer, prompt) for prompt in prompts]
+        return self.continue_from(ids, limit, uniforms=uniforms, temperature=temperature)
+
+    @torch.no_grad()
+    def continue_from(
+        self,
+        ids: list[list[int]],
+        limit: int,
+        *,
+        uniforms: Tensor | None = None,  # [B, limit]
+        temperature: float = 1.0,
+    ) -> Samples:
+        """The same from token ids, of a prompt or of a prompt and the beginning of an answer."""
+        processes, device = Processes.here(), self.policy.device
+        lengths, limits = [len(prompt) for prompt in ids], [limit] * len(ids)
+        batches = micro_batches(lengths, limits, self.micro_tokens, processes.count)
+
+        tokens = torch.zeros(len(ids), limit, dtype=torch.int64, device=device)
+        for rows in share_of(batches, lengths, limits, processes):
+            draws = uniforms
+            if uniforms is not None and len(rows) < len(ids):
+                draws = uniforms[row_index(rows, device)]
+            made = self.engine.generate(
+                [ids[i] for i in rows], limit, uniforms=draws, temperature=temperature
+            ).tokens
+            if len(rows) == len(ids):
+                tokens[:, : made.shape[1]] = made
+            else:
+                tokens[row_index(rows, device), : made.shape[1]] = made
+        return self._samples(ids, processes.sum(tokens))
+
+    def _samples(self, ids: list[list[int]], tokens: Tensor) -> Samples:  # [B, limit]
+        """Prompts padded left and answers padded right, up to the longest."""
+        encoded = self.tokenizer.pad(
+            {"input_ids": ids}, padding_side="left", return_tensors="pt"
+        ).to(self.policy.device)
+
+        ends = end_tokens(self.policy, self.tokenizer)
+        is_end = torch.isin(tokens, torch.tensor(ends, dtype=tokens.dtype, device=tokens.device))
+        # A token counts while no end token stands before it.
+        mask = is_end.cumsum(-1) - is_end.int() == 0
+        lengths = mask.sum(-1).tolist()
+        longest = max(lengths, default=0)
+        tokens = torch.where(mask, tokens, self.tokenizer.pad_token_id)[:, :longest]
+        mask = mask[:, :longest]
+
+        samples = Samples(
+            input_ids=torch.cat([encoded["input_ids"], tokens], dim=1),
+            attention_mask=torch.cat([encoded["attention_mask"], mask.to(torch.int64)], dim=1),
+            mask=mask,
+            truncated=~is_end.any(-1),
+        )
+        # The host knows them: nothing need ask the device again.
+        vars(samples).update(prompt_lengths=[len(prompt) for prompt in ids], lengths=lengths)
+        return samples
