@@ -36,16 +36,18 @@ def micro_batches(
     if least == 1 and (not budget or count * widest <= budget):
         return [list(range(count))]
 
-    most_rows = -(-count // least)
     batches: list[list[int]] = []
-    prompt = answer = 0  # of the batch at hand, its longest
-    for row in sorted(range(count), key=lambda i: prompts[i] + answers[i], reverse=True):
+    most_rows = prompt = answer = 0  # of the batch at hand: its rows' bound, its longest
+    order = sorted(range(count), key=lambda i: prompts[i] + answers[i], reverse=True)
+    for placed, row in enumerate(order):
         prompt, answer = max(prompt, prompts[row]), max(answer, answers[row])
         size = len(batches[-1]) + 1 if batches else 0
         fits = not budget or size * (prompt + answer) <= budget
         if batches and size <= most_rows and fits:
             batches[-1].append(row)
         else:
+            # As many rows as leave enough for the batches that must follow.
+            most_rows = -(-(count - placed) // max(1, least - len(batches)))
             batches.append([row])
             prompt, answer = prompts[row], answers[row]
     return batches

@@ -9,6 +9,7 @@ by construction, and a run of two processes is the run of one, up to the order o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +18,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+class ProcessLost(RuntimeError):
+    """Another process of the run ended before its time."""
+
+
 # Gradients are summed in pieces of this many bytes, so that their copies are never all there.
 BUCKET = 64 * 2**20
 
@@ -41,13 +48,15 @@ class Processes:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over processes, in place."""
         if self.count > 1:
-            dist.all_reduce(tensor)
+            with _others():
+                dist.all_reduce(tensor)
         return tensor
 
     def most(self, tensor: Tensor) -> Tensor:
         """The largest over processes, in place."""
         if self.count > 1:
-            dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+            with _others():
+                dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return tensor
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
@@ -75,10 +84,21 @@ class Processes:
             # Whatever it is, the others must not wait for what never comes.
             except Exception as error:  # noqa: BLE001
                 made = [None, error]
-        dist.broadcast_object_list(made, src=0)
+        with _others():
+            dist.broadcast_object_list(made, src=0)
         if made[1] is not None:
             raise made[1]
         return made[0]
+
+
+@contextmanager
+def _others() -> Iterator[None]:
+    """Names what torch's many errors for it mean: who should have answered is gone."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ProcessLost(f"a process of this run is gone ({reason})") from error
 
 
 def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:

@@ -13,6 +13,7 @@ from dfpo.config import Config
 from dfpo.config.draws import Stream, uniforms
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.policy import decode
+from dfpo.rollout.processes import Processes
 from dfpo.rollout.sampler import Sampler
 from dfpo.tasks.source import Held, Row
 
@@ -112,7 +113,13 @@ def _rewards(
     found = [torch.empty(0)]
     length, size = config.rollout.max_new_tokens, config.eval.batch_size
     starts = range(0, len(rows), size)
-    for start in tqdm(starts, desc=f"evaluate {mode}", unit="batch", leave=False):
+    for start in tqdm(
+        starts,
+        desc=f"evaluate {mode}",
+        unit="batch",
+        leave=False,
+        disable=not Processes.here().leads,
+    ):
         chunk = rows[start : start + size]
         draws = None
         if mode == "sampled":

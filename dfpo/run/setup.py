@@ -190,7 +190,12 @@ def start_processes(config: Config) -> torch.device:
         torch.cuda.set_device(device)
     if device != "cpu" and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    accelerator = Accelerator(cpu=device == "cpu")
+    try:
+        accelerator = Accelerator(cpu=device == "cpu")
+    # What a launcher's configuration asks for may not be installed, or not be possible here.
+    except (ImportError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"accelerate: cannot start as its configuration asks: {reason}") from None
     check_launcher(accelerator)
     return accelerator.device
 

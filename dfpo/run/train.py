@@ -21,7 +21,7 @@ from dfpo.method.targets import compute_targets
 from dfpo.method.update import update
 from dfpo.rollout.batches import parts_of
 from dfpo.rollout.collect import collect
-from dfpo.rollout.processes import Processes
+from dfpo.rollout.processes import Processes, ProcessLost
 from dfpo.rollout.sampler import Sampler
 from dfpo.run import checkpoint
 from dfpo.run.diagnostics import count_rewards, describe
@@ -60,6 +60,8 @@ def train(config: Config, resume: Path | None = None, given: Given = NOTHING) ->
             return _train(setup, stop, resuming=resume is not None)
         except OSError as error:
             raise RunError(f"cannot write: {error}; {how_to_resume(setup.run)}") from error
+        except ProcessLost as error:
+            raise RunError(f"{error}; {how_to_resume(setup.run)}") from error
 
 
 def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:

@@ -1,0 +1,149 @@
+"""A minibatch in parts is the minibatch at once, whatever the algorithm; and how it is parted."""
+
+import dataclasses
+import random
+
+import pytest
+import torch
+
+from dfpo.config import ALGORITHMS, build_config
+from dfpo.config.noise import Noise
+from dfpo.config.rules import only_read
+from dfpo.config.types import Samples
+from dfpo.method.critics import estimate_values
+from dfpo.method.targets import compute_targets
+from dfpo.method.update import minibatches, update
+from dfpo.rewards.functions import Reward
+from dfpo.rollout.batches import micro_batches, share_of
+from dfpo.rollout.collect import collect
+from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
+from dfpo.rollout.processes import Processes
+from dfpo.rollout.sampler import Sampler
+from dfpo.run.setup import set_up
+from dfpo.tasks.source import training_rows
+
+SMALL = {
+    "rollout.prompts": 5, "rollout.samples": 3, "critic.num_quantiles": 8, "eval.prompts": 0,
+    "reward.low": 0, "reward.high": 1, "device": "cpu", "policy.minibatches": 2,
+    "policy.kl_coef": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rolled():
+    """Answers of unlike lengths with unlike rewards, where the policy has left its reference."""
+    sampler = Sampler.of(*load_policy(SHIPPED_POLICY))
+    config = build_config({k: v for k, v in SMALL.items()})
+
+    def by_length(completions, **columns):
+        return [len(text) % 7 / 7 for text in completions]
+
+    verifier = Reward(("verifier",), (by_length,), (1.0,))
+    rollout = collect(
+        sampler, sampler, training_rows(0, 0, 5),
+        reward=verifier, noise=Noise(), config=config, step=0,
+    )  # fmt: skip
+    assert len(set(rollout.answers.lengths)) > 3
+    draws = torch.Generator().manual_seed(3)
+    noise = 0.3 * torch.randn(rollout.old_logprobs.shape, generator=draws)
+    return dataclasses.replace(
+        rollout,
+        old_logprobs=(rollout.old_logprobs + noise).double(),
+        ref_logprobs=(rollout.ref_logprobs - noise).double(),
+        rewards=rollout.rewards.double(),
+        clean_rewards=rollout.rewards.double(),
+    )
+
+
+def learned(tmp_path, rolled, algorithm, micro_tokens, dtype):
+    """Metrics and weights after one update by plain gradient descent, which hides nothing."""
+    own = {"algorithm": algorithm, "runs_dir": str(tmp_path)}
+    settings = only_read(SMALL, own) | own | {"micro_tokens": micro_tokens}
+    setup = set_up(build_config(settings), None)
+    setup.policy.to(dtype), setup.critic.to(dtype)
+    rollout = dataclasses.replace(
+        rolled,
+        **{
+            name: getattr(rolled, name).to(dtype)
+            for name in ("old_logprobs", "ref_logprobs", "rewards", "clean_rewards")
+        },
+    )
+    estimate = estimate_values(setup.critic, rollout.samples, setup.generator, micro_tokens)
+    targets = compute_targets(rollout, estimate, setup.config, 0)
+    models = [m for m in (setup.policy, setup.critic) if list(m.parameters())]
+    optimizers = [torch.optim.SGD(m.parameters(), lr=0.1, fused=True) for m in models]
+    own = setup.critic_optimizer is not None
+    learner = dataclasses.replace(
+        setup.learner,
+        policy_optimizer=optimizers[0],
+        critic_optimizer=optimizers[1] if own else None,
+    )
+    metrics = update(learner, rollout, targets, setup.config, 0, train_policy=True)
+    return metrics, [p.detach() for m in models for p in m.parameters()]
+
+
+@pytest.mark.parametrize("dtype, error", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_parts_add_up(tmp_path, rolled, algorithm, dtype, error):
+    whole, weights = learned(tmp_path, rolled, algorithm, 10**6, dtype)
+    parts, again = learned(tmp_path, rolled, algorithm, 100, dtype)
+    assert parts == pytest.approx(whole, rel=1e-4, abs=1e-5)  # metrics leave as float32
+    moved = 0.0
+    first = [p.detach() for p in load_policy(SHIPPED_POLICY)[0].parameters()]
+    for i, (a, b) in enumerate(zip(weights, again, strict=True)):
+        torch.testing.assert_close(a, b, atol=error, rtol=error)
+        if i < len(first):
+            moved += float((a - first[i]).abs().sum())
+    assert moved > 1e-3
+
+
+def test_batches_keep_to_their_budget_and_hold_every_row_once():
+    """Over random lengths: no row twice or missing, none over budget but a row alone, and padding
+    below that of the order given."""
+    draws = random.Random(0)
+    for _ in range(200):
+        count, budget = draws.randint(1, 40), draws.randint(10, 400)
+        prompts = [draws.randint(1, 30) for _ in range(count)]
+        answers = [draws.randint(1, 60) for _ in range(count)]
+        least = draws.randint(1, 4)
+        batches = micro_batches(prompts, answers, budget, least)
+        assert sorted(i for batch in batches for i in batch) == list(range(count))
+        assert len(batches) >= min(least, count)
+        for batch in batches:
+            width = max(prompts[i] for i in batch) + max(answers[i] for i in batch)
+            assert len(batch) * width <= budget or len(batch) == 1
+
+        processes = [Processes(rank, least) for rank in range(least)]
+        shares = [share_of(batches, prompts, answers, one) for one in processes]
+        assert sorted(map(tuple, sum(shares, []))) == sorted(map(tuple, batches))
+        assert shares[0], "the first process always has a part"
+
+
+def test_batches_by_hand():
+    # Sorted by length: rows 1 (9), 0 (6), 2 (3). 2 x (5 + 4) is over 15; 2 x (3 + 3) is not.
+    assert micro_batches([3, 5, 2], [3, 4, 1], 15) == [[1], [0, 2]]
+    assert micro_batches([3, 5, 2], [3, 4, 1], 27) == [[0, 1, 2]]
+    assert micro_batches([3, 5, 2], [3, 4, 1], 27, least=3) == [[1], [0], [2]]
+    assert micro_batches([3, 5, 2], [3, 4, 1], 1) == [[1], [0], [2]]
+    assert micro_batches([], [], 5) == []
+
+
+def test_a_part_has_no_column_that_pads_all():
+    ids = torch.tensor([[0, 0, 7, 8, 9, 0], [1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 0, 0]])
+    kept = torch.tensor([[0, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]])
+    samples = Samples(ids, kept, kept[:, 3:].bool(), torch.zeros(3, dtype=torch.bool))
+    assert samples.lengths == [2, 3, 1] and samples.prompt_lengths == [1, 3, 2]
+    part = samples.part([2, 0])
+    assert part.input_ids.tolist() == [[1, 2, 3, 0], [0, 7, 8, 9]]
+    assert part.mask.tolist() == [[True, False], [True, True]]
+    assert part.lengths == [1, 2] and part.prompt_lengths == [2, 1]
+
+
+@pytest.mark.parametrize("answers, count, sizes", [(16, 9, 9), (10, 4, 4), (3, 8, 3), (6, 1, 1)])
+def test_as_many_minibatches_as_asked(answers, count, sizes):
+    config = build_config({"policy.minibatches": count})
+    found = list(minibatches(answers, config, step=3, epoch=0))
+    assert len(found) == sizes
+    assert sorted(sum(found, [])) == list(range(answers))
+    assert max(map(len, found)) - min(map(len, found)) <= 1
+    assert found != list(minibatches(answers, config, step=4, epoch=0)) or answers < 4

@@ -1,0 +1,168 @@
+"""Several processes: the run of one, up to the order of sums."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from safetensors.torch import load_file
+
+STEPS = 5
+SMALL = [
+    "--steps", STEPS, "--rollout.prompts", 5, "--rollout.samples", 3, "--critic.warmup-steps", 2,
+    "--eval.prompts", 0, "--plots", "false", "--device", "cpu",
+    "--noise", "flip=0.2",
+]  # fmt: skip
+
+
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(folder, processes, *flags):
+    return launch(folder, processes, "-m", "dfpo", "train", *map(str, flags))
+
+
+def launch(folder, processes, *words):
+    """``processes`` of Python that meet as under torchrun."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "OMP_NUM_THREADS": "1"}
+    found = []
+    for rank in range(processes):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
+        own["LOCAL_WORLD_SIZE"] = processes
+        env = os.environ | shared
+        if processes > 1:
+            env |= {name: str(value) for name, value in own.items()}
+        command = [sys.executable, *words]
+        found.append(
+            subprocess.Popen(
+                command, cwd=folder, env=env, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+        )  # fmt: skip
+    return found
+
+
+def train(folder, name, processes, *flags):
+    """Metrics and weights of a run, and what its processes said."""
+    said = [run.communicate(timeout=120) for run in start(folder, processes, *flags)]
+    assert (folder / "runs" / name / "summary.json").exists(), said
+    return *read(folder / "runs" / name), said
+
+
+def read(run):
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    weights = load_file(run / "policy" / "model.safetensors")
+    return metrics, weights | load_file(run / "critic.safetensors")
+
+
+def same(one, other):
+    for a, b in zip(one[0], other[0], strict=True):
+        kept = {k: v for k, v in a.items() if not k.startswith("perf/")}
+        assert {k: b[k] for k in kept} == pytest.approx(kept, abs=1e-5, rel=1e-5)
+    for name, weight in one[1].items():
+        assert (weight - other[1][name]).abs().max() < 1e-5, name
+
+
+SEVERAL = """
+import sys
+from dfpo.config import build_config
+from dfpo.run.train import train
+for algorithm in sys.argv[1:]:
+    train(build_config({
+        "algorithm": algorithm, "name": algorithm, "steps": 5, "rollout.prompts": 5,
+        "rollout.samples": 3, "critic.warmup_steps": 2, "eval.prompts": 0, "plots": False,
+        "device": "cpu", "noise": "flip=0.2",
+    }))
+"""
+ALGORITHMS = ["dfpo", "dfpo-rank", "ppo", "grpo"]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Each algorithm in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    (run,) = launch(folder, 1, "-c", SEVERAL, *ALGORITHMS)
+    assert run.wait(timeout=200) == 0, run.communicate()
+    return folder
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_are_one(tmp_path, alone, processes):
+    """15 answers to 5 prompts: shares are uneven, and a prompt's answers lie in several."""
+    runs = launch(tmp_path, processes, "-c", SEVERAL, *ALGORITHMS)
+    said = [run.communicate(timeout=200) for run in runs]
+    assert not any(run.returncode for run in runs), said
+    for algorithm in ALGORITHMS:
+        many = read(tmp_path / "runs" / algorithm)
+        same(read(alone / "runs" / algorithm), many)
+        last = many[0][-1]
+        assert last["perf/processes"] == processes
+        rows = [last[f"perf/rows/{i}"] for i in range(processes)]
+        assert sum(rows) == 15 and min(rows) >= 1
+    assert not any(out for out, _ in said[1:]), "one voice"
+    assert not any("%" in err for _, err in said[1:]), "one bar"
+
+
+def test_a_run_of_two_resumes_on_three_and_on_one(tmp_path):
+    whole = train(tmp_path, "whole", 1, "--name", "whole", *SMALL)
+    first = ["--name", "parts", *SMALL, "--steps", 2]
+    train(tmp_path, "parts", 2, *first)
+    train(tmp_path, "parts", 3, "--resume", "runs/parts", "--steps", 4)
+    same(whole, train(tmp_path, "parts", 1, "--resume", "runs/parts", "--steps", STEPS))
+
+
+def test_wrong_input_is_one_line_from_all(tmp_path):
+    out = [run.communicate(timeout=60) for run in start(tmp_path, 2, "--model", "nowhere")]
+    assert "".join(err for _, err in out).count("error:") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_failing_reward_is_told_once_and_ends_all(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "calls = 0\n"
+        "def score(completions, **columns):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    print('scored', flush=True)\n"
+        "    return [float(len(c) % 2) for c in completions]\n"
+    )
+    flags = [*SMALL, "--steps", 2, "--reward", "mine.py:score", "--noise", "none"]
+    out = train(tmp_path, "own", 2, "--name", "own", *flags)[2]
+    assert "scored" in out[0][0] and "scored" not in out[1][0], "scored in one process alone"
+
+
+def test_a_killed_process_ends_the_others_with_a_checkpoint(tmp_path):
+    runs = start(tmp_path, 2, "--name", "cut", *SMALL, "--steps", 500)
+    log = tmp_path / "runs" / "cut" / "metrics.jsonl"
+    started = time.time()
+    while not (log.exists() and log.read_text().count("\n") >= 3):
+        assert time.time() - started < 90 and runs[0].poll() is None
+        time.sleep(0.05)
+    runs[1].send_signal(signal.SIGKILL)
+    out, err = runs[0].communicate(timeout=60)
+    runs[1].communicate()
+    assert runs[0].returncode == 1
+    assert "Traceback" not in err and "a process of this run is gone" in err
+    train(tmp_path, "cut", 1, "--resume", "runs/cut", "--steps", 6)
+
+
+@pytest.mark.parametrize(
+    "variable, value, word",
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8", "gradient accumulation"),
+        ("ACCELERATE_MIXED_PRECISION", "bf16", "--dtype"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "accelerate"),
+    ],
+)
+def test_what_a_launcher_asks_for_is_heard(tmp_path, monkeypatch, variable, value, word):
+    monkeypatch.setenv(variable, value)
+    (run,) = start(tmp_path, 1, *SMALL)
+    _, err = run.communicate(timeout=60)
+    assert run.returncode == 2 and word in err and "Traceback" not in err
