@@ -84,6 +84,11 @@ def check_together(config: Config) -> None:
             f"risk: is {config.risk}, must be neutral with a critic of kind {kind}, which predicts "
             "no distribution"
         )
+    if config.shard and kind == "partition":
+        raise ConfigError(
+            "shard: is true, must be false with a critic of kind partition, which learns by the "
+            "policy's loss and is no model of its own"
+        )
     if predicts(config) == (kind in ("none", "partition")):
         raise ConfigError(
             f"target.advantage: is {config.target.advantage} with a critic of kind {kind}; gae and "

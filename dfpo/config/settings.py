@@ -262,6 +262,11 @@ class Config:
         low=1,
         common=True,
     )
+    shard: bool = option(
+        False,
+        "of several processes each holds a share of the models and of their optimisers (FSDP2); "
+        "false: each holds all",
+    )
     max_grad_norm: float = option(1.0, "gradient clip of policy and critic, each its own", low=0.0)
     attention: str = option(
         "auto",

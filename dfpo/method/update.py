@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from dfpo.config import Config
@@ -15,8 +16,9 @@ from dfpo.config.draws import Stream, uniforms
 from dfpo.config.types import Counts, Rollout, Targets, row_index
 from dfpo.method.critics import Critic
 from dfpo.method.policy_losses import PolicyBatch
-from dfpo.rollout.batches import parts_of
+from dfpo.rollout.batches import shares_of
 from dfpo.rollout.processes import Processes
+from dfpo.rollout.sharding import is_sharded
 
 Metrics = dict[str, Tensor]
 PartLoss = Callable[[list[int]], tuple[Tensor, Metrics]]
@@ -88,8 +90,8 @@ def _train_critic(
             f"critic/{name}": term for name, term in terms.items()
         }
 
-    batches = parts_of(samples, rows, config.micro_tokens)
-    metrics = _accumulate(learner.critic_optimizer, batches, part_loss)
+    shares = shares_of(samples, rows, config.micro_tokens or 0)
+    metrics = _accumulate(learner.critic_optimizer, shares, part_loss, is_sharded(critic))
     norm = _step(learner.critic_optimizer, critic.parts(), config)
     return metrics | {"grad_norm/critic": norm}
 
@@ -108,29 +110,40 @@ def _train_policy(
         }
 
     optimizer = learner.policy_optimizer
-    batches = parts_of(rollout.samples, rows, config.micro_tokens)
-    metrics = _accumulate(optimizer, batches, part_loss)
+    shares = shares_of(rollout.samples, rows, config.micro_tokens or 0)
+    metrics = _accumulate(optimizer, shares, part_loss, is_sharded(learner.policy))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return metrics | {"grad_norm/policy": _step(optimizer, [parameters], config)}
 
 
 def _accumulate(
-    optimizer: torch.optim.Optimizer, batches: list[list[int]], part_loss: PartLoss
+    optimizer: torch.optim.Optimizer,
+    shares: list[list[list[int]]],  # of each process
+    part_loss: PartLoss,
+    sharded: bool,
 ) -> Metrics:
     """Gradients of a minibatch from its parts, and the metrics of this process' parts: each is a
     share of the minibatch's mean, but for the largest ratio."""
     optimizer.zero_grad(set_to_none=True)
+    mine = shares[Processes.here().rank]
     sums: Metrics = {}
-    for some in batches:
+    for some in mine:
         loss, metrics = part_loss(some)
         loss.backward()
         for name, value in metrics.items():
             if name not in sums:
                 sums[name] = value
+            elif _is_most(name):
+                sums[name] = torch.maximum(sums[name], value)
             else:
-                sums[name] = torch.maximum(sums[name], value) if _is_most(name) else (
-                    sums[name] + value
-                )  # fmt: skip
+                sums[name] = sums[name] + value
+
+    if sharded:
+        # Every pass gathers weights from all processes, so that all must take as many: one answer
+        # that counts nothing, the last one, which is among the shortest, stands in.
+        spare = max((share for share in shares if share), key=len)[-1][-1:]
+        for _ in range(max(map(len, shares)) - len(mine)):
+            (0.0 * part_loss(spare)[0]).backward()
     return sums
 
 
@@ -139,13 +152,21 @@ def _step(
 ) -> Tensor:
     """One clipped optimiser step, left out where the gradient is not finite. Returns its norm,
     over all parts, each of which is clipped by its own."""
-    processes = Processes.here()
+    processes, sharded = Processes.here(), False
     norms = []
     for part in parts:
-        processes.sum_gradients(part)
-        norms.append(nn.utils.clip_grad_norm_(part, config.max_grad_norm))
+        sharded = any(isinstance(parameter, DTensor) for parameter in part)
+        if not sharded:
+            processes.sum_gradients(part)
+        norm = nn.utils.clip_grad_norm_(part, config.max_grad_norm)
+        norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
     norm = torch.stack(norms).norm()
 
+    if sharded:
+        # A flag on the device is for weights that are whole.
+        if torch.isfinite(norm):
+            optimizer.step()
+        return norm
     # The fused optimiser reads the flag on the device, where asking for it here would wait.
     optimizer.grad_scale, optimizer.found_inf = None, (~torch.isfinite(norm)).float()
     optimizer.step()

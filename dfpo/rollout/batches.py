@@ -74,11 +74,22 @@ def share_of(
 
 def parts_of(samples: Samples, rows: list[int], budget: int) -> list[list[int]]:
     """This process' micro-batches of the answers in ``rows``, as rows of ``samples``."""
-    processes = Processes.here()
+    return shares_of(samples, rows, budget)[Processes.here().rank]
+
+
+def shares_of(samples: Samples, rows: list[int], budget: int) -> list[list[list[int]]]:
+    """The same of every process."""
+    count = Processes.here().count
     prompts = [samples.prompt_lengths[i] for i in rows]
     answers = [samples.lengths[i] for i in rows]
-    batches = micro_batches(prompts, answers, budget, processes.count)
-    return [[rows[i] for i in batch] for batch in share_of(batches, prompts, answers, processes)]
+    batches = micro_batches(prompts, answers, budget, count)
+    return [
+        [
+            [rows[i] for i in batch]
+            for batch in share_of(batches, prompts, answers, Processes(rank, count))
+        ]
+        for rank in range(count)
+    ]
 
 
 @torch.no_grad()

@@ -25,6 +25,7 @@ from dfpo.config import ConfigError
 from dfpo.config.types import Prompt, Samples
 from dfpo.rollout import logprobs
 from dfpo.rollout.batches import Parts, by_parts
+from dfpo.rollout.sharding import as_forward, whole
 
 # Below this many parameters a token is too little work to share between threads, a step of the
 # optimiser may be long, and the calls themselves are what takes time.
@@ -189,6 +190,12 @@ def token_logprobs(
     Where the logits would be more than ``logprobs.LOGITS_AT_ONCE``, they are made in parts, unless
     the model does more to them than its head.
     """
+    return as_forward(model, lambda: _token_logprobs(model, samples, temperature, entropy=entropy))
+
+
+def _token_logprobs(
+    model: PreTrainedModel, samples: Samples, temperature: float, *, entropy: bool
+) -> tuple[Tensor, Tensor | None]:
     tokens = samples.tokens
     # Each token is predicted by the state before it.
     before = slice(-tokens.shape[1] - 1, -1)
@@ -227,7 +234,8 @@ def logprobs_by_parts(
         kept = {name: torch.where(part.mask, x, 0.0) for name, x in found.items()}
         return Parts(kept, {})
 
-    return by_parts(compute, samples, micro_tokens).tokens
+    with whole(model):
+        return by_parts(compute, samples, micro_tokens).tokens
 
 
 _HEAD_IS_LAST: WeakKeyDictionary[PreTrainedModel, bool] = WeakKeyDictionary()

@@ -13,6 +13,7 @@ from dfpo.rollout.batches import micro_batches, share_of
 from dfpo.rollout.engines import Engine, build_engine
 from dfpo.rollout.policy import encode, end_tokens
 from dfpo.rollout.processes import Processes
+from dfpo.rollout.sharding import whole
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,18 @@ class Sampler:
         batches = micro_batches(lengths, limits, self.micro_tokens, processes.count)
 
         tokens = torch.zeros(len(ids), limit, dtype=torch.int64, device=device)
-        for rows in share_of(batches, lengths, limits, processes):
-            draws = uniforms
-            if uniforms is not None and len(rows) < len(ids):
-                draws = uniforms[row_index(rows, device)]
-            made = self.engine.generate(
-                [ids[i] for i in rows], limit, uniforms=draws, temperature=temperature
-            ).tokens
-            if len(rows) == len(ids):
-                tokens[:, : made.shape[1]] = made
-            else:
-                tokens[row_index(rows, device), : made.shape[1]] = made
+        with whole(self.policy):
+            for rows in share_of(batches, lengths, limits, processes):
+                draws = uniforms
+                if uniforms is not None and len(rows) < len(ids):
+                    draws = uniforms[row_index(rows, device)]
+                made = self.engine.generate(
+                    [ids[i] for i in rows], limit, uniforms=draws, temperature=temperature
+                ).tokens
+                if len(rows) == len(ids):
+                    tokens[:, : made.shape[1]] = made
+                else:
+                    tokens[row_index(rows, device), : made.shape[1]] = made
         return self._samples(ids, processes.sum(tokens))
 
     def _samples(self, ids: list[list[int]], tokens: Tensor) -> Samples:  # [B, limit]

@@ -22,12 +22,14 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dfpo.config import ConfigError
 from dfpo.rollout.policy import load_policy
 from dfpo.rollout.processes import Processes
+from dfpo.rollout.sharding import gather_state, gather_weights, load_weights
+from dfpo.rollout.sharding import load_state as load_optimizer
 from dfpo.run.progress import Progress
 from dfpo.run.setup import Setup
 
@@ -43,8 +45,8 @@ def save(setup: Setup, progress: Progress) -> None:
     """Writes the state after ``progress.step`` steps, then removes what it replaces. Of several
     processes, which all hold the same or a share of it, the first one writes."""
     state = {
-        "policy_optimizer": setup.policy_optimizer.state_dict(),
-        "critic_optimizer": setup.critic_optimizer and setup.critic_optimizer.state_dict(),
+        "policy_optimizer": gather_state(setup.policy_optimizer),
+        "critic_optimizer": setup.critic_optimizer and gather_state(setup.critic_optimizer),
         "random": random_state(setup.generator),
         "progress": progress.state(),
     }
@@ -81,18 +83,18 @@ def restore(setup: Setup) -> Progress | None:
     if found is None:
         return None
     state = load_state(found)
-    setup.policy.load_state_dict(load_policy(found / "policy")[0].state_dict())
+    load_weights(setup.policy, load_policy(found / "policy")[0].state_dict())
     load_critic(setup.critic, found / "critic.safetensors")
-    setup.policy_optimizer.load_state_dict(state["policy_optimizer"])
+    load_optimizer(setup.policy_optimizer, state["policy_optimizer"])
     if setup.critic_optimizer is not None:
-        setup.critic_optimizer.load_state_dict(state["critic_optimizer"])
+        load_optimizer(setup.critic_optimizer, state["critic_optimizer"])
     set_random_state(state["random"], setup.generator)
     return Progress.from_state(state["progress"])
 
 
 def gather_models(setup: Setup) -> Models:
     """The weights of policy and critic, whole. All processes take part."""
-    return setup.policy.state_dict(), setup.critic.state_dict()
+    return gather_weights(setup.policy), gather_weights(setup.critic)
 
 
 def write_models(folder: Path, setup: Setup, models: Models) -> None:
@@ -111,7 +113,7 @@ def newest(run: Path) -> Path | None:
 def load_critic(critic: nn.Module, path: Path) -> None:
     """The critic's weights; ConfigError where the file is broken or holds another critic's."""
     try:
-        load_model(critic, str(path))
+        load_weights(critic, load_file(path))
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"resume: cannot read {path}: {reason}") from None

@@ -36,6 +36,7 @@ from dfpo.rollout.policy import (
 )
 from dfpo.rollout.processes import Processes
 from dfpo.rollout.sampler import Sampler
+from dfpo.rollout.sharding import shard
 from dfpo.run.given import Given
 from dfpo.run.records import choose_run
 from dfpo.run.shared_reward import shared_reward
@@ -77,6 +78,7 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
     nothing. ``run`` is the directory of a run to continue, None for a new one. Raises
     ConfigError."""
     policy, tokenizer, source, reward = load_parts(config, given)
+    device = policy.device
     noise = parse_noise(config.noise)
     if noise.vote and source.extract is None:
         raise ConfigError(
@@ -91,14 +93,16 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
         Sampler.of(model, tokenizer, engine, config.micro_tokens)
         for model, engine in ((policy, config.rollout.engine), (first_policy, "transformers"))
     )
+    place(policy, config)
     config = complete(config, policy, probe_reward(reward, source, sampler, config))
     config = dataclasses.replace(config, **given.stored(new))
-    critic = build_critic(policy, config)
+    critic = build_critic(first_policy, config)
     if trunk := getattr(critic, "trunk", None):
-        set_compute_dtype(trunk, compute_dtype(config.dtype, policy.device))
-    critic = critic.to(policy.device)
+        set_compute_dtype(trunk, compute_dtype(config.dtype, device))
+    place(critic.to(device), config, ("estimate", "loss"))
+    place(first_policy, config)
     policy_optimizer, critic_optimizer = build_optimizers(policy, critic, config)
-    generator = torch.Generator(policy.device).manual_seed(config.seed)
+    generator = torch.Generator(device).manual_seed(config.seed)
     return Setup(
         config=config,
         run=new,
@@ -115,6 +119,13 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
         noise=noise,
         given=given,
     )
+
+
+def place(model: torch.nn.Module, config: Config, methods: tuple[str, ...] = ()) -> None:
+    """Leaves each process its share of a model, where ``shard`` says so."""
+    parameter = next(model.parameters(), None)
+    if config.shard and Processes.here().count > 1 and parameter is not None:
+        shard(model, parameter.device, compute_dtype(config.dtype, parameter.device), methods)
 
 
 def build_optimizers(

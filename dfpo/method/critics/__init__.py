@@ -17,6 +17,7 @@ from dfpo.config import Config
 from dfpo.config.choices import CRITICS
 from dfpo.config.types import Counts, CriticTargets, Estimate, Samples, row_index
 from dfpo.rollout.batches import Parts, by_parts
+from dfpo.rollout.sharding import whole
 from dfpo_kernels import FlowField
 
 
@@ -69,11 +70,13 @@ def estimate_values(
             tokens |= {f"field.{i}": x for i, x in enumerate(estimate.field[:3])}
         return Parts(tokens, {"final": estimate.final})
 
-    tokens, answers = by_parts(compute, samples, micro_tokens)
+    with whole(critic):
+        tokens, answers = by_parts(compute, samples, micro_tokens)
     if not tokens:
         return None
     field = None
     if "field.0" in tokens:
+        # Those of one process, which all have.
         field = FlowField(*(tokens[f"field.{i}"] for i in range(3)), *critic.field_weights())
     return Estimate(
         quantiles=tokens["quantiles"],

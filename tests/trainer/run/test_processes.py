@@ -68,17 +68,18 @@ def same(one, other):
         assert {k: b[k] for k in kept} == pytest.approx(kept, abs=1e-5, rel=1e-5)
     for name, weight in one[1].items():
         assert (weight - other[1][name]).abs().max() < 1e-5, name
+    assert one[1].keys() == other[1].keys()
 
 
 SEVERAL = """
 import sys
 from dfpo.config import build_config
 from dfpo.run.train import train
-for algorithm in sys.argv[1:]:
+for algorithm in sys.argv[2:]:
     train(build_config({
         "algorithm": algorithm, "name": algorithm, "steps": 5, "rollout.prompts": 5,
         "rollout.samples": 3, "critic.warmup_steps": 2, "eval.prompts": 0, "plots": False,
-        "device": "cpu", "noise": "flip=0.2",
+        "device": "cpu", "noise": "flip=0.2", "shard": sys.argv[1],
     }))
 """
 ALGORITHMS = ["dfpo", "dfpo-rank", "ppo", "grpo"]
@@ -88,15 +89,16 @@ ALGORITHMS = ["dfpo", "dfpo-rank", "ppo", "grpo"]
 def alone(tmp_path_factory):
     """Each algorithm in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    (run,) = launch(folder, 1, "-c", SEVERAL, *ALGORITHMS)
+    (run,) = launch(folder, 1, "-c", SEVERAL, "false", *ALGORITHMS)
     assert run.wait(timeout=200) == 0, run.communicate()
     return folder
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_several_processes_are_one(tmp_path, alone, processes):
-    """15 answers to 5 prompts: shares are uneven, and a prompt's answers lie in several."""
-    runs = launch(tmp_path, processes, "-c", SEVERAL, *ALGORITHMS)
+@pytest.mark.parametrize("processes, shard", [(2, "true"), (3, "false")])
+def test_several_processes_are_one(tmp_path, alone, processes, shard):
+    """15 answers to 5 prompts: shares are uneven, and a prompt's answers lie in several. Whole
+    models in each process, or a share of each."""
+    runs = launch(tmp_path, processes, "-c", SEVERAL, shard, *ALGORITHMS)
     said = [run.communicate(timeout=200) for run in runs]
     assert not any(run.returncode for run in runs), said
     for algorithm in ALGORITHMS:
@@ -106,14 +108,15 @@ def test_several_processes_are_one(tmp_path, alone, processes):
         assert last["perf/processes"] == processes
         rows = [last[f"perf/rows/{i}"] for i in range(processes)]
         assert sum(rows) == 15 and min(rows) >= 1
-    assert not any(out for out, _ in said[1:]), "one voice"
+    words = [line for out, _ in said[1:] for line in out.splitlines()]
+    assert not [line for line in words if not line.startswith("[Gloo]")], "one voice"
     assert not any("%" in err for _, err in said[1:]), "one bar"
 
 
 def test_a_run_of_two_resumes_on_three_and_on_one(tmp_path):
     whole = train(tmp_path, "whole", 1, "--name", "whole", *SMALL)
     first = ["--name", "parts", *SMALL, "--steps", 2]
-    train(tmp_path, "parts", 2, *first)
+    train(tmp_path, "parts", 2, *first, "--shard", "true")
     train(tmp_path, "parts", 3, "--resume", "runs/parts", "--steps", 4)
     same(whole, train(tmp_path, "parts", 1, "--resume", "runs/parts", "--steps", STEPS))
 
