@@ -123,6 +123,13 @@ def add_eval(parser: Parser, everything: bool) -> None:
     add_settings(parser, chosen=EVALUATED, everything=True)
 
 
+def add_merge(parser: Parser, everything: bool) -> None:
+    parser.add_argument(
+        "target", metavar="RUN_OR_ADAPTER", type=Path, help="a run trained with LoRA"
+    )
+    parser.add_argument("output", metavar="DIR", type=Path, help="directory of the new model")
+
+
 def add_critic(parser: Parser, everything: bool) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="directory of a run")
     parser.add_argument(
@@ -229,6 +236,13 @@ def run_eval(args: argparse.Namespace) -> None:
     print(evaluate_target(target, config, args.show, args.json))
 
 
+def run_merge(args: argparse.Namespace) -> None:
+    from dfpo.run.merge import merge
+
+    merge(args.target, args.output)
+    print(args.output)
+
+
 def run_critic(args: argparse.Namespace) -> None:
     from dfpo.study.probe.command import describe, probe_runs, to_json
 
@@ -302,6 +316,12 @@ COMMANDS = {
         "Accuracy or reward, sampled and greedy, per domain, in and out of domain.",
         add_eval, run_eval,
         "dfpo eval RUN_OR_MODEL [--json] [--SETTING VALUE ...]", EVAL_EPILOG,
+    ),
+    "merge": Command(
+        "write the model of a run with LoRA as a plain one",
+        "Work an adapter into its base model's weights, and save what any trainer or engine reads.",
+        add_merge, run_merge,
+        "dfpo merge RUN_OR_ADAPTER DIR",
     ),
     "compare": Command(
         "train a grid of arms, noises, domains and seeds, and compare them",

@@ -89,6 +89,11 @@ def check_together(config: Config) -> None:
             "shard: is true, must be false with a critic of kind partition, which learns by the "
             "policy's loss and is no model of its own"
         )
+    if config.shard and config.lora.rank:
+        raise ConfigError(
+            "shard: is true, must be false with lora.rank: what is frozen is there once in each "
+            "process, and what is trained is small"
+        )
     if predicts(config) == (kind in ("none", "partition")):
         raise ConfigError(
             f"target.advantage: is {config.target.advantage} with a critic of kind {kind}; gae and "

@@ -70,7 +70,8 @@ class PolicyConfig:
 
     learning_rate: float | None = option(
         None,
-        "AdamW step size of the policy; default 1.5e-4 below 2 M parameters, 1e-6 above",
+        "AdamW step size of the policy; default 1.5e-4 below 2 M parameters, 1e-6 above, 2e-5 with "
+        "LoRA",
         low=0.0,
         common=True,
     )
@@ -196,6 +197,21 @@ class CriticConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """LoRA: one frozen base, and small adapters of their own for policy and critic (peft)."""
+
+    rank: int = option(0, "rank of the adapters; 0 trains all weights", low=0, common=True)
+    alpha: float | None = option(
+        None, "scale of the adapters, over their rank; default twice the rank", low=0.0
+    )
+    targets: tuple[str, ...] = option(
+        ("all-linear",),
+        "layers that get an adapter, by the ends of their names; all-linear is all but the output "
+        "layer",
+    )
+
+
+@dataclass(frozen=True)
 class RewardConfig:
     """What scores answers, and the range of the scores."""
 
@@ -316,6 +332,7 @@ class Config:
     trackers: tuple[str, ...] = option(
         (), "who else gets metrics and plots", choices=TRACKERS, group=RECORDS
     )
+    lora: LoraConfig = field(default_factory=LoraConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     policy: PolicyConfig = field(default_factory=PolicyConfig)

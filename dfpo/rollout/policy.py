@@ -24,6 +24,7 @@ from transformers.utils import is_flash_attn_2_available
 from dfpo.config import ConfigError
 from dfpo.config.types import Prompt, Samples
 from dfpo.rollout import logprobs
+from dfpo.rollout.adapters import base_of, is_adapter, merged
 from dfpo.rollout.batches import Parts, by_parts
 from dfpo.rollout.sharding import as_forward, whole
 
@@ -100,14 +101,21 @@ def compute_in(policy: PreTrainedModel, dtype: torch.dtype) -> None:
 
 
 def load_policy(
-    path: str | Path, attention: str = "auto", dtype: torch.dtype = torch.float32
+    path: str | Path,
+    attention: str = "auto",
+    dtype: torch.dtype = torch.float32,
+    *,
+    merge: bool = True,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a transformers directory or a GGUF file: weights in float32, trunk
-    and head multiply in ``dtype``; prompts are padded left.
+    """Model and tokenizer of a transformers directory, a GGUF file or a directory of a LoRA
+    adapter: weights in float32, trunk and head multiply in ``dtype``; prompts are padded left. An
+    adapter is worked into its model's weights, or with ``merge`` false left to the caller.
 
     Raises ConfigError where ``path`` holds no causal language model or no tokenizer.
     """
     path = Path(path)
+    if is_adapter(path):
+        return _with_adapter(path, attention, dtype, merge=merge)
     source: dict[str, Any] = {"pretrained_model_name_or_path": path, "local_files_only": True}
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -135,6 +143,16 @@ def load_policy(
     if tokenizer.pad_token_id is None:
         # Padding is masked everywhere, so any token serves where there is no end token either.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return model.eval(), tokenizer
+
+
+def _with_adapter(
+    path: Path, attention: str, dtype: torch.dtype, *, merge: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model, tokenizer = load_policy(base_of(path), attention, dtype)
+    if merge:
+        model = merged(model, path)
+        compute_in(model, dtype)
     return model.eval(), tokenizer
 
 

@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dfpo.config import ConfigError
+from dfpo.rollout.adapters import is_adapter, read_adapter
 from dfpo.rollout.policy import load_policy
 from dfpo.rollout.processes import Processes
 from dfpo.rollout.sharding import gather_state, gather_weights, load_weights
@@ -83,7 +84,7 @@ def restore(setup: Setup) -> Progress | None:
     if found is None:
         return None
     state = load_state(found)
-    load_weights(setup.policy, load_policy(found / "policy")[0].state_dict())
+    load_weights(setup.policy, read_weights(found / "policy"))
     load_critic(setup.critic, found / "critic.safetensors")
     load_optimizer(setup.policy_optimizer, state["policy_optimizer"])
     if setup.critic_optimizer is not None:
@@ -108,6 +109,13 @@ def newest(run: Path) -> Path | None:
     """The last whole checkpoint of a run, None where there is none yet."""
     found = (run / "checkpoints").glob("step-*")
     return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The policy's weights in a checkpoint, or its adapter's."""
+    if is_adapter(folder):
+        return read_adapter(folder)
+    return load_policy(folder)[0].state_dict()
 
 
 def load_critic(critic: nn.Module, path: Path) -> None:

@@ -23,6 +23,7 @@ from dfpo.config.types import Row
 from dfpo.method.critics import build_critic
 from dfpo.method.update import Learner
 from dfpo.rewards.functions import PYTHON, Reward, RewardError, load_reward
+from dfpo.rollout.adapters import add_adapters, check_peft, name_base
 from dfpo.rollout.policy import (
     SMALL_MODEL,
     compute_dtype,
@@ -85,7 +86,10 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
             f"noise: is {config.noise}, but votes need a task whose final answers can be compared: "
             "a built-in suite or benchmarks"
         )
-    first_policy = copy.deepcopy(policy)
+    if config.lora.rank:
+        policy, first_policy = add_adapters(policy, config, has_trunk(config))
+    else:
+        first_policy = copy.deepcopy(policy)
     check_trackers(config)
     new = Processes.here().from_lead(lambda: run or choose_run(config))
     config = dataclasses.replace(config, micro_tokens=micro_tokens(config, policy))
@@ -96,8 +100,11 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
     place(policy, config)
     config = complete(config, policy, probe_reward(reward, source, sampler, config))
     config = dataclasses.replace(config, **given.stored(new))
+    if config.lora.rank:
+        name_base(policy, Path(config.model or shipped_policy(config.task)))
     critic = build_critic(first_policy, config)
-    if trunk := getattr(critic, "trunk", None):
+    trunk = getattr(critic, "trunk", None)
+    if isinstance(trunk, torch.nn.Module):
         set_compute_dtype(trunk, compute_dtype(config.dtype, device))
     place(critic.to(device), config, ("estimate", "loss"))
     place(first_policy, config)
@@ -121,6 +128,11 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
     )
 
 
+def has_trunk(config: Config) -> bool:
+    """Whether the critic is a language model's trunk and a head."""
+    return config.critic.kind not in ("none", "partition")
+
+
 def place(model: torch.nn.Module, config: Config, methods: tuple[str, ...] = ()) -> None:
     """Leaves each process its share of a model, where ``shard`` says so."""
     parameter = next(model.parameters(), None)
@@ -136,7 +148,7 @@ def build_optimizers(
     trained = {"weight_decay": 0.0, "fused": True}
     rate, own = config.policy.learning_rate, list(critic.parameters())
     groups = [{"params": list(policy.parameters()), "lr": rate}]
-    if config.critic.kind in ("none", "partition"):
+    if not has_trunk(config):
         if own:
             groups.append({"params": own, "lr": config.critic.learning_rate})
         return torch.optim.AdamW(groups, **trained), None
@@ -149,15 +161,20 @@ def load_parts(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, Source, Reward]:
     """What training and ``dfpo eval`` share: policy, prompts and rewards, checked, on the device
     that each process has."""
+    if config.lora.rank:
+        check_peft()
     device = start_processes(config)
     set_seed(config.seed)
     dtype = compute_dtype(config.dtype, device)
     model = config.model or shipped_policy(config.task)
     if given.model is not None:
         policy, tokenizer = given.model
+        # Adapters go into the model itself, which stays the user's.
+        policy = copy.deepcopy(policy) if config.lora.rank else policy
         compute_in(policy, dtype)
     else:
-        policy, tokenizer = load_policy(model, config.attention, dtype)
+        merge = not config.lora.rank
+        policy, tokenizer = load_policy(model, config.attention, dtype, merge=merge)
     set_threads(config, policy)
     policy = policy.to(device)
     chat = tokenizer.chat_template is not None
@@ -306,7 +323,7 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
     small = policy.num_parameters() < SMALL_MODEL
     policy_rate, critic_rate = optimiser.learning_rate, critic.learning_rate
     if policy_rate is None:
-        policy_rate = 1.5e-4 if small else 1e-6
+        policy_rate = 1.5e-4 if small else 2e-5 if config.lora.rank else 1e-6
     if critic_rate is None and is_read(config, "critic.learning_rate"):
         critic_rate = 1e-3 if small else 1e-5
     low, high, clip = reward.low, reward.high, critic.clip_returns

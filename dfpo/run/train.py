@@ -132,7 +132,8 @@ def run_steps(
                 started = time.perf_counter()
                 checkpoint.save(setup, progress)
                 hint = slow_checkpoint(time.perf_counter() - started, record, config)
-                if hint and due and progress.step == config.checkpoint_every:
+                first = due and progress.step == config.checkpoint_every
+                if hint and first and Processes.here().leads:
                     bar.write(hint)
         if stop.signum is not None:
             raise Stopped(stop.signum, run)
@@ -270,7 +271,7 @@ def _from_lead(make: Callable[[], None]) -> None:
 def describe_start(setup: Setup, progress: Progress) -> str:
     config, policy = setup.config, setup.policy
     text = (
-        f"{setup.run}: {config.algorithm}, {type(policy).__name__} of "
+        f"{setup.run}: {config.algorithm}, {policy.config.architectures[0]} of "
         f"{policy.num_parameters() / 1e6:.2f} M parameters on {policy.device}{_others()}, "
         f"noise {config.noise}"
     )

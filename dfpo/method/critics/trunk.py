@@ -8,6 +8,7 @@ from transformers import AutoModel, PreTrainedModel
 
 from dfpo.config import Config
 from dfpo.config.types import CriticTargets, Samples
+from dfpo.rollout.adapters import CRITIC, View
 from dfpo.rollout.policy import positions
 
 
@@ -17,6 +18,10 @@ class TrunkCritic(nn.Module):
     def __init__(self, trunk: PreTrainedModel) -> None:
         super().__init__()
         self.trunk = trunk
+        if isinstance(trunk, View):
+            # The base is the policy's, frozen; what of it is the critic's own is its adapter.
+            own = {name.replace(".", "/"): p for name, p in trunk.state_dict().items()}
+            self.adapter = nn.ParameterDict(own)
 
     def parts(self) -> list[list[nn.Parameter]]:
         return [list(self.parameters())]
@@ -39,9 +44,12 @@ class TrunkCritic(nn.Module):
         return states[:, -length - 1 :]
 
 
-def seeded_trunk(policy: PreTrainedModel, config: Config) -> PreTrainedModel:
-    """The policy without its language head, with weights of its own. What is drawn next, a head,
-    is drawn from ``config.seed``."""
+def seeded_trunk(policy: PreTrainedModel | View, config: Config) -> PreTrainedModel | View:
+    """The policy without its language head, with weights of its own, or with an adapter of its own
+    where the policy is one. What is drawn next, a head, is drawn from ``config.seed``."""
+    if isinstance(policy, View):
+        torch.manual_seed(config.seed)
+        return View(policy.root, CRITIC, policy.root.base_model)
     trunk = AutoModel.from_config(policy.config)
     trunk.load_state_dict(policy.base_model.state_dict())
     torch.manual_seed(config.seed)

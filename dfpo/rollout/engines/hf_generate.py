@@ -22,6 +22,7 @@ from transformers import (
 from transformers.cache_utils import DynamicLayer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
+from dfpo.rollout.adapters import root_of
 from dfpo.rollout.engines import Generated
 from dfpo.rollout.policy import SMALL_MODEL, end_tokens
 
@@ -139,7 +140,7 @@ class HFGenerate:
             eos_token_id=ends or None,
             return_dict_in_generate=True,
         )
-        with _own_settings(self.policy, plain):
+        with _own_settings(root_of(self.policy), plain):
             out = self.policy.generate(
                 input_ids=ids,
                 attention_mask=attention,

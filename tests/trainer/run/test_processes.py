@@ -58,7 +58,8 @@ def train(folder, name, processes, *flags):
 
 def read(run):
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    weights = load_file(run / "policy" / "model.safetensors")
+    (file,) = (run / "policy").glob("*model.safetensors")
+    weights = load_file(file)
     return metrics, weights | load_file(run / "critic.safetensors")
 
 
@@ -75,21 +76,23 @@ SEVERAL = """
 import sys
 from dfpo.config import build_config
 from dfpo.run.train import train
-for algorithm in sys.argv[2:]:
+for name in sys.argv[2:]:
+    algorithm, _, rank = name.partition("+lora=")
     train(build_config({
-        "algorithm": algorithm, "name": algorithm, "steps": 5, "rollout.prompts": 5,
+        "algorithm": algorithm, "name": name, "lora.rank": rank or 0, "steps": 5, "rollout.prompts": 5,
         "rollout.samples": 3, "critic.warmup_steps": 2, "eval.prompts": 0, "plots": False,
         "device": "cpu", "noise": "flip=0.2", "shard": sys.argv[1],
     }))
 """
 ALGORITHMS = ["dfpo", "dfpo-rank", "ppo", "grpo"]
+LORA = "dfpo+lora=4"
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """Each algorithm in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    (run,) = launch(folder, 1, "-c", SEVERAL, "false", *ALGORITHMS)
+    (run,) = launch(folder, 1, "-c", SEVERAL, "false", *ALGORITHMS, LORA)
     assert run.wait(timeout=200) == 0, run.communicate()
     return folder
 
@@ -98,10 +101,11 @@ def alone(tmp_path_factory):
 def test_several_processes_are_one(tmp_path, alone, processes, shard):
     """15 answers to 5 prompts: shares are uneven, and a prompt's answers lie in several. Whole
     models in each process, or a share of each."""
-    runs = launch(tmp_path, processes, "-c", SEVERAL, shard, *ALGORITHMS)
+    arms = ALGORITHMS if shard == "true" else [*ALGORITHMS, LORA]
+    runs = launch(tmp_path, processes, "-c", SEVERAL, shard, *arms)
     said = [run.communicate(timeout=200) for run in runs]
     assert not any(run.returncode for run in runs), said
-    for algorithm in ALGORITHMS:
+    for algorithm in arms:
         many = read(tmp_path / "runs" / algorithm)
         same(read(alone / "runs" / algorithm), many)
         last = many[0][-1]
