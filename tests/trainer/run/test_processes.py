@@ -79,7 +79,8 @@ from dfpo.run.train import train
 for name in sys.argv[2:]:
     algorithm, _, rank = name.partition("+lora=")
     train(build_config({
-        "algorithm": algorithm, "name": name, "lora.rank": rank or 0, "steps": 5, "rollout.prompts": 5,
+        "algorithm": algorithm, "name": name, "lora.rank": rank or 0, "steps": 5,
+        "rollout.prompts": 5,
         "rollout.samples": 3, "critic.warmup_steps": 2, "eval.prompts": 0, "plots": False,
         "device": "cpu", "noise": "flip=0.2", "shard": sys.argv[1],
     }))
