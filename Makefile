@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-integrations real-model lint bench sanitize sanitize-emulation portable \
-    wheel golden gpu-proof gpu-day compare leads clean
+    wheel golden gpu-proof gpu-day compare leads docs clean
 
 # Trains DFPO on the shipped three-domain suite; plots and policy land in runs/.
 demo: $(VENV)/installed
@@ -37,6 +37,12 @@ lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/clang-format --dry-run --Werror $$(find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+# The documentation site in build/site; fails on a dead link.
+docs: $(VENV)/installed
+	$(BIN)/pip install --quiet -e '.[docs]'
+	$(BIN)/python docs/site.py
+	$(BIN)/mkdocs build --strict --quiet
 
 # Under five minutes; writes bench/results/<machine>.json and docs/bench.png.
 bench: $(VENV)/installed

@@ -1,7 +1,10 @@
 """What README and docs show works as it stands there."""
 
+import importlib
 import re
+import runpy
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -57,7 +60,7 @@ def test_commands_run(page, files, tmp_path, monkeypatch):
             continue
         less = {
             "train": [*LESS, "--plots", "false"], "eval": FEW, "info": [],
-            "critic": ["--answers", "1", "--plays", "2"],
+            "critic": ["--answers", "1", "--plays", "2"], "merge": [],
             "compare": [*LESS, "--seeds", "1"], "tune": LESS,
         }[words[0]]  # fmt: skip
         if "--resume" in words:
@@ -65,9 +68,30 @@ def test_commands_run(page, files, tmp_path, monkeypatch):
         assert main([*words, *less]) == 0, words
 
 
-def test_every_page_of_docs_starts_with_a_command():
+def test_every_page_starts_with_a_command_or_a_picture():
+    start = r"# .*\n\n(```bash\n(dfpo|make|pytest|pip|torchrun) |!\[)"
     for page in PAGES[1:]:
-        assert re.match(r"# .*\n\n```bash\n(dfpo|make|pytest) ", page.read_text()), page
+        assert re.match(start, page.read_text()), page
+
+
+def test_readme_is_short():
+    assert len(PAGES[0].read_text().splitlines()) <= 200
+
+
+def test_the_site_has_every_page_and_every_public_name():
+    """What `make docs` shows: nothing in docs/ is left out of its menu, and each name that the
+    packages promise has a page. Dead links make that build fail."""
+    menu = (ROOT / "mkdocs.yml").read_text()
+    for page in PAGES[1:]:
+        assert f"docs/{page.name}" in menu, page
+    site = runpy.run_path(str(ROOT / "docs/site.py"))
+    names = site["public_names"]()
+    for package in ("dfpo", "dfpo_kernels", "dfpo_kernels.nn"):
+        for name in importlib.import_module(package).__all__:
+            value = names[f"{package}.{name}"]
+            page = site["reference"](f"{package}.{name}", value)
+            assert page.startswith(f"# {package}.{name}\n\n```python\n")
+            assert isinstance(value, Mapping) or (value.__doc__ or "").strip(), name
 
 
 def test_errors_are_said_as_shown(capsys, tmp_path, monkeypatch):
@@ -97,10 +121,11 @@ def test_python_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["mine.py", *LESS, "--plots", "false"])
     kept = dict(ALGORITHMS)
-    blocks = re.findall(r"```python\n(.*?)```", PAGES[0].read_text(), flags=re.S)
-    assert blocks
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), {})
+    for page in (PAGES[0], ROOT / "docs/kernels.md", ROOT / "docs/algorithms.md"):
+        blocks = re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.S)
+        assert blocks
+        for block in blocks:
+            exec(compile(block, page.name, "exec"), {})
     assert list((tmp_path / "runs").iterdir()), "the example of an algorithm trains"
     ALGORITHMS.clear()
     ALGORITHMS.update(kept)
@@ -108,7 +133,7 @@ def test_python_examples_run(tmp_path, monkeypatch):
 
 def test_algorithms_are_listed():
     for name in ALGORITHMS:
-        assert f"| `{name}` |" in PAGES[0].read_text()
+        assert f"| `{name}` |" in (ROOT / "docs/algorithms.md").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)

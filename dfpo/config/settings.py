@@ -7,12 +7,13 @@ of ``--config``, flags. Every field carries its meaning, its unit and its bounds
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from dfpo.config.choices import ADVANTAGES, CRITICS, ENGINES, POLICY_LOSSES
 from dfpo.config.tables import Choice
+from dfpo_kernels.integrate_flow.reference import METHODS
 from dfpo_kernels.value_flow import ValueFlowCoefs
 from dfpo_kernels.value_flow import head as flow_head
 
@@ -26,7 +27,7 @@ def option(
     *,
     low: float | None = None,
     high: float | None = None,
-    choices: tuple[str, ...] | None = None,
+    choices: Collection[str] | None = None,
     table: Mapping[str, Choice] | None = None,
     group: str = "run",
     common: bool = False,
@@ -35,7 +36,7 @@ def option(
     its choices is, ``group`` is its place in ``--help`` where the field is at the top of the tree.
     What is ``common`` stands in ``--help``, everything in ``--help-all``."""
     if table is not None:
-        choices = tuple(table)
+        choices = table  # as it is when a value is read, so that a row added to it counts
     metadata = {
         "doc": doc, "low": low, "high": high, "choices": choices, "table": table, "group": group,
         "common": common,
@@ -160,9 +161,7 @@ class CriticConfig:
     num_quantiles: int = option(32, "quantiles per token", low=1)
     width: int = option(64, "ridge units of the velocity field", low=1)
     steps: int = option(8, "solver steps of the readout", low=1)
-    method: str = option(
-        "euler", "solver of the readout", choices=("euler", "midpoint", "heun", "rk4")
-    )
+    method: str = option("euler", "solver of the readout", choices=METHODS)
     channels: int = option(2, "2: velocity and one-step map; 1: velocity alone", low=1, high=2)
     linear_mean: bool = option(
         True,
@@ -276,7 +275,6 @@ class Config:
         "tokens, padding included, that go through a model at once, in sampling and in training; "
         "default 65536 below 2 M parameters, else 8192 on a CPU and 32768 on a GPU",
         low=1,
-        common=True,
     )
     shard: bool = option(
         False,

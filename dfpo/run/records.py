@@ -49,7 +49,7 @@ def create_run(
 
 
 class MetricsLog:
-    """Appends one JSON object a step; keys are documented in README. What is not finite, which
+    """Appends one JSON object a step; keys are in docs/metrics.md. What is not finite, which
     JSON cannot say, is null."""
 
     def __init__(self, path: Path, steps: int = 0, *, writes: bool = True) -> None:

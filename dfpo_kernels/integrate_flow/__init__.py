@@ -16,7 +16,7 @@ from dfpo_kernels.integrate_flow.velocity import flow_velocity
 
 __all__ = ["flow_velocity", "integrate_flow"]
 
-METHODS = tuple(reference.METHODS)
+METHODS = reference.METHODS
 MAX_STEPS = 2**31 - 1
 
 

@@ -82,8 +82,10 @@ class ValueFlowHead(nn.Module):
         num_quantiles: Q, quantiles (particles) per token.
         width: W, ridge units of the field.
         conditioner_size: width of the conditioner's two layers; default ``width``.
-        steps, method: solver of the flow readout, see ``integrate_flow``.
-        return_mean, return_scale: affine map to flow units, for example 0.5, 0.5 for {0, 1}.
+        steps: solver steps of the flow readout, see ``integrate_flow``.
+        method: its solver.
+        return_mean: middle of the returns, 0 in flow units; 0.5 for returns of 0 and 1.
+        return_scale: what is 1 in flow units, in units of return; 0.5 for returns of 0 and 1.
         return_range: known bounds (low, high) of the return; quantiles and targets are clipped.
         channels: 2 (V and G) or 1.
         linear_mean: whether the mean is learned apart from the flow.
