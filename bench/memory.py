@@ -140,7 +140,7 @@ def run_cell(what: dict[str, Any]) -> dict[str, float]:
 
 
 def answers(length: int) -> list[dict[str, Any]]:
-    settings = {"micro_tokens": 1024}
+    settings = {"micro_tokens": 512}
     return [
         {"arm": "grpo", "model": "40M-152k", "answers": n, "length": length, "settings": settings}
         for n in (32, 128, 512)

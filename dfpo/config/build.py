@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from dfpo.config.errors import ConfigError
 from dfpo.config.rules import check_read, check_together
 from dfpo.config.settings import Config
 
+MOST_ENTRIES = 100_000  # of a YAML file
 # A word that people type for a setting.
 SHORT = {"reward": "reward.functions"}
 # What settings were called before, so that an old file is answered in its own words.
@@ -98,11 +100,35 @@ def read_yaml(name: str, path: Path) -> dict[str, Any]:
         raise ConfigError(f"{name}: cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: {path} is not UTF-8 text: {error.reason}") from None
+    except RecursionError:
+        raise ConfigError(f"{name}: {path} is nested too deeply") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: {path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"{name}: {path} holds {type(tree).__name__}, must be a mapping")
+    if written_out(tree) > MOST_ENTRIES:
+        raise ConfigError(
+            f"{name}: {path} refers to itself or repeats its parts, and would be more than "
+            f"{MOST_ENTRIES} entries written out"
+        )
     return tree
+
+
+def written_out(tree: Any) -> float:
+    """Entries of a tree with each shared part counted where it is used; infinite where a part
+    holds itself."""
+    sizes: dict[int, float] = {}
+
+    def size(node: Any) -> float:
+        if not isinstance(node, (dict, list)):
+            return 1
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf  # while it is being counted
+            parts = node.values() if isinstance(node, dict) else node
+            sizes[id(node)] = 1 + sum(map(size, parts))
+        return sizes[id(node)]
+
+    return size(tree)
 
 
 def stored_settings(name: str, run: Path) -> dict[str, Any]:

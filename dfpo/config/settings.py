@@ -326,6 +326,10 @@ class Config:
     checkpoint_every: int = option(
         1, "steps between checkpoints, from which --resume continues", low=1, group=RECORDS
     )
+    checkpoint_keep: int = option(
+        2, "checkpoints kept: the last, and those to go back to where it is found broken", low=1,
+        group=RECORDS,
+    )  # fmt: skip
     plots: bool = option(True, "draw plots at the end", group=RECORDS)
     trackers: tuple[str, ...] = option(
         (), "who else gets metrics and plots", choices=TRACKERS, group=RECORDS

@@ -173,12 +173,15 @@ def reward_to_go(returns: Returns) -> Tensor:  # [B, T]
 
 
 def _above_group(returns: Returns) -> tuple[Tensor, Tensor, Tensor]:  # [B], [B, B], [B]
-    """Reward less its prompt's mean, which answers share a prompt, and how many do."""
-    rewards = torch.where(returns.mask, returns.token_rewards, 0.0).sum(-1)
+    """Reward less its prompt's mean, which answers share a prompt, and how many do. In float64:
+    the mean of equal rewards is then that reward, but for a rounding that is taken off."""
+    rewards = torch.where(returns.mask, returns.token_rewards, 0.0).double().sum(-1)
     member = returns.rollout.groups == returns.rollout.groups.unsqueeze(-1)
     count = member.sum(-1)
-    return rewards - (member * rewards).sum(-1) / count, member, count
+    above = rewards - (member * rewards).sum(-1) / count
+    return torch.where(above.abs() > 1e-12 * rewards.abs(), above, 0.0), member, count
 
 
 def _on_every_token(advantage: Tensor, returns: Returns) -> Tensor:  # [B] -> [B, T]
+    advantage = advantage.to(returns.token_rewards.dtype)
     return torch.where(returns.mask, advantage.unsqueeze(-1), 0.0)

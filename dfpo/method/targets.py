@@ -92,10 +92,15 @@ def clean_advantages(raw: Tensor, returns: Returns) -> Tensor:  # [B, T]
 
 
 def whiten(advantages: Tensor, mask: Tensor) -> Tensor:  # [B, T]
-    """Mean 0 and standard deviation 1 over answer tokens; 0 elsewhere."""
-    mean = masked_mean(advantages, mask)
-    scale = masked_mean((advantages - mean).square(), mask).sqrt() + 1e-8
-    return torch.where(mask, (advantages - mean) / scale, 0.0)
+    """Mean 0 and standard deviation 1 over answer tokens; 0 elsewhere, and where all are equal.
+
+    In float64, so that what is left of equal numbers is rounding that can be told from a spread.
+    """
+    exact = torch.where(mask, advantages, 0.0).double()
+    above = exact - masked_mean(exact, mask)
+    scale = masked_mean(above.square(), mask).sqrt()
+    spread = mask & (scale > 1e-12 * exact.abs().max())
+    return torch.where(spread, above / (scale + 1e-8), 0.0).to(advantages.dtype)
 
 
 def path_targets(

@@ -32,7 +32,9 @@ def from_logits(
     if not entropy:
         return chosen, None
     logprobs = logprobs.detach()
-    return chosen, -(logprobs.exp() * logprobs).sum(-1)
+    # A token that cannot come, whose logit is -inf, adds nothing: 0 times a finite number.
+    lowest = torch.finfo(logprobs.dtype).min
+    return chosen, -(logprobs.exp() * logprobs.clamp_min(lowest)).sum(-1)
 
 
 def from_hidden(

@@ -185,11 +185,24 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
             "prompts or a model with a template"
         )
     else:
-        text = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        text = fill_template(tokenizer, prompt)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     if not ids:
         raise ConfigError(f"prompt: {prompt!r} is no tokens, must be at least one")
     return ids
+
+
+def fill_template(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]]) -> str:
+    """Messages in the words of the model's template; ConfigError where it refuses them."""
+    try:
+        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    # A template is code of the model's: it may raise whatever it likes.
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        roles = [message.get("role") for message in prompt]
+        raise ConfigError(
+            f"prompt: the model's chat template refuses messages of roles {roles}: {reason}"
+        ) from None
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, samples: Samples) -> tuple[list[str], list[list]]:
@@ -277,11 +290,9 @@ def positions(attention_mask: Tensor) -> Tensor:  # [B, L] -> [B, L]
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens that end an answer: the model's own, else the tokenizer's; without any, answers run
-    to their limit."""
+    """Tokens that end an answer: those of the model's generation settings and the tokenizer's,
+    which a chat template writes after a turn; without any, answers run to their limit."""
     ends = model.generation_config.eos_token_id
-    if ends is None:
-        ends = tokenizer.eos_token_id
-    if ends is None:
-        return []
-    return list(ends) if isinstance(ends, (list, tuple)) else [ends]
+    several = list(ends) if isinstance(ends, (list, tuple)) else [ends]
+    both = [*several, tokenizer.eos_token_id]
+    return list(dict.fromkeys(token for token in both if token is not None))

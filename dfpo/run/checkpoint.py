@@ -2,9 +2,10 @@
 
 ``runs/NAME/checkpoints/step-000012`` holds the state after 12 steps: ``policy/`` (a transformers
 directory), ``critic.safetensors`` and ``state.pt`` (optimisers, random states, what the closing
-plots need), which loads without unpickling code. A checkpoint is written beside and renamed, so
-one that carries its name is whole; older ones are removed after it. Prompts, sampling and noise
-are functions of (seed, step), so the step is their position.
+plots need), which loads without unpickling code, and ``manifest.json``, which knows each of them
+by its digest. A checkpoint is written beside and renamed. The last ``checkpoint_keep`` stay; one
+that is found broken is set aside, and the one before it used. Prompts, sampling and noise are
+functions of (seed, step), so the step is their position.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import os
 import pickle
 import random
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +34,9 @@ from dfpo.rollout.policy import load_policy
 from dfpo.rollout.processes import Processes
 from dfpo.rollout.sharding import gather_state, gather_weights, load_weights
 from dfpo.rollout.sharding import load_state as load_optimizer
+from dfpo.run.manifest import problem_of, write_manifest
 from dfpo.run.progress import Progress
+from dfpo.run.records import RUN_ID
 from dfpo.run.setup import Setup
 
 PARTIAL = ".partial"
@@ -63,24 +68,26 @@ def _write(setup: Setup, progress: Progress, state: dict[str, Any], models: Mode
         partial.mkdir(parents=True)
         write_models(partial, setup, models)
         torch.save(state, partial / "state.pt")
+        write_manifest(partial, run_id(setup.run), progress.step)
         for path in partial.rglob("*"):
             if path.is_file():
                 _sync(path)
+        if whole.exists():  # of a run that went back to an older one
+            shutil.rmtree(whole)
         os.replace(partial, whole)
     # torch and safetensors report a full disk as errors of their own.
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise WriteError(f"checkpoint {whole}: {' '.join(str(error).split())}") from error
     _sync(folder)
-    for old in folder.glob("step-*"):
-        if old != whole:
-            shutil.rmtree(old)
+    for old in _by_step(setup.run)[setup.config.checkpoint_keep :]:
+        shutil.rmtree(old)
 
 
 def restore(setup: Setup) -> Progress | None:
-    """Brings models, optimisers and random states to the run's last checkpoint; None where there
-    is none yet."""
-    found = newest(setup.run)
+    """Brings models, optimisers and random states to the run's last whole checkpoint; None where
+    there is none yet. Those that are broken get another name, and a line each."""
+    found = Processes.here().from_lead(lambda: _last_whole(setup.run))
     if found is None:
         return None
     state = load_state(found)
@@ -106,9 +113,50 @@ def write_models(folder: Path, setup: Setup, models: Models) -> None:
 
 
 def newest(run: Path) -> Path | None:
-    """The last whole checkpoint of a run, None where there is none yet."""
-    found = (run / "checkpoints").glob("step-*")
-    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    """The last whole checkpoint of a run, None where there is none yet. Changes nothing."""
+    for folder in _by_step(run):
+        if problem_of(folder, run_id(run), _step_of(folder)) is None:
+            return folder
+    return None
+
+
+def run_id(run: Path) -> str:
+    """What tells a run's checkpoints from another's, wherever they are moved: written with it."""
+    try:
+        return (run / RUN_ID).read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _last_whole(run: Path) -> Path | None:
+    folders, broken = _by_step(run), []
+    for folder in folders:
+        problem = problem_of(folder, run_id(run), _step_of(folder))
+        if problem is None:
+            return folder
+        broken.append(f"{folder.name} ({problem})")
+        aside = folder.with_name(f"{folder.name}.broken-{time.time_ns():x}")
+        os.replace(folder, aside)
+        print(
+            f"{folder}: the checkpoint is broken, {problem}; set aside as {aside.name}, the one "
+            "before it is used",
+            file=sys.stderr,
+        )
+    if broken:
+        raise ConfigError(
+            f"resume: {run} has no whole checkpoint left, of {', '.join(broken)}; start it anew"
+        )
+    return None
+
+
+def _by_step(run: Path) -> list[Path]:
+    """A run's checkpoints, the newest first, broken or not."""
+    found = [path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dfpo.config import Config, ConfigError, to_yaml
 
+RUN_ID = "run_id"  # a file of its directory
+LONGEST_NAME = 100
+
 
 def choose_run(config: Config) -> Path:
     """The directory of a new run, not yet made. A name that was given must be free; the default
-    name gets a number where it is taken."""
+    name gets a number where it is taken. Raises ConfigError."""
+    if config.name is not None:
+        check_name(config.name)
     stem = config.name or f"{config.algorithm}-seed{config.seed}"
     run = Path(config.runs_dir) / stem
     count = 1
-    while run.exists():
+    while run.exists() or run.is_symlink():
         if config.name:
             raise ConfigError(
                 f"name: {run} exists already; give another --name, or continue that run with "
@@ -31,20 +38,52 @@ def choose_run(config: Config) -> Path:
     return run
 
 
+def check_name(name: str) -> None:
+    """A run's name is one folder of runs_dir, on any file system and in any terminal."""
+    shown = ascii(name if len(name) <= 30 else name[:27] + "...")
+    if not name.strip() or name != name.strip():
+        raise ConfigError(f"name: is {shown}, must not begin or end with a space or be empty")
+    if len(name.encode(errors="replace")) > LONGEST_NAME:
+        raise ConfigError(
+            f"name: is {shown}, of {len(name)} letters, must take at most {LONGEST_NAME} bytes"
+        )
+    if any(c in "/\\" or not c.isprintable() for c in name) or name.startswith("."):
+        raise ConfigError(
+            f"name: is {shown}, must be one folder's name: no separator, no control character, no "
+            "dot at its start"
+        )
+    if name.split(".")[0].upper() in RESERVED or name.endswith("."):
+        raise ConfigError(f"name: is {shown}, must not be a name that an operating system reserves")
+
+
+# Of Windows, whose disks are mounted elsewhere too.
+RESERVED = {
+    "CON",
+    "PRN",
+    "AUX",
+    "NUL",
+    *(f"{port}{i}" for port in ("COM", "LPT") for i in range(10)),
+}
+
+
 def create_run(
     run: Path, config: Config, store: Callable[[Path], None] = lambda folder: None
 ) -> None:
     """Makes the directory together with its config.yaml and what ``store`` writes into it: one
-    without the other is no run."""
-    partial = run.with_name(f".{run.name}.partial")
+    without the other is no run. Of two that start at once, one makes it."""
+    partial = run.with_name(f".{run.name}.{os.getpid()}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         # Without its name, which is taken: the file starts the same run again beside this one.
         (partial / "config.yaml").write_text(to_yaml(dataclasses.replace(config, name=None)))
+        (partial / RUN_ID).write_text(f"{uuid.uuid4().hex}\n")
         store(partial)
         os.rename(partial, run)
     except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise ConfigError(f"name: {run} was just taken by another run; start again") from None
         raise ConfigError(f"runs_dir: cannot make {run}: {error.strerror}") from None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -333,8 +334,7 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
         binary = bool(((probed == 0) | (probed == 1)).all())
         low, high = 0.0, 1.0
         if bool(((probed < 0) | (probed > 1)).any()):
-            spread = 2 * float(probed.std(correction=0)) or 1.0
-            low, high = (float(f"{float(probed.mean()) + sign * spread:.4g}") for sign in (-1, 1))
+            low, high = range_of(probed)
         bounded = binary or not reward.functions
     if clip is None and is_read(config, "critic.clip_returns"):
         clip = bounded
@@ -353,6 +353,24 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
             learning_rate=critic_rate, clip_returns=clip,
         ),
     )  # fmt: skip
+
+
+def range_of(probed: Tensor) -> tuple[float, float]:
+    """Mean -+ 2 standard deviations, rounded to a hundredth of them, whatever the offset. Raises
+    ConfigError where that is no range a critic can be scaled by."""
+    values = probed.double()
+    mean, spread = float(values.mean()), 2 * float(values.std(correction=0))
+    # Of rewards that are all equal nothing is known.
+    spread = spread or max(1.0, 1e-4 * abs(mean))
+    digits = 2 - math.floor(math.log10(spread))
+    low, high = (round(mean + sign * spread, digits) for sign in (-1, 1))
+    scales = 1e-12 <= spread <= 1e12
+    if not scales or float(torch.tensor(low)) >= float(torch.tensor(high)):
+        raise ConfigError(
+            f"reward: the first ones lie around {mean:g} -+ {spread:g}, must spread over 1e-12 to "
+            "1e12, and by more than float32 rounds them by: scale them or take their offset off"
+        )
+    return low, high
 
 
 def _absolute_reward(text: str) -> str:

@@ -6,7 +6,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from accelerate.tracking import GeneralTracker
 from tqdm import tqdm
 
-from dfpo.config import Config, to_yaml
+from dfpo.config import Config, ConfigError, to_yaml
 from dfpo.config.types import Samples
 from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
@@ -28,6 +28,7 @@ from dfpo.run.diagnostics import count_rewards, describe
 from dfpo.run.evaluate import Scores, averages, evaluate, table
 from dfpo.run.examples import Example, find_examples, predict
 from dfpo.run.given import Given
+from dfpo.run.lock import AtWork, hold
 from dfpo.run.progress import Progress, ValueRecord
 from dfpo.run.records import (
     MetricsLog,
@@ -57,7 +58,10 @@ def train(config: Config, resume: Path | None = None, given: Given = NOTHING) ->
         setup = set_up(config, resume, given)
         stop.run = setup.run
         try:
-            return _train(setup, stop, resuming=resume is not None)
+            if resume is None:
+                _from_lead(lambda: create_run(setup.run, setup.config, setup.given.store))
+            with alone(setup.run):
+                return _train(setup, stop, resuming=resume is not None)
         except OSError as error:
             raise RunError(f"cannot write: {error}; {how_to_resume(setup.run)}") from error
         except ProcessLost as error:
@@ -81,13 +85,26 @@ def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:
     return setup.run
 
 
+@contextmanager
+def alone(run: Path) -> Iterator[None]:
+    """No other process trains this run inside; raises ConfigError where one does."""
+    with ExitStack() as stack:
+
+        def enter() -> None:
+            try:
+                stack.enter_context(hold(run))
+            except AtWork as who:
+                raise ConfigError(f"resume: {run} is at work, in {who}") from None
+
+        _from_lead(enter)
+        yield
+
+
 def begin(setup: Setup, resuming: bool) -> Progress:
     """What the run's last checkpoint holds, or a new run's directory and first checkpoint."""
     progress = checkpoint.restore(setup) if resuming else None
     if resuming:
         _from_lead(lambda: replace_text(setup.run / "config.yaml", to_yaml(setup.config)))
-    else:
-        _from_lead(lambda: create_run(setup.run, setup.config, setup.given.store))
     if progress is None:
         progress = Progress()
         checkpoint.save(setup, progress)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import json
 import os
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from dfpo.config import ConfigError, build_config, load_yaml
+from dfpo.run.lock import AtWork, hold
 from dfpo.run.setup import load_parts
 from dfpo.run.stop import RunError, StopRequest
 from dfpo.study.cell import settings_file, write_settings
@@ -103,16 +103,14 @@ def check_loads(cells: list[Cell]) -> None:
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """One comparison at a time in a directory."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        file = (output / ".lock").open("w")
-    except OSError as error:
-        raise ConfigError(f"output: cannot write {output}: {error.strerror}") from None
-    with file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigError(f"output: another comparison is at work in {output}") from None
+            output.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(hold(output))
+        except OSError as error:
+            raise ConfigError(f"output: cannot write {output}: {error.strerror}") from None
+        except AtWork as who:
+            raise ConfigError(f"output: another comparison is at work in {output}: {who}") from None
         yield
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import resource
 import shutil
 import signal
@@ -137,8 +138,9 @@ def test_evaluation_and_plots_go_on_too(tmp_path, whole, reward):
     assert (ours["before"], ours["after"]) == (theirs["before"], theirs["after"])
 
 
-def test_a_checkpoint_holds_the_last_step_alone(whole):
-    assert [p.name for p in (whole / "checkpoints").iterdir()] == [f"step-{STEPS:06d}"]
+def test_the_last_two_checkpoints_are_kept(whole):
+    names = sorted(p.name for p in (whole / "checkpoints").iterdir())
+    assert names == [f"step-{STEPS - 1:06d}", f"step-{STEPS:06d}"]
 
 
 def test_metrics_are_cut_back(tmp_path):
@@ -232,19 +234,98 @@ def test_seldom_checkpoints(tmp_path, whole, reward):
 
 
 @pytest.mark.parametrize("words", [["train", "--steps", "9", "--resume"], ["critic"]])
-def test_weights_of_another_critic_or_a_broken_file_are_one_line(tmp_path, whole, capsys, words):
+def test_weights_of_another_critic_are_one_line(tmp_path, whole, capsys, words):
     """A configuration without the line is one of before the option was there."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
-    config, weights = run / "config.yaml", checkpoint.newest(run) / "critic.safetensors"
-    settings = config.read_text()
-    config.write_text(settings.replace("linear_mean: true", "linear_mean: false"))
-    for content in (weights.read_bytes(), weights.read_bytes()[:100]):
-        weights.write_bytes(content)
-        assert main([*words, str(run)]) == 2
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1 and "critic.safetensors" in said
-        config.write_text(settings)
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("linear_mean: true", "linear_mean: false"))
+    assert main([*words, str(run)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "critic.safetensors" in said
+
+
+def files_of(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+class Payload:
+    """Unpickled, it would make a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_every_harm_to_every_file_is_noticed(tmp_path, whole):
+    """One bit anywhere, a file cut, empty, gone, of another run, of code, or too many."""
+    other = tmp_path / "other"
+    assert main(flags(tmp_path, "other", "--seed", "7")) == 0
+    last = checkpoint.newest(whole)
+    theirs = other / "checkpoints" / last.name
+    trap = tmp_path / "trap"
+
+    def harms(path, name):
+        content = path.read_bytes()
+        for place in {0, len(content) // 2, len(content) - 1}:
+            yield content[:place] + bytes([content[place] ^ 16]) + content[place + 1 :]
+        yield content[:-1]
+        yield b""
+        yield None
+        yield pickle.dumps(Payload(trap))
+        twin = (theirs / name).read_bytes()
+        if twin != content:
+            yield twin
+
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    folder = run / "checkpoints" / last.name
+    before = f"step-{STEPS - 1:06d}"
+    for name in files_of(last):
+        path = folder / name
+        for content in harms(path, name):
+            path.unlink() if content is None else path.write_bytes(content)
+            assert checkpoint.newest(run).name == before, (name, content and content[:20])
+        shutil.copyfile(last / name, path)
+    assert checkpoint.newest(run).name == last.name
+    (folder / "more.txt").write_text("")
+    assert checkpoint.newest(run).name == before
+    (folder / "more.txt").unlink()
+    shutil.rmtree(folder)
+    shutil.copytree(theirs, folder)
+    assert checkpoint.newest(run).name == before, "another run's, whole"
+    assert not trap.exists()
+
+
+def test_a_broken_checkpoint_is_set_aside_and_the_run_is_as_it_would_have_been(
+    tmp_path, whole, reward, capsys
+):
+    run = tmp_path / "run"
+    killed_at(3, run, flags(tmp_path, "run", *reward))
+    last = checkpoint.newest(run)
+    weights_file = last / "critic.safetensors"
+    content = bytearray(weights_file.read_bytes())
+    content[len(content) // 2] ^= 1
+    weights_file.write_bytes(content)
+    capsys.readouterr()
+    assert main(["train", "--resume", str(run)]) == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "broken" in line]
+    assert len(said) == 1 and "critic.safetensors is not as it was written" in said[0]
+    assert list((run / "checkpoints").glob(f"{last.name}.broken-*"))
+    assert metrics(run) == metrics(whole)
+    assert weights(run) == weights(whole)
+
+
+def test_without_a_whole_checkpoint_nothing_is_made_up(tmp_path, whole, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for folder in (run / "checkpoints").iterdir():
+        (folder / "state.pt").write_bytes(b"")
+    assert main(["train", "--resume", str(run), "--steps", "9"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert "no whole checkpoint left" in said[-1] and "state.pt has another size" in said[-1]
 
 
 def test_more_steps_go_on_from_a_finished_run(tmp_path, capsys):

@@ -1,0 +1,125 @@
+"""One writer a directory: a lock that dies with its process.
+
+By flock, which the kernel lets go of when the process ends, however it ends. Where a file system
+has no flock (some of NFS), by a file that only one process can make; it names process, machine and
+boot, and is left aside once that process is gone, or, of another machine, once it has not been
+touched for STALE seconds.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+NAME, HELD = ".lock", ".lock.held"
+BEAT, STALE = 30.0, 300.0
+UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+class AtWork(Exception):
+    """Another process holds the lock; says which."""
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Holds the lock of ``folder`` inside. Raises AtWork, and OSError where nothing can be
+    written."""
+    with (folder / NAME).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise AtWork(file.read().strip() or "another process") from None
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+            with _held(folder / HELD):
+                yield
+            return
+        file.seek(0)
+        file.truncate()
+        file.write(_name())
+        file.flush()
+        yield
+
+
+def _name() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    owner = {"who": _name(), "host": socket.gethostname(), "boot": _boot(), "pid": os.getpid()}
+    owner["started"] = _started(os.getpid())
+    for _ in range(2):
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            break
+        except FileExistsError:
+            if not _is_stale(path):
+                raise AtWork(_who(path)) from None
+            path.unlink(missing_ok=True)
+    else:
+        raise AtWork(_who(path))
+    with os.fdopen(descriptor, "w") as file:
+        json.dump(owner, file)
+
+    done = threading.Event()
+    beat = threading.Thread(target=_beat, args=(path, done), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        done.set()
+        beat.join()
+        path.unlink(missing_ok=True)
+
+
+def _beat(path: Path, done: threading.Event) -> None:
+    """Touches the file, so that other machines see that its process is alive."""
+    while not done.wait(BEAT):
+        try:
+            os.utime(path)
+        except OSError:
+            return
+
+
+def _is_stale(path: Path) -> bool:
+    try:
+        owner = json.loads(path.read_text())
+        age = time.time() - path.stat().st_mtime
+    except (OSError, ValueError):
+        # Gone by now, or just made: its maker has not written yet.
+        return not path.exists()
+    if owner["host"] != socket.gethostname():
+        return age > STALE
+    return owner["boot"] != _boot() or _started(owner["pid"]) != owner["started"]
+
+
+def _who(path: Path) -> str:
+    try:
+        return json.loads(path.read_text())["who"]
+    except (OSError, ValueError, KeyError):
+        return "another process"
+
+
+def _boot() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _started(pid: int) -> str:
+    """When a process began, in the kernel's ticks; "" where it is gone."""
+    try:
+        # Behind the name, which may hold anything, the 20th field.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
