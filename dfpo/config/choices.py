@@ -96,6 +96,13 @@ ADVANTAGES: dict[str, Choice] = {
     ),
 }
 
+# The first that knows a word of reward.functions takes it.
+REWARD_SOURCES: dict[str, Choice] = {
+    "python": Choice("a function given in Python", "dfpo.rewards.sources:from_python"),
+    "model": Choice("a reward model's directory", "dfpo.rewards.sources:from_model"),
+    "file": Choice("FILE.py:FUNCTION, in TRL's signature", "dfpo.rewards.sources:from_file"),
+}
+
 ENGINES: dict[str, Choice] = {
     "transformers": Choice(
         "transformers' generate, from the policy itself; answers that have ended leave the batch",

@@ -232,6 +232,10 @@ class RewardConfig:
         common=True,
     )
     clip: bool = option(False, "cuts each reward to that range")
+    timeout: float = option(
+        600.0, "seconds that a function may take for a batch, after which it failed; 0: no limit",
+        low=0.0,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -121,6 +121,7 @@ class Scored:
     unscored: int  # answers that every reward returned None for
     invalid: int  # answers for which a reward failed
     problem: str | None  # the first failure, in one line
+    logged: dict[str, float] = dataclasses.field(default_factory=dict)  # by the functions
 
     def without(self, missing: Tensor) -> Scored:  # [B] bool
         """The same with no score where there is none after noise."""

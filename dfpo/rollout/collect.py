@@ -33,7 +33,7 @@ def collect(
     samples, answers = sample(sampler, rows, config, step)
     device, first_id = sampler.policy.device, step * len(answers)
 
-    scored = reward(answers.rows, answers.texts, answers.token_ids)
+    scored = reward(answers.rows, answers.texts, answers.token_ids, step=step)
     noisy = noisy_rewards(
         scored.values.to(device), answers,
         noise=noise, reward=reward, first=first, config=config, step=step,

@@ -70,7 +70,8 @@ def count_rewards(scored: Scored, config: Config) -> dict[str, float]:
         "reward/out_of_range": int(((values < low) | (values > high)).sum()),
     }
     parts = {name: scores[scores.isfinite()].mean() for name, scores in scored.parts.items()}
-    return found | {f"reward/of/{name}": float(mean) for name, mean in parts.items()}
+    logged = {f"reward/log/{name}": value for name, value in scored.logged.items()}
+    return found | {f"reward/of/{name}": float(mean) for name, mean in parts.items()} | logged
 
 
 def explained_variance(predicted: Tensor, observed: Tensor) -> Tensor:  # [N], [N]

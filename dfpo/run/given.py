@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config import ConfigError
 from dfpo.config.types import Row
-from dfpo.rewards.functions import PYTHON
+from dfpo.rewards.sources import PYTHON
 from dfpo.tasks.source import check_rows
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]

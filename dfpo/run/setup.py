@@ -23,7 +23,8 @@ from dfpo.config.rules import is_read
 from dfpo.config.types import Row
 from dfpo.method.critics import build_critic
 from dfpo.method.update import Learner
-from dfpo.rewards.functions import PYTHON, Reward, RewardError, load_reward
+from dfpo.rewards.functions import Reward, RewardError
+from dfpo.rewards.sources import PYTHON, load_reward
 from dfpo.rollout.adapters import add_adapters, check_peft, name_base
 from dfpo.rollout.policy import (
     SMALL_MODEL,
@@ -42,6 +43,7 @@ from dfpo.rollout.sharding import shard
 from dfpo.run.given import Given
 from dfpo.run.records import choose_run
 from dfpo.run.shared_reward import shared_reward
+from dfpo.run.stop import RunError
 from dfpo.run.trackers import check_trackers
 from dfpo.tasks.source import Source, absolute_task, open_source
 
@@ -309,7 +311,13 @@ def probe_reward(
         values = reward(rows, completions, token_ids, strict=True).values
     except RewardError as error:
         raise ConfigError(f"reward: {error}") from error
-    return values[values.isfinite()]
+    scored = values[values.isfinite()]
+    if not len(scored):
+        raise RunError(
+            f"reward: {', '.join(reward.names)} scores none of {len(rows)} answers to the first "
+            "prompts (None for all), so there is nothing to learn from"
+        )
+    return scored
 
 
 def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:

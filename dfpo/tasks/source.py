@@ -19,7 +19,9 @@ from dfpo.config.types import Row
 from dfpo.tasks import SPLITS, SUITES, Suite, benchmarks, reasoning_gym
 
 Held = dict[str, dict[str, list[Row]]]  # domain -> split -> rows
-RESERVED = ("prompts", "completions", "completion_ids")  # the reward's other keywords
+RESERVED = (  # the reward's other keywords
+    "prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,7 @@ def check_rows(name: str, placed: Iterable[tuple[str, Any]]) -> list[Row]:
 
 def _read_jsonl(name: str, path: Path) -> Iterator[tuple[str, Any]]:
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: cannot read {path}: {error}") from None
     for number, line in enumerate(lines, start=1):
@@ -247,7 +249,7 @@ def _read_jsonl(name: str, path: Path) -> Iterator[tuple[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{name}: {path}, line {number} is not JSON: {error}") from None
         yield f"line {number}", row
 

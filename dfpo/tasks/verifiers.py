@@ -4,6 +4,12 @@ An answer is what stands in the last `\\boxed{}` after the last `</think>`. Math
 by math-verify (https://github.com/huggingface/Math-Verify, `pip install 'dfpo[math]'`) in a process
 of its own, which is killed where an expression takes too long: its own alarm cannot stop an
 arbitrary-precision power, and it is refused outside the main thread.
+
+Nothing is evaluated that could take long: powers of powers, exponents and factorials of many
+digits, and answers longer than LONGEST are right where they are written as the truth is, else
+wrong.
+Two numbers that are exact must be equal; a decimal must be within TOLERANCE of an exact number, so
+6.283185307 is right for 2 pi, and 6.28 is not.
 """
 
 from __future__ import annotations
@@ -13,19 +19,34 @@ import re
 import select
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-SECONDS = 5.0  # for one answer
+SECONDS = 0.9  # for one answer
+TOLERANCE = 1e-6  # of a decimal, relative
+LONGEST = 2000  # letters of an answer
+# Exponents and factorials that an answer has no business to ask for.
+TOWER = re.compile(
+    r"(?:\^|\*\*)\s*[{(]?\s*-?\d{5,}|(?:\^|\*\*)\s*[{(][^{}()]*(?:\^|\*\*)|\d{5,}\s*!|!\s*[)}]*\s*!"
+    r"|[)}]\s*!|(?:\^|\*\*)\s*\S+\s*(?:\^|\*\*)"
+)
+# 1\,234, 1{,}234 and 1\ 234: what stands between thousands.
+THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;:! ]|\{,\}|,\\!|\u00a0|\u202f|\u2009)(?=\d{3}(?!\d))")
+MINUS = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d", "-"))
 STARTING = 60.0  # until the process has imported its libraries
 SCIENTIFIC = re.compile(r"(-?[\d.]+)[eE]([+-]?\d+)")
 MARKUP = re.compile(r"\\(?:text|math)[a-z]*|[{}$*]")
 # A letter stands alone or is set off: "A gas" and "I think" are words; "A, B" and "(A) or (B)" two.
 SET_OFF = r"(?!\)?\s*(?:,\s*(?:and|or)?|and|or)\s*\(?[A-J]\b)(?:[ \t]*$|\)|[.:,](?=\s|$))"
 LETTER = re.compile(r"\(?([A-Ja-j])" + SET_OFF)
-SPOKEN = re.compile(r"[Aa]nswer(?:\s+is)?\s*:?\s*\(?([A-J])" + SET_OFF, re.MULTILINE)
+NAMED = r"(?:[Aa]nswer|[Oo]ption|[Cc]hoice)"
+SPOKEN = re.compile(NAMED + r"(?:\s+is)?\s*:?\s*\(?([A-J])" + SET_OFF, re.MULTILINE)
+# A small letter is a word unless it ends its line: "the answer is a matter of taste".
+SMALL = re.compile(NAMED + r"\s*(?:is)?\s*:?\s*\(?([a-j])\)?\.?[ \t]*$", re.MULTILINE)
+ALONE = re.compile(r"\(?([A-Ja-j])\)?[.:]?")
 
 
 def boxed(text: str) -> str | None:
@@ -43,13 +64,18 @@ def boxed(text: str) -> str | None:
 
 
 def letter(text: str) -> str | None:
-    """The letter of a choice: in the box, else the last that is called the answer."""
+    """The letter of a choice: in the box, else the last that is called the answer, the option or
+    the choice, else all that is said."""
     found = boxed(text)
     if found is not None:
         match = LETTER.match(MARKUP.sub("", found).strip())
         return match[1].upper() if match else None
-    spoken = SPOKEN.findall(MARKUP.sub("", text.rpartition("</think>")[2]))
-    return spoken[-1] if spoken else None
+    said = MARKUP.sub("", text.rpartition("</think>")[2]).strip()
+    spoken = SPOKEN.findall(said) or SMALL.findall(said)
+    if spoken:
+        return spoken[-1].upper()
+    alone = ALONE.fullmatch(said)
+    return alone[1].upper() if alone else None
 
 
 def words(text: str) -> str | None:
@@ -80,12 +106,25 @@ def same_words(text: str, answer: str) -> float:
 
 
 def same_mathematics(text: str, answer: str) -> float | None:
-    """1.0 or 0.0, or None where the comparison failed or took too long, or `answer` is nothing that
-    math-verify reads. Raises ModuleNotFoundError where math-verify is not installed."""
+    """1.0 or 0.0, or None where `answer` is nothing that math-verify reads. Raises
+    ModuleNotFoundError where math-verify is not installed."""
     found = boxed(text)
     if found is None:
         return 0.0
+    found, answer = plain(found), plain(answer.strip().strip("$"))
+    if "".join(found.split()) == "".join(answer.split()):
+        return 1.0
+    if len(found) > LONGEST or TOWER.search(found) or TOWER.search(answer):
+        return 0.0
     return _PROCESS.ask(found, answer)
+
+
+def plain(text: str) -> str:
+    """Digits and minus signs of any alphabet as ASCII's, thousands without what sets them apart."""
+    text = "".join(
+        str(unicodedata.decimal(c)) if not c.isascii() and c.isdecimal() else c for c in text
+    )
+    return THOUSANDS.sub("", text.translate(MINUS))
 
 
 @dataclass(frozen=True)
@@ -110,13 +149,15 @@ class _MathVerify:
         self.process: subprocess.Popen | None = None
 
     def ask(self, found: str, answer: str) -> float | None:
+        """1.0 or 0.0; None where the answer itself cannot be read. What takes too long is wrong."""
         if self.process is None:
             self._start()
         try:
             self.process.stdin.write(json.dumps([found, answer]) + "\n")
             self.process.stdin.flush()
         except OSError:
-            return self._stop()
+            self._stop()
+            return 0.0
         return self._reply(SECONDS)
 
     def _start(self) -> None:
@@ -131,7 +172,10 @@ class _MathVerify:
     def _reply(self, seconds: float) -> Any:
         ready, _, _ = select.select([self.process.stdout], [], [], seconds)
         line = self.process.stdout.readline() if ready else ""
-        return json.loads(line) if line else self._stop()
+        if line:
+            return json.loads(line)
+        self._stop()
+        return 0.0
 
     def _stop(self) -> None:
         self.process.kill()
@@ -152,12 +196,35 @@ def _serve() -> None:
         text = SCIENTIFIC.sub(r"\1 \\cdot 10^{\2}", text)
         return parse(f"\\boxed{{{text}}}", parsing_timeout=None)
 
+    def same(gold: list, found: list) -> bool:
+        return verify(gold, found, timeout_seconds=None) and _as_exact(gold[0], found[0])
+
     print(json.dumps(True), flush=True)
     for line in sys.stdin:
         found, answer = json.loads(line)
-        gold = read(answer.strip().strip("$"))
-        same = float(verify(gold, read(found), timeout_seconds=None)) if gold else None
-        print(json.dumps(same), flush=True)
+        verdict = None
+        # Whatever a library raises for what a policy wrote, the answer is not shown to be right.
+        try:
+            gold = read(answer)
+            verdict = 0.0 if gold else None
+            verdict = float(same(gold, read(found))) if gold else None
+        except Exception:  # noqa: BLE001, S110
+            pass
+        print(json.dumps(verdict), flush=True)
+
+
+def _as_exact(gold: Any, found: Any) -> bool:
+    """Of two numbers that were called equal: whether they are. math-verify rounds to six places,
+    where all small numbers are 0."""
+    import sympy
+
+    if not all(isinstance(x, sympy.Expr) and x.is_number and x.is_finite for x in (gold, found)):
+        return True
+    if gold.is_Rational and found.is_Rational:
+        return gold == found
+    a, b = (sympy.N(x, 40) for x in (gold, found))
+    exact = not (gold.has(sympy.Float) or found.has(sympy.Float))
+    return bool(abs(a - b) <= (1e-25 if exact else TOLERANCE) * max(abs(a), abs(b)))
 
 
 if __name__ == "__main__":

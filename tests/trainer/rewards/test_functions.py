@@ -8,7 +8,8 @@ from tiny_models import make_reward_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dfpo.config import ConfigError, build_config
-from dfpo.rewards.functions import Reward, RewardError, load_function, load_reward
+from dfpo.rewards.functions import Reward, RewardError
+from dfpo.rewards.sources import load_function, load_reward
 
 CPU = torch.device("cpu")
 ROWS = [{"prompt": f"p{i}", "answer": str(i)} for i in range(4)]
@@ -32,7 +33,9 @@ def test_the_signature_is_trls():
     score(reward)
     assert seen["prompts"] == ["p0", "p1", "p2", "p3"]
     assert (seen["completions"], seen["ids"]) == (TEXTS, IDS)
-    assert seen["more"] == {"answer": ["0", "1", "2", "3"]}
+    trainers = ["trainer_state", "log_metric", "log_extra"]
+    assert list(seen["more"]) == ["answer", *trainers]
+    assert seen["more"]["answer"] == ["0", "1", "2", "3"]
 
 
 def test_chat_prompts_get_chat_completions():

@@ -1,0 +1,71 @@
+"""Reward models: sequence classifiers of transformers, as reward functions."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from dfpo.config import ConfigError
+
+REWARD_MODEL_BATCH = 16
+
+
+class RewardModel:
+    """A transformers sequence-classification model with one output, as a reward function: its
+    logit on prompt and answer together, chat prompts through the model's own template."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        if not (path / "config.json").is_file():
+            raise ConfigError(
+                f"reward: {path} holds no config.json, must be a sequence-classification model"
+            )
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+            self.model, found = AutoModelForSequenceClassification.from_pretrained(
+                path, local_files_only=True, use_safetensors=True, output_loading_info=True,
+                dtype=torch.float32,
+            )  # fmt: skip
+        # transformers raises many kinds of error for a directory that is no such model.
+        except Exception as error:  # noqa: BLE001
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(f"reward: {path} holds no reward model: {reason}") from error
+        if found["missing_keys"]:
+            missing = ", ".join(sorted(found["missing_keys"])[:3])
+            raise ConfigError(
+                f"reward: {path} lacks the weights {missing}, must be a sequence-classification "
+                "model"
+            )
+        if self.model.config.num_labels != 1:
+            raise ConfigError(
+                f"reward: {path} has {self.model.config.num_labels} outputs, must have one"
+            )
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.model.config.pad_token_id = self.tokenizer.pad_token_id
+        self.model.eval().to(device)
+
+    @torch.no_grad()
+    def __call__(self, prompts: list[Any], completions: list[Any], **_: Any) -> list[float]:
+        ids = [self._encode(p, c) for p, c in zip(prompts, completions, strict=True)]
+        scores: list[float] = []
+        for start in range(0, len(ids), REWARD_MODEL_BATCH):
+            batch = self.tokenizer.pad(
+                {"input_ids": ids[start : start + REWARD_MODEL_BATCH]}, return_tensors="pt"
+            ).to(self.model.device)
+            # Token types are not made, and every model has a default for them.
+            logits = self.model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+            ).logits
+            scores += logits[:, 0].float().tolist()
+        return scores
+
+    def _encode(self, prompt: Any, completion: Any) -> list[int]:
+        limit = {"truncation": True} if self.tokenizer.model_max_length < sys.maxsize else {}
+        if isinstance(prompt, str):
+            return self.tokenizer(prompt + completion, **limit)["input_ids"]
+        text = self.tokenizer.apply_chat_template(prompt + completion, tokenize=False)
+        return self.tokenizer(text, add_special_tokens=False, **limit)["input_ids"]
