@@ -7,7 +7,6 @@ from statistics import fmean
 import torch
 from tabulate import tabulate
 from torch import Tensor
-from tqdm import tqdm
 
 from dfpo.config import Config
 from dfpo.config.draws import Stream, uniforms
@@ -15,6 +14,7 @@ from dfpo.rewards.functions import Reward
 from dfpo.rollout.policy import decode
 from dfpo.rollout.processes import Processes
 from dfpo.rollout.sampler import Sampler
+from dfpo.run.bars import bar
 from dfpo.tasks.source import Held, Row
 
 # domain -> split -> "prompts" (scored ones), and "sampled" (temperature 1) and "greedy": mean
@@ -113,7 +113,7 @@ def _rewards(
     found = [torch.empty(0)]
     length, size = config.rollout.max_new_tokens, config.eval.batch_size
     starts = range(0, len(rows), size)
-    for start in tqdm(
+    for start in bar(
         starts,
         desc=f"evaluate {mode}",
         unit="batch",

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from accelerate.tracking import GeneralTracker
-from tqdm import tqdm
 
 from dfpo.config import Config, ConfigError, to_yaml
 from dfpo.config.types import Samples
@@ -21,14 +20,17 @@ from dfpo.method.targets import compute_targets
 from dfpo.method.update import update
 from dfpo.rollout.batches import parts_of
 from dfpo.rollout.collect import collect
+from dfpo.rollout.policy import shipped_policy
 from dfpo.rollout.processes import Processes, ProcessLost
 from dfpo.rollout.sampler import Sampler
 from dfpo.run import checkpoint
+from dfpo.run.bars import bar
 from dfpo.run.diagnostics import count_rewards, describe
 from dfpo.run.evaluate import Scores, averages, evaluate, table
 from dfpo.run.examples import Example, find_examples, predict
 from dfpo.run.given import Given
 from dfpo.run.lock import AtWork, hold
+from dfpo.run.manifest import fingerprint
 from dfpo.run.progress import Progress, ValueRecord
 from dfpo.run.records import (
     MetricsLog,
@@ -102,6 +104,7 @@ def alone(run: Path) -> Iterator[None]:
 
 def begin(setup: Setup, resuming: bool) -> Progress:
     """What the run's last checkpoint holds, or a new run's directory and first checkpoint."""
+    _from_lead(lambda: check_first_policy(setup, resuming))
     progress = checkpoint.restore(setup) if resuming else None
     if resuming:
         _from_lead(lambda: replace_text(setup.run / "config.yaml", to_yaml(setup.config)))
@@ -109,6 +112,21 @@ def begin(setup: Setup, resuming: bool) -> Progress:
         progress = Progress()
         checkpoint.save(setup, progress)
     return progress
+
+
+def check_first_policy(setup: Setup, resuming: bool) -> None:
+    """The reference of KL is read anew by a resumed run, so it must be what it was: it may be
+    another run's policy, which went on. Raises ConfigError."""
+    config = setup.config
+    model = Path(config.model or shipped_policy(config.task))
+    kept, now = setup.run / "first_policy.sha256", fingerprint(model)
+    if not resuming:
+        replace_text(kept, now + "\n")
+    elif kept.exists() and kept.read_text().strip() != now:
+        raise ConfigError(
+            f"resume: {model} is not the model that this run began from, it has changed since; "
+            "bring it back, or start a new run"
+        )
 
 
 def examples_of(setup: Setup, progress: Progress) -> list[Example]:
@@ -131,17 +149,17 @@ def run_steps(
 ) -> None:
     """All steps that are left, with their checkpoints. Raises Stopped and RunError."""
     config, run = setup.config, setup.run
-    bar = tqdm(
+    progress_bar = bar(
         range(progress.step, config.steps), desc="train", unit="step",
         initial=progress.step, total=config.steps, disable=not Processes.here().leads,
     )  # fmt: skip
-    for step in bar:
+    for step in progress_bar:
         with stop.step():
             record = train_step(setup, progress, examples, step)
             log.append(record)
             for tracker in trackers:
                 tracker.log(log.records[-1], step=step)
-            bar.set_postfix(headline(record, progress))
+            progress_bar.set_postfix(headline(record, progress))
             exhausted = progress.steps_unscored >= config.max_unscored_steps
             stop.agree()
             due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps
@@ -151,7 +169,7 @@ def run_steps(
                 hint = slow_checkpoint(time.perf_counter() - started, record, config)
                 first = due and progress.step == config.checkpoint_every
                 if hint and first and Processes.here().leads:
-                    bar.write(hint)
+                    progress_bar.write(hint)
         if stop.signum is not None:
             raise Stopped(stop.signum, run)
         if exhausted:

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from tqdm import tqdm
 from transformers import (
     GenerationConfig,
     LlamaConfig,
@@ -25,6 +24,7 @@ from transformers import (
 from dfpo.config import ConfigError
 from dfpo.config.build import must_be
 from dfpo.config.settings import option
+from dfpo.run.bars import bar
 from dfpo.run.model_card import model_card
 from dfpo.tasks import SPLITS, SUITES, Problem, Suite, slip_position
 
@@ -197,7 +197,7 @@ def _fit(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, config: SF
     warmup = min(100, config.steps // 10)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, config.steps)
     model.train()
-    progress = tqdm(range(config.steps), desc="sft", unit="update")
+    progress = bar(range(config.steps), desc="sft", unit="update")
     for step in progress:
         first = step * config.batch_size
         pairs = [_pair(config, index) for index in range(first, first + config.batch_size)]

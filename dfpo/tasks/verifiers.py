@@ -120,11 +120,12 @@ def same_mathematics(text: str, answer: str) -> float | None:
 
 
 def plain(text: str) -> str:
-    """Digits and minus signs of any alphabet as ASCII's, thousands without what sets them apart."""
+    """Digits and minus signs of any alphabet as ASCII's, thousands without what sets them apart, no
+    full stop at the end."""
     text = "".join(
         str(unicodedata.decimal(c)) if not c.isascii() and c.isdecimal() else c for c in text
     )
-    return THOUSANDS.sub("", text.translate(MINUS))
+    return THOUSANDS.sub("", text.translate(MINUS).strip()).removesuffix(".")
 
 
 @dataclass(frozen=True)

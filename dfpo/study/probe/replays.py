@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dfpo.config import Config, ConfigError
 from dfpo.config.draws import Stream, uniforms
@@ -20,6 +19,7 @@ from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.rollout.collect import collect, last_tokens, noisy_rewards
 from dfpo.rollout.policy import decode
+from dfpo.run.bars import bar
 from dfpo.run.setup import Setup
 from dfpo.tasks.source import domain_of
 
@@ -151,7 +151,7 @@ def _play_on(
     clean, noisy = (torch.zeros(count, longest, plays, device=samples.mask.device) for _ in "cn")
 
     # All states of one position share the number of tokens that are left to them.
-    for t in tqdm(range(max(rollout.answers.lengths)), desc="play on", unit="token", leave=False):
+    for t in bar(range(max(rollout.answers.lengths)), desc="play on", unit="token", leave=False):
         states = [i for i in range(count) if len(begun.tokens[i]) > t]
         repeated = [i for i in states for _ in range(plays)]
         parts = [

@@ -258,7 +258,6 @@ def test_a_run_without_valid_rewards_stops_with_a_checkpoint(
     for word in ["not one valid reward in 2 steps", "--resume", *words]:
         assert word in said
     assert "Traceback" not in said
-    assert "invalid=" in said, "the progress bar shows them"
     kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step-000001", "step-000002"]
     found = records(tmp_path / "run")

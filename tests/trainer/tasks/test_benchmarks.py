@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pyarrow
 import pytest
@@ -201,21 +202,22 @@ def test_mathematics(found, answer, same):
     assert verifiers.same_mathematics(f"So \\boxed{{{found}}}.", answer) == same
 
 
-def test_an_expression_that_never_ends_is_no_reward_and_stops_nothing(monkeypatch):
+def test_an_expression_that_never_ends_is_wrong_and_stops_nothing(monkeypatch):
     pytest.importorskip("math_verify")
-    assert verifiers.same_mathematics("\\boxed{1}", "1") == 1.0  # the process is up
+    assert verifiers.same_mathematics("\\boxed{2/2}", "1") == 1.0  # the process is up
     monkeypatch.setattr(verifiers, "SECONDS", 0.5)
+    monkeypatch.setattr(verifiers, "TOWER", re.compile("never"))
     # A number of 10^10 digits: no signal reaches Python while it is computed.
-    assert verifiers.same_mathematics("\\boxed{10^{10^{10}}}", "204") is None
+    assert verifiers.same_mathematics("\\boxed{10^{10^{10}}}", "204") == 0.0
     monkeypatch.undo()
-    assert verifiers.same_mathematics("\\boxed{204}", "204") == 1.0
+    assert verifiers.same_mathematics("\\boxed{408/2}", "204") == 1.0
 
 
 def test_a_verifier_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(verifiers, "find_spec", lambda name: None)
     monkeypatch.setattr(verifiers, "_PROCESS", verifiers._MathVerify())
     with pytest.raises(ImportError, match="pip install"):
-        verifiers.same_mathematics("\\boxed{4}", "4")
+        verifiers.same_mathematics("\\boxed{8/2}", "4")
 
 
 def test_scores_and_votes():

@@ -193,8 +193,8 @@ def test_the_answers_do_not_depend_on_the_noise(probed, noise):
 def test_answers_that_nothing_scores_are_named(probed):
     setup, _ = probed
 
-    def unscored(*words):
-        scored = setup.reward(*words)
+    def unscored(*words, **options):
+        scored = setup.reward(*words, **options)
         return scored.without(torch.ones(len(scored.values), dtype=torch.bool))
 
     with pytest.raises(ConfigError, match="reward: scores none of 6 answers"):

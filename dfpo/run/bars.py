@@ -1,0 +1,60 @@
+"""Progress: a bar on a terminal, a line now and then everywhere else."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+# Lines where there is no terminal: one every so many per cent, and not more often than so many
+# seconds.
+SHARE, SECONDS = 0.05, 10.0
+
+
+class Lines(tqdm):
+    """tqdm whose bar is a plain line every few per cent: for log files, CI and pipes."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._told, self._when = 0, time.monotonic()
+        # Never by itself; a name that no terminal shows needs no control characters.
+        super().__init__(*arguments, **options, mininterval=1e9, maxinterval=1e9)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
+        pass
+
+    def clear(self, nolock: bool = False) -> None:
+        pass
+
+    def update(self, n: float | None = 1) -> None:
+        super().update(n)
+        self.tell()
+
+    def __iter__(self) -> Any:
+        for item in self.iterable:
+            yield item
+            self.n += 1
+            self.tell()
+        self.close()
+
+    def tell(self) -> None:
+        total, now = self.total or 0, time.monotonic()
+        if not total or self.disable:
+            return
+        due = self.n - self._told >= SHARE * total and now - self._when >= SECONDS
+        if not due and self.n < total:
+            return
+        self._told, self._when = self.n, now
+        words = f", {self.postfix}" if self.postfix else ""
+        self.fp.write(f"{self.desc}: {self.n} of {total} {self.unit}s{words}\n")
+        self.fp.flush()
+
+    def close(self) -> None:
+        self.disable = True
+
+
+def bar(*arguments: Any, **options: Any) -> tqdm:
+    """``tqdm(...)``, on a terminal; ``Lines`` elsewhere."""
+    kind = tqdm if sys.stderr.isatty() else Lines
+    return kind(*arguments, **options, file=sys.stderr)
