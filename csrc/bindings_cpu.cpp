@@ -240,43 +240,22 @@ void distributional_gae(const Tuple& tuple, int64_t tokens, int threads) {
     });
 }
 
-void distributional_gae_backward(const Tuple& sequences, const Tuple& grad_advantages,
-                                 const Tuple& grad_targets, uintptr_t lam, uintptr_t target_lam,
-                                 float gamma, bool explicit_successors, const Tuple& grad_rewards,
-                                 const Tuple& grad_quantiles, const Tuple& grad_next_quantiles,
-                                 uintptr_t grad_bootstrap, int64_t tokens, int threads) {
-    const GaeGradArgs args{to_sequences(sequences),   to_tokens(grad_advantages),
-                           to_tokens(grad_targets),   to_floats(lam),
-                           to_floats(target_lam),     gamma,
-                           explicit_successors,       to_tokens(grad_rewards),
-                           to_tokens(grad_quantiles), to_tokens(grad_next_quantiles),
-                           to_floats(grad_bootstrap)};
+void distributional_gae_backward(const Tuple& tuple, int64_t tokens, int threads) {
+    const GaeGradArgs args = to_gae_grad_args(tuple);
     for_sequences(args.sequences, tokens, threads, [&](int64_t begin, int64_t end) {
         kernels->distributional_gae_backward(args, begin, end);
     });
 }
 
-void lambda_mixture_targets(const Tuple& sequences, const Tuple& rewards, const Tuple& quantiles,
-                            const Tuple& bootstrap, uintptr_t lam, uintptr_t rows, int64_t seed,
-                            float gamma, const Tuple& targets, int64_t tokens, int threads) {
-    const MixtureArgs args{
-        to_sequences(sequences), to_tokens(rewards),   to_tokens(quantiles), to_rows(bootstrap),
-        to_floats(lam),          (const int64_t*)rows, (uint64_t)seed,       gamma,
-        to_tokens(targets)};
+void lambda_mixture_targets(const Tuple& tuple, int64_t tokens, int threads) {
+    const MixtureArgs args = to_mixture_args(tuple);
     for_sequences(args.sequences, tokens, threads, [&](int64_t begin, int64_t end) {
         kernels->lambda_mixture_targets(args, begin, end);
     });
 }
 
-void lambda_mixture_targets_backward(const Tuple& sequences, const Tuple& grad_targets,
-                                     uintptr_t lam, uintptr_t rows, int64_t seed, float gamma,
-                                     const Tuple& grad_rewards, const Tuple& grad_quantiles,
-                                     uintptr_t grad_bootstrap, int64_t tokens, int threads) {
-    const MixtureGradArgs args{to_sequences(sequences),  to_tokens(grad_targets),
-                               to_floats(lam),           (const int64_t*)rows,
-                               (uint64_t)seed,           gamma,
-                               to_tokens(grad_rewards),  to_tokens(grad_quantiles),
-                               to_floats(grad_bootstrap)};
+void lambda_mixture_targets_backward(const Tuple& tuple, int64_t tokens, int threads) {
+    const MixtureGradArgs args = to_mixture_grad_args(tuple);
     for_sequences(args.sequences, tokens, threads, [&](int64_t begin, int64_t end) {
         kernels->lambda_mixture_targets_backward(args, begin, end);
     });

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from card import DEVICE, DRY, milliseconds
 
-from dfpo_kernels.integrate_flow.triton_kernel import sigmoid
+from dfpo_kernels.integrate_flow.triton_field import sigmoid
 
 ELEMENTS, WARPS = 1024, 4
 

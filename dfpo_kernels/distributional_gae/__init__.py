@@ -243,7 +243,7 @@ def _launch_backward(
 
 def _backward_cpu(grad_advantages, grad_targets, mask, *args):
     def run(gae_args):
-        _cpu.distributional_gae_backward(*gae_args, mask.numel(), torch.get_num_threads())
+        _cpu.distributional_gae_backward(gae_args, mask.numel(), torch.get_num_threads())
 
     outputs = _backward_fake(grad_advantages, grad_targets, mask, *args)
     _launch_backward(run, outputs, grad_advantages, grad_targets, mask, *args)

@@ -135,7 +135,7 @@ def _launch(
 
 def _cpu_kernel(rewards, *args):
     def run(mixture_args):
-        _cpu.lambda_mixture_targets(*mixture_args, rewards.numel(), torch.get_num_threads())
+        _cpu.lambda_mixture_targets(mixture_args, rewards.numel(), torch.get_num_threads())
 
     return _launch(run, rewards, *args)
 
@@ -211,7 +211,7 @@ def _launch_backward(
 
 def _backward_cpu(grad_targets, mask, *args):
     def run(mixture_args):
-        _cpu.lambda_mixture_targets_backward(*mixture_args, mask.numel(), torch.get_num_threads())
+        _cpu.lambda_mixture_targets_backward(mixture_args, mask.numel(), torch.get_num_threads())
 
     outputs = _backward_fake(grad_targets, mask, *args)
     _launch_backward(run, outputs, grad_targets, mask, *args)

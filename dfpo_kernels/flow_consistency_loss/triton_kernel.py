@@ -9,19 +9,20 @@ import triton
 import triton.language as tl
 
 from dfpo_kernels.field import FlowField
-from dfpo_kernels.integrate_flow.triton_kernel import (
-    OPTIONS,
-    Launch,
-    field_arguments,
+from dfpo_kernels.integrate_flow.triton_field import (
     field_rows,
-    laid_out,
     own_rows,
-    sigmoid_of,
     solver_step,
-    spread,
-    tile_of,
     velocity_at,
 )
+from dfpo_kernels.integrate_flow.triton_kernel import (
+    OPTIONS,
+    field_arguments,
+    laid_out,
+    sigmoid_of,
+    spread,
+)
+from dfpo_kernels.integrate_flow.triton_launch import Launch, tile_of
 
 LAUNCH = Launch(
     512, 4, 4, "4 particles a thread: beside its state each keeps where it started; 8 would spill"

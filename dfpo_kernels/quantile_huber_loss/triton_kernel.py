@@ -16,21 +16,13 @@ Source of the loss: Dabney et al. 2018, arXiv 1710.10044.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import triton
 import triton.language as tl
 
 from dfpo_kernels import _dispatch as dispatch
+from dfpo_kernels.integrate_flow.triton_launch import Launch
 
 # --- launch parameters ----------------------------------------------------------------------------
-
-
-class Launch(NamedTuple):
-    elements: int  # of the tile that a program keeps in registers
-    warps: int
-    unroll: int  # of the inner loop
-    reason: str
 
 
 LAUNCH = Launch(
