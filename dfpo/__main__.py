@@ -246,8 +246,8 @@ def run_merge(args: argparse.Namespace) -> None:
 def run_critic(args: argparse.Namespace) -> None:
     from dfpo.study.probe.command import describe, probe_runs, to_json
 
-    found = probe_runs(args.runs, args.answers, args.plays, args.plot)
-    print(to_json(found) if args.json else describe(found))
+    reports = probe_runs(args.runs, args.answers, args.plays, args.plot)
+    print(to_json(reports) if args.json else describe(reports))
 
 
 def run_compare(args: argparse.Namespace) -> None:

@@ -61,11 +61,11 @@ def advantages(args: Namespace, rollout_data: dict[str, Any]) -> None:
     scores = torch.as_tensor(rollout_data["rewards"], dtype=rewards.dtype, device=values.device)
     last, present = _last_tokens(mask if mode != "none" else torch.ones_like(mask), cu_seqlens)
     rewards[last[present]] += scores[present]
-    found, returns = distributional_gae(
+    traced, returns = distributional_gae(
         rewards, values.view(len(mask), -1), mask, gamma=args.gamma, lam=args.lambd,
         mask_mode=mode, cu_seqlens=cu_seqlens,
     )  # fmt: skip
-    rollout_data["advantages"] = _parts(args, rollout_data, found.mean(-1))
+    rollout_data["advantages"] = _parts(args, rollout_data, traced.mean(-1))
     rollout_data["returns"] = _parts(args, rollout_data, returns.view(values.shape))
 
 

@@ -44,7 +44,7 @@ def parse_settings(text: str) -> Settings:
     """
     if text.strip() == "1":
         return Settings()
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     names = [field.name for field in dataclasses.fields(Settings)]
     for pair in text.split(","):
         name, _, value = (part.strip() for part in pair.partition("="))
@@ -54,12 +54,12 @@ def parse_settings(text: str) -> Settings:
             )
         convert = {"critic": str, "num_quantiles": int, "width": int}.get(name, float)
         try:
-            found[name] = convert(value)
+            settings[name] = convert(value)
         except ValueError:
             raise ValueError(
                 f"{VARIABLE}: {name} is {value!r}, must be {convert.__name__}"
             ) from None
-    return Settings(**found)
+    return Settings(**settings)
 
 
 def cropped(values: Tensor, mask: Tensor) -> Tensor:  # [B, T' >= T, Q] -> [B, T, Q]

@@ -124,11 +124,11 @@ def _await_all(waiting: list[Awaitable[Any]], seconds: float) -> list[Any]:
     async def all_of_them() -> list[Any]:
         return await asyncio.gather(*map(one, waiting))
 
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.extend(asyncio.run(all_of_them())))
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.extend(asyncio.run(all_of_them())))
     thread.start()
     thread.join()
-    return found or [RewardError("ended its event loop")] * len(waiting)
+    return results or [RewardError("ended its event loop")] * len(waiting)
 
 
 @contextmanager

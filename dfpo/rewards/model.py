@@ -25,7 +25,7 @@ class RewardModel:
             )
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            self.model, found = AutoModelForSequenceClassification.from_pretrained(
+            self.model, report = AutoModelForSequenceClassification.from_pretrained(
                 path, local_files_only=True, use_safetensors=True, output_loading_info=True,
                 dtype=torch.float32,
             )  # fmt: skip
@@ -33,8 +33,8 @@ class RewardModel:
         except Exception as error:  # noqa: BLE001
             reason = " ".join(str(error).split())[:300]
             raise ConfigError(f"reward: {path} holds no reward model: {reason}") from error
-        if found["missing_keys"]:
-            missing = ", ".join(sorted(found["missing_keys"])[:3])
+        if report["missing_keys"]:
+            missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise ConfigError(
                 f"reward: {path} lacks the weights {missing}, must be a sequence-classification "
                 "model"

@@ -43,8 +43,8 @@ def load_function(text: str, device: torch.device) -> tuple[str, RewardFunction]
     """Name and function of what a word of ``reward.functions`` names, by the first source that
     knows it. Raises ConfigError."""
     for source in REWARD_SOURCES.values():
-        if found := source.load()(text, device):
-            return found
+        if known := source.load()(text, device):
+            return known
     raise ConfigError(
         f"reward: is {text}, must be FILE.py:FUNCTION or a directory of a reward model"
     )

@@ -108,8 +108,8 @@ def by_parts(
     for rows in batches:
         part = samples.part(rows)
         index = row_index(rows, samples.mask.device)
-        found = compute(part, rows)
-        for kind, values in enumerate(found):
+        computed = compute(part, rows)
+        for kind, values in enumerate(computed):
             for name, value in values.items():
                 if name not in whole[kind]:
                     whole[kind][name] = _zeros(value, samples, is_token=kind == 0)

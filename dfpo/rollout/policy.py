@@ -125,15 +125,15 @@ def load_policy(
         raise ConfigError(
             f"model: {path} holds no config.json, must be a transformers model directory"
         )
-    model, found = _read(
+    model, report = _read(
         AutoModelForCausalLM, "a causal language model", path,
         **source, dtype=torch.float32, output_loading_info=True,
         attn_implementation=attention_of(attention, dtype),
     )  # fmt: skip
-    if found["missing_keys"]:
+    if report["missing_keys"]:
+        missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ConfigError(
-            f"model: {path} lacks the weights {', '.join(sorted(found['missing_keys'])[:3])}, must "
-            "hold all of a causal language model"
+            f"model: {path} lacks the weights {missing}, must hold all of a causal language model"
         )
     if path.suffix == ".gguf":
         # Its weights are plain float32 once read, but the model would refuse to be saved.
@@ -241,11 +241,11 @@ def _token_logprobs(
         logits = model(**inputs, logits_to_keep=tokens.shape[1] + 1).logits[:, before]
         return logprobs.from_logits(logits, tokens, temperature, entropy=entropy)
     hidden = model.base_model(**inputs).last_hidden_state[:, before]
-    found = logprobs.from_hidden(
+    parts = logprobs.from_hidden(
         hidden.flatten(0, 1), tokens.flatten(), model.get_output_embeddings(), temperature,
         entropy=entropy,
     )  # fmt: skip
-    return tuple(None if x is None else x.view_as(tokens) for x in found)
+    return tuple(None if x is None else x.view_as(tokens) for x in parts)
 
 
 def logprobs_by_parts(
@@ -261,8 +261,8 @@ def logprobs_by_parts(
 
     def compute(part: Samples, rows: list[int]) -> Parts:
         chosen, spread = token_logprobs(model, part, temperature, entropy=entropy)
-        found = {"logprobs": chosen} | ({} if spread is None else {"entropy": spread})
-        kept = {name: torch.where(part.mask, x, 0.0) for name, x in found.items()}
+        named = {"logprobs": chosen} | ({} if spread is None else {"entropy": spread})
+        kept = {name: torch.where(part.mask, x, 0.0) for name, x in named.items()}
         return Parts(kept, {})
 
     with whole(model):

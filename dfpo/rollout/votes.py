@@ -24,9 +24,9 @@ from dfpo.tasks.source import domain_of
 Extract = Callable[[str, str], str | None]  # (completion, domain) -> final answer
 
 
-def majority(found: list[str | None]) -> str | None:
+def majority(answers: list[str | None]) -> str | None:
     """The most frequent final answer, of equals the first; None where there is none at all."""
-    ranked = Counter(answer for answer in found if answer is not None).most_common(1)
+    ranked = Counter(answer for answer in answers if answer is not None).most_common(1)
     return ranked[0][0] if ranked else None
 
 
@@ -49,7 +49,7 @@ def cast_votes(
         [uniforms(config.seed, Stream.VOTE, vote, ids, length) for vote in range(count)], dim=1
     ).flatten(0, 1)
     asked = [row for row in unique.values() for _ in range(count)]
-    found: list[str | None] = []
+    finals: list[str | None] = []
     for start in range(0, len(asked), size):
         part = asked[start : start + size]
         samples = first.answer(
@@ -57,8 +57,8 @@ def cast_votes(
             uniforms=draws[start : start + size], temperature=config.rollout.temperature,
         )  # fmt: skip
         texts, _ = decode(first.tokenizer, samples)
-        found += [extract(text, domain_of(row)) for text, row in zip(texts, part, strict=True)]
-    votes = {key: majority(found[i * count : (i + 1) * count]) for i, key in enumerate(unique)}
+        finals += [extract(text, domain_of(row)) for text, row in zip(texts, part, strict=True)]
+    votes = {key: majority(finals[i * count : (i + 1) * count]) for i, key in enumerate(unique)}
     return [votes[prompt_id(row["prompt"])] for row in rows]
 
 

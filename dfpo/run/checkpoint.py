@@ -87,12 +87,12 @@ def _write(setup: Setup, progress: Progress, state: dict[str, Any], models: Mode
 def restore(setup: Setup) -> Progress | None:
     """Brings models, optimisers and random states to the run's last whole checkpoint; None where
     there is none yet. Those that are broken get another name, and a line each."""
-    found = Processes.here().from_lead(lambda: _last_whole(setup.run))
-    if found is None:
+    folder = Processes.here().from_lead(lambda: _last_whole(setup.run))
+    if folder is None:
         return None
-    state = load_state(found)
-    load_weights(setup.policy, read_weights(found / "policy"))
-    load_critic(setup.critic, found / "critic.safetensors")
+    state = load_state(folder)
+    load_weights(setup.policy, read_weights(folder / "policy"))
+    load_critic(setup.critic, folder / "critic.safetensors")
     load_optimizer(setup.policy_optimizer, state["policy_optimizer"])
     if setup.critic_optimizer is not None:
         load_optimizer(setup.critic_optimizer, state["critic_optimizer"])
@@ -151,8 +151,8 @@ def _last_whole(run: Path) -> Path | None:
 
 def _by_step(run: Path) -> list[Path]:
     """A run's checkpoints, the newest first, broken or not."""
-    found = [path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
-    return sorted(found, key=_step_of, reverse=True)
+    folders = [path for path in (run / "checkpoints").glob("step-*") if path.name[5:].isdigit()]
+    return sorted(folders, key=_step_of, reverse=True)
 
 
 def _step_of(folder: Path) -> int:

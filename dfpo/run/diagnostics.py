@@ -24,7 +24,7 @@ def describe(
     mask = rollout.samples.mask
     kept = mask.float()
     log_ratio = ((rollout.old_logprobs - rollout.ref_logprobs) * kept).sum(-1)
-    found = {
+    numbers = {
         "reward/noisy": rollout.rewards.mean(),
         "reward/clean": rollout.clean_rewards.mean(),
         "reward/corrupted": (rollout.rewards != rollout.clean_rewards).float().mean(),
@@ -37,8 +37,8 @@ def describe(
         "advantage/sign_agreement": _sign_agreement(targets, mask),
     }
     if estimate is not None:
-        found |= _describe_values(rollout, estimate, targets)
-    metrics = {name: float(value) for name, value in found.items()}
+        numbers |= _describe_values(rollout, estimate, targets)
+    metrics = {name: float(value) for name, value in numbers.items()}
     prefix = "accuracy" if metric == "accuracy" else "domain"
     names = [domain_of(row) for row in rollout.answers.rows]
     for domain in dict.fromkeys(names):
@@ -64,14 +64,14 @@ def count_rewards(scored: Scored, config: Config) -> dict[str, float]:
     """What the rewards of one step were, in counts of answers, and the mean of each of several."""
     low, high = config.reward.low, config.reward.high
     values = scored.values[scored.values.isfinite()]
-    found = {
+    counts = {
         "reward/unscored": scored.unscored,
         "reward/invalid": scored.invalid,
         "reward/out_of_range": int(((values < low) | (values > high)).sum()),
     }
     parts = {name: scores[scores.isfinite()].mean() for name, scores in scored.parts.items()}
     logged = {f"reward/log/{name}": value for name, value in scored.logged.items()}
-    return found | {f"reward/of/{name}": float(mean) for name, mean in parts.items()} | logged
+    return counts | {f"reward/of/{name}": float(mean) for name, mean in parts.items()} | logged
 
 
 def explained_variance(predicted: Tensor, observed: Tensor) -> Tensor:  # [N], [N]

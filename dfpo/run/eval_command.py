@@ -67,9 +67,9 @@ def _last_text(prompt: Prompt) -> str:
 
 def policy_of(run: Path) -> Path:
     """Whichever is newer of the run's final policy and its last checkpoint."""
-    found = checkpoint.newest(run)
+    last = checkpoint.newest(run)
     if (run / "summary.json").is_file() and (run / "policy").is_dir():
         return run / "policy"
-    if found is None:
+    if last is None:
         raise ConfigError(f"target: {run} holds neither a policy nor a checkpoint yet")
-    return found / "policy"
+    return last / "policy"

@@ -32,7 +32,7 @@ def evaluate(
 ) -> Scores:
     """One answer per prompt and mode; the draws are the same for every policy and run."""
     flat = [row for splits in held_out.values() for split in splits.values() for row in split]
-    found = {mode: _rewards(sampler, flat, reward, config, mode) for mode in MODES}
+    by_mode = {mode: _rewards(sampler, flat, reward, config, mode) for mode in MODES}
     scores: Scores = {}
     start = 0
     for domain, splits in held_out.items():
@@ -40,14 +40,14 @@ def evaluate(
             part = slice(start, start + len(chosen))
             start = part.stop
             if chosen:
-                cell = _cell({mode: values[part] for mode, values in found.items()})
+                cell = _cell({mode: values[part] for mode, values in by_mode.items()})
                 scores.setdefault(domain, {})[split] = cell
     return scores
 
 
-def _cell(found: dict[str, Tensor]) -> dict[str, float]:
+def _cell(by_mode: dict[str, Tensor]) -> dict[str, float]:
     cell: dict[str, float] = {}
-    for mode, values in found.items():
+    for mode, values in by_mode.items():
         kept = values[values.isfinite()].double()
         cell[mode] = float(kept.mean())
         cell[f"{mode}_se"] = float(kept.std() / len(kept) ** 0.5) if len(kept) > 1 else 0.0
@@ -72,12 +72,12 @@ def splits_of(scores: Scores) -> list[str]:
 
 def averages(scores: Scores) -> dict[str, float]:
     """Per split: mean over domains, sampled and "_greedy", each with its "_se"."""
-    found = {}
+    means = {}
     for split in splits_of(scores):
         for mode, suffix in (("sampled", ""), ("greedy", "_greedy")):
-            found[f"{split}{suffix}"] = average(scores, split, mode)
-            found[f"{split}{suffix}_se"] = average_error(scores, split, mode)
-    return found
+            means[f"{split}{suffix}"] = average(scores, split, mode)
+            means[f"{split}{suffix}_se"] = average_error(scores, split, mode)
+    return means
 
 
 def table(columns: dict[str, Scores]) -> str:
@@ -110,7 +110,7 @@ def _rewards(
     config: Config,
     mode: str,
 ) -> Tensor:  # [N], NaN where an answer got no reward
-    found = [torch.empty(0)]
+    rewards = [torch.empty(0)]
     length, size = config.rollout.max_new_tokens, config.eval.batch_size
     starts = range(0, len(rows), size)
     for start in bar(
@@ -125,8 +125,8 @@ def _rewards(
         if mode == "sampled":
             ids = torch.arange(start, start + len(chunk), device=sampler.policy.device)
             draws = uniforms(config.eval.seed, Stream.EVALUATION, 0, ids, length)
-        found.append(answer(sampler, chunk, reward, length, draws)[1])
-    return torch.cat(found)
+        rewards.append(answer(sampler, chunk, reward, length, draws)[1])
+    return torch.cat(rewards)
 
 
 def answer(

@@ -47,7 +47,7 @@ def find_examples(
     config: Config,
 ) -> list[Example]:
     """For each domain the first prompt that the policy answers both ways, if any."""
-    found = []
+    shown = []
     for domain, splits in held_out.items():
         prompts = next(iter(splits.values()))[: config.eval.examples]
         for number, row in enumerate(prompts):
@@ -55,9 +55,9 @@ def find_examples(
                 sampler, row, domain=domain, number=number, reward=reward, config=config
             )
             if example is not None:
-                found.append(example)
+                shown.append(example)
                 break
-    return found
+    return shown
 
 
 def predict(critic: Critic, examples: list[Example], config: Config) -> list[Fan]:

@@ -29,7 +29,7 @@ def collect_info() -> dict[str, Any]:
 def describe_info(info: dict[str, Any]) -> str:
     lines = [(name, version or "not installed") for name, version in info["versions"].items()]
     lines += [(key.replace("_", " "), info[key]) for key in ("machine", "device", "cpu_threads")]
-    ops = [(op, *found.values()) for op, found in info["backends"].items()]
+    ops = [(op, *answers.values()) for op, answers in info["backends"].items()]
     devices = next(iter(info["backends"].values()))
     return (
         tabulate(lines, tablefmt="plain", disable_numparse=True)

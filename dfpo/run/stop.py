@@ -28,8 +28,8 @@ class Stopped(BaseException):
 
     def __init__(self, signum: int, run: Path | None, proceed: str | None = None) -> None:
         """``proceed`` says how to go on where that is not by resuming ``run``."""
-        found = run is not None and run.exists()
-        what = proceed or (how_to_resume(run) if found else "nothing was written")
+        made = run is not None and run.exists()
+        what = proceed or (how_to_resume(run) if made else "nothing was written")
         super().__init__(f"stopped by {signal.Signals(signum).name}; {what}")
         self.signum = signum
 

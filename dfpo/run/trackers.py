@@ -27,13 +27,13 @@ def start_trackers(config: Config, run: Path) -> list[GeneralTracker]:
         "wandb": lambda: WandBTracker("dfpo", name=run.name, dir=run),
     }
     settings = dict(_scalars("", dataclasses.asdict(config)))
-    found = []
+    started = []
     for name in config.trackers:
         tracker = makers[name]()
         tracker.start()
         tracker.store_init_configuration(settings)
-        found.append(tracker)
-    return found
+        started.append(tracker)
+    return started
 
 
 def track_images(trackers: list[GeneralTracker], folder: Path, step: int) -> None:

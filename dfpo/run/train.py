@@ -268,12 +268,12 @@ def headline(record: dict[str, float], progress: Progress) -> dict[str, str]:
         "clean": record.get("reward/clean"),
         "kl": record.get("kl"),
     }
-    found = {name: f"{value:.3g}" for name, value in shown.items() if value is not None}
+    words = {name: f"{value:.3g}" for name, value in shown.items() if value is not None}
     if progress.unscored:
-        found["unscored"] = str(progress.unscored)
+        words["unscored"] = str(progress.unscored)
     if progress.invalid:
-        found["invalid"] = f"{progress.invalid} ({progress.problem})"
-    return found
+        words["invalid"] = f"{progress.invalid} ({progress.problem})"
+    return words
 
 
 class Clock:

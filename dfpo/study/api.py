@@ -60,10 +60,10 @@ class Comparison:
         """Each arm less the baseline, seed by seed: mean, Student's and bootstrap interval."""
         return [
             {
-                "domain": domain, "noise": noise, "arm": arm, "over": group, "mean": found.mean,
-                "student": found.student, "bootstrap": found.bootstrap, "seeds": found.seeds,
+                "domain": domain, "noise": noise, "arm": arm, "over": group, "mean": gap.mean,
+                "student": gap.student, "bootstrap": gap.bootstrap, "seeds": gap.seeds,
             }
-            for (domain, noise, arm), group, found in paired(self.results, self.baseline)
+            for (domain, noise, arm), group, gap in paired(self.results, self.baseline)
         ]  # fmt: skip
 
     def plot(self) -> Figure:

@@ -131,16 +131,16 @@ def describe(cell: Cell) -> dict[str, Any]:
 
 def _benchmarks(domains: dict[str, dict[str, Scores]]) -> dict[str, dict[str, float]]:
     """ "domain/split" -> prompts, and "<before or after>[_greedy][_se]"."""
-    found: dict[str, dict[str, float]] = {}
+    benchmarks: dict[str, dict[str, float]] = {}
     for domain, times in domains.items():
         for split in times["after"]:
-            cell = found[f"{domain}/{split}"] = {"prompts": times["after"][split]["prompts"]}
+            cell = benchmarks[f"{domain}/{split}"] = {"prompts": times["after"][split]["prompts"]}
             for when in ("before", "after"):
                 scores = times[when][split]
                 for mode, suffix in (("sampled", ""), ("greedy", "_greedy")):
                     cell[f"{when}{suffix}"] = _number(scores[mode])
                     cell[f"{when}{suffix}_se"] = _number(scores[f"{mode}_se"])
-    return found
+    return benchmarks
 
 
 def averages(benchmarks: dict[str, dict[str, float]], when: str) -> dict[str, float]:
@@ -152,13 +152,13 @@ def averages(benchmarks: dict[str, dict[str, float]], when: str) -> dict[str, fl
         "ood": [b for b in benchmarks if not b.endswith(("/id", "/train"))],
         "all": list(benchmarks),
     }
-    found = {}
+    means = {}
     for mode in ("", "_greedy"):
         for group, names in groups.items():
             values = [benchmarks[name][when + mode] for name in names]
             if values:
-                found[group + mode] = math.nan if None in values else fmean(values)
-    return found
+                means[group + mode] = math.nan if None in values else fmean(values)
+    return means
 
 
 def validate(run: Path, validation: Validation) -> dict[str, float]:
@@ -170,15 +170,15 @@ def validate(run: Path, validation: Validation) -> dict[str, float]:
     settings = stored_settings("run", run)
     setup = set_up(build_config(settings | {"seed": validation.seed}), run)
     checkpoint.restore(setup)
-    found = []
+    told = []
     count = setup.config.rollout.prompts
     for step in range(math.ceil(validation.prompts / count)):
         rollout = collect(
             setup.sampler, setup.first, setup.source.training(step, count),
             reward=setup.reward, noise=setup.noise, config=setup.config, step=step,
         )  # fmt: skip
-        found.append(rollout.rewards)
-    rewards = torch.cat(found).double()
+        told.append(rollout.rewards)
+    rewards = torch.cat(told).double()
     error = float(rewards.std() / len(rewards) ** 0.5)
     return {"noisy": float(rewards.mean()), "noisy_se": error, "answers": len(rewards)}
 

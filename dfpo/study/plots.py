@@ -80,9 +80,9 @@ def plot_curves(curves: Curves) -> plt.Figure:
 
 def plot_levels(results: list[Result]) -> plt.Figure:
     """Final averages against noise: mean and standard deviation over seeds."""
-    found = groups(results)
-    rows, noises, arms = ([*dict.fromkeys(key[i] for key in found)] for i in range(3))
-    known = [g for g in GROUPS if any(per_seed(runs, g) for runs in found.values())]
+    grouped = groups(results)
+    rows, noises, arms = ([*dict.fromkeys(key[i] for key in grouped)] for i in range(3))
+    known = [g for g in GROUPS if any(per_seed(runs, g) for runs in grouped.values())]
     figure, axes = plt.subplots(
         len(rows), len(known), figsize=(3.4 * len(known) + 1, 2.8 * len(rows) + 0.4),
         sharey=True, constrained_layout=True, squeeze=False,
@@ -101,7 +101,7 @@ def plot_levels(results: list[Result]) -> plt.Figure:
                 continue
             for i, arm in enumerate(arms):
                 values = [
-                    list(per_seed(found.get((domain, noise, arm), []), group).values())
+                    list(per_seed(grouped.get((domain, noise, arm), []), group).values())
                     for noise in noises
                 ]
                 means = [np.mean(v) if v else np.nan for v in values]
@@ -125,7 +125,7 @@ def plot_levels(results: list[Result]) -> plt.Figure:
 def plot_differences(results: list[Result], baseline: str) -> plt.Figure:
     """Forest plot: mean difference to the baseline, thick the bootstrap's interval, thin Student's,
     dots under them the seeds."""
-    found = groups(results)
+    grouped = groups(results)
     rows = paired(results, baseline)
     names = list(dict.fromkeys(key for key, _, _ in rows))
     known = [g for g in GROUPS if any(group == g for _, group, _ in rows)]
@@ -133,14 +133,14 @@ def plot_differences(results: list[Result], baseline: str) -> plt.Figure:
         1, len(known), figsize=(3 * len(known) + 2.5, 0.32 * len(names) + 1.2),
         sharex=True, sharey=True, constrained_layout=True, squeeze=False,
     )  # fmt: skip
-    colour = colours([key[2] for key in found])
+    colour = colours([key[2] for key in grouped])
     for key, group, difference in rows:
         ax, y = axes[0, known.index(group)], names.index(key)
         shade = colour[key[2]]
         for bounds, width in ((difference.student, 1.0), (difference.bootstrap, 3.0)):
             ax.plot(100 * np.array(bounds), [y, y], color=shade, linewidth=width)
-        base = per_seed(found.get((*key[:2], baseline), []), group)
-        seeds = [100 * (v - base[s]) for s, v in per_seed(found[key], group).items() if s in base]
+        base = per_seed(grouped.get((*key[:2], baseline), []), group)
+        seeds = [100 * (v - base[s]) for s, v in per_seed(grouped[key], group).items() if s in base]
         ax.scatter(seeds, [y + 0.22] * len(seeds), color=shade, s=9, alpha=0.7, linewidth=0)
         ax.scatter(100 * difference.mean, y, color="white", edgecolor=shade, s=26, zorder=3)
     for x, group in enumerate(known):

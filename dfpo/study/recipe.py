@@ -208,30 +208,30 @@ def _entries(axis: str, value: Any) -> dict[str, Settings]:
     if value is None:
         return {}
     if isinstance(value, list):
-        found = {str(name): {AXES[axis]: name} for name in value}
-        if len(found) < len(value):
+        entries = {str(name): {AXES[axis]: name} for name in value}
+        if len(entries) < len(value):
             raise ConfigError(f"{axis}: names one twice")
     elif isinstance(value, dict):
-        found = {str(name): _settings(f"{axis}.{name}", own) for name, own in value.items()}
+        entries = {str(name): _settings(f"{axis}.{name}", own) for name, own in value.items()}
     else:
         raise ConfigError(f"{axis}: is {value!r}, must be a list of names or a mapping of settings")
-    for name in found:
+    for name in entries:
         if not NAME.fullmatch(name) or name.startswith("."):
             raise ConfigError(
                 f"{axis}: is called {name!r}, which names a directory: letters, digits and .,:=+-_ "
                 "alone; give it a name and its setting, NAME: {" + AXES[axis] + ": ...}"
             )
-    return found
+    return entries
 
 
 def _settings(place: str, value: Any) -> Settings:
     if value is not None and not isinstance(value, dict):
         raise ConfigError(f"{place}: is {value!r}, must be a mapping of settings")
-    found = dict(flatten(value or {}))
+    named = dict(flatten(value or {}))
     for name in OWNED:
-        if name in found:
+        if name in named:
             raise ConfigError(f"{place}: {name} is given by the grid, must not be set")
-    return found
+    return named
 
 
 def _seeds(place: str, value: Any) -> tuple[int, ...]:

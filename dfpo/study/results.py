@@ -23,17 +23,17 @@ def mixed_versions(results: list[Result]) -> str:
 
 def groups(results: list[Result]) -> dict[tuple[str, str, str], list[Result]]:
     """(domain, noise, arm) -> its runs."""
-    found: dict[tuple[str, str, str], list[Result]] = {}
+    grouped: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
-        found.setdefault((result["domain"], result["noise"], result["arm"]), []).append(result)
-    return dict(sorted(found.items(), key=lambda item: _place(results, item[0])))
+        grouped.setdefault((result["domain"], result["noise"], result["arm"]), []).append(result)
+    return dict(sorted(grouped.items(), key=lambda item: _place(results, item[0])))
 
 
 def per_seed(runs: list[Result], group: str) -> dict[int, float]:
     """Final average of each seed, NaN where it is not finite; empty where there is no such
     benchmark."""
-    found = {r["seed"]: r["after"][group] for r in runs if group in r["after"]}
-    return {seed: math.nan if value is None else value for seed, value in found.items()}
+    values = {r["seed"]: r["after"][group] for r in runs if group in r["after"]}
+    return {seed: math.nan if value is None else value for seed, value in values.items()}
 
 
 def paired(
@@ -41,14 +41,14 @@ def paired(
 ) -> list[tuple[tuple[str, str, str], str, Difference]]:
     """((domain, noise, arm), group, difference) for every arm that is not the baseline."""
     every = groups(results)
-    found = []
+    pairs = []
     for key, runs in every.items():
         against = every.get((*key[:2], baseline), [])
         for group in GROUPS if key[2] != baseline else ():
             values = per_seed(runs, group)
             if values:
-                found.append((key, group, compare(values, per_seed(against, group))))
-    return found
+                pairs.append((key, group, compare(values, per_seed(against, group))))
+    return pairs
 
 
 def _place(results: list[Result], key: tuple[str, str, str]) -> tuple[int, ...]:

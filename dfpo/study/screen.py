@@ -55,12 +55,12 @@ def ending(work: Work, cell: Cell) -> str:
 
 def scores(result: dict[str, Any]) -> list[str]:
     """The headline of a result."""
-    found = [f"{k} {score(v)}" for k, v in result["after"].items() if not k.endswith("_greedy")]
+    shown = [f"{k} {score(v)}" for k, v in result["after"].items() if not k.endswith("_greedy")]
     if "validation" in result:
-        found.append(f"noisy validation {score(result['validation']['noisy'])}")
+        shown.append(f"noisy validation {score(result['validation']['noisy'])}")
     if result["collapsed"]:
-        found.append("collapsed")
-    return found
+        shown.append("collapsed")
+    return shown
 
 
 def score(value: float | None) -> str:

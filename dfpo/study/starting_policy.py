@@ -240,7 +240,7 @@ def measure(
         for split in SPLITS
         for index in range(prompts)
     ]
-    found: dict[str, dict[str, list[float]]] = {
+    rewards: dict[str, dict[str, list[float]]] = {
         name: {column: [] for column in COLUMNS} for name, _ in rows
     }
     with torch.random.fork_rng(devices=[]):
@@ -250,10 +250,10 @@ def measure(
             scores = _scores(model, tokenizer, list(problems), suite)
             for name, score in zip(names, scores, strict=True):
                 for column, value in score.items():
-                    found[name][column].append(value)
+                    rewards[name][column].append(value)
     return {
         name: {column: sum(values) / max(1, len(values)) for column, values in columns.items()}
-        for name, columns in found.items()
+        for name, columns in rewards.items()
     }
 
 

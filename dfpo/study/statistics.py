@@ -38,12 +38,18 @@ def compare(
 ) -> Difference:
     """Paired difference of means with 95 % intervals. One value that is not finite makes it NaN
     without intervals: to leave that seed out would hide where an arm broke."""
-    found = [arm[seed] - baseline[seed] for seed in arm if seed in baseline]
-    above = sum(x > 0 for x in found)
-    if not found or not all(map(math.isfinite, found)):
-        return Difference(len(found), math.nan, UNKNOWN, UNKNOWN, above)
-    mean = float(np.mean(found))
-    return Difference(len(found), mean, bootstrap_interval(found), student_interval(found), above)
+    differences = [arm[seed] - baseline[seed] for seed in arm if seed in baseline]
+    above = sum(x > 0 for x in differences)
+    if not differences or not all(map(math.isfinite, differences)):
+        return Difference(len(differences), math.nan, UNKNOWN, UNKNOWN, above)
+    mean = float(np.mean(differences))
+    return Difference(
+        len(differences),
+        mean,
+        bootstrap_interval(differences),
+        student_interval(differences),
+        above,
+    )
 
 
 def bootstrap_interval(

@@ -78,10 +78,10 @@ def write_tables(output: Path, results: list[Result], baseline: str, command: st
     (output / "table.tex").write_text(latex(tables(results, baseline, LATEX), f"{command}: {ran}"))
 
 
-def latex(found: list[Table], heading: str) -> str:
+def latex(several: list[Table], heading: str) -> str:
     """Tables to \\input; they need the package booktabs."""
     parts = [f"% {heading}"]
-    for table in found:
+    for table in several:
         caption = " ".join(LATEX.escape(f"{table.title}. {table.text}").split())
         caption = caption.replace("±", r"$\pm$")
         parts += [r"\begin{table}", r"\centering", rf"\caption{{{caption}}}"]
@@ -94,11 +94,11 @@ def latex(found: list[Table], heading: str) -> str:
 
 def tables(results: list[Result], baseline: str, markup: Markup) -> list[Table]:
     """Those that have something to say; a grid may evaluate nothing."""
-    found = [levels(results, markup)]
+    made = [levels(results, markup)]
     if paired(results, baseline):
-        found.append(differences(results, baseline, markup))
-    found.append(budgets(results, markup))
-    return [*found, benchmarks(results, markup)] if any(r["benchmarks"] for r in results) else found
+        made.append(differences(results, baseline, markup))
+    made.append(budgets(results, markup))
+    return [*made, benchmarks(results, markup)] if any(r["benchmarks"] for r in results) else made
 
 
 def levels(results: list[Result], markup: Markup) -> Table:
@@ -144,17 +144,17 @@ def budgets(results: list[Result], markup: Markup) -> Table:
 
 def differences(results: list[Result], baseline: str, markup: Markup) -> Table:
     rows, count = [], 0
-    for (domain, noise, arm), group, found in paired(results, baseline):
-        broken = found.seeds and not math.isfinite(found.mean)
-        text = NOT_FINITE if broken else _points(found.mean, markup)
-        sure = all(low > 0 or high < 0 for low, high in (found.student, found.bootstrap))
+    for (domain, noise, arm), group, gap in paired(results, baseline):
+        broken = gap.seeds and not math.isfinite(gap.mean)
+        text = NOT_FINITE if broken else _points(gap.mean, markup)
+        sure = all(low > 0 or high < 0 for low, high in (gap.student, gap.bootstrap))
         rows.append([
             *map(markup.escape, (domain, noise, arm)), GROUPS[group],
             markup.bold(text) if sure else text,
-            _interval(found.student, markup), _interval(found.bootstrap, markup),
-            f"{found.above}/{found.seeds}",
+            _interval(gap.student, markup), _interval(gap.bootstrap, markup),
+            f"{gap.above}/{gap.seeds}",
         ])  # fmt: skip
-        count += math.isfinite(found.student[0])
+        count += math.isfinite(gap.student[0])
     headers = ["domain", "noise", "arm", "over", "difference", "t", "bootstrap", "above"]
     said = INTERVALS.format(count=count, chance=0.05 * count) if count else NO_INTERVAL
     text = PAIRED.format(baseline=baseline, intervals=said)
@@ -167,23 +167,23 @@ def differences(results: list[Result], baseline: str, markup: Markup) -> Table:
 def unlike_budgets(results: list[Result], baseline: str) -> str:
     """Arms that somewhere had more or fewer answers or policy updates than the baseline."""
     every = groups(results)
-    found: dict[str, list[str]] = {}
+    unlike: dict[str, list[str]] = {}
     for key, runs in every.items():
         against = every.get((*key[:2], baseline), runs)
         for name, words in BUDGET.items():
             ours, theirs = (np.mean([r[name] for r in each]) for each in (runs, against))
-            if ours != theirs and words not in found.setdefault(key[2], []):
-                found[key[2]].append(words)
-    return "; ".join(f"{arm} ({', '.join(words)})" for arm, words in found.items() if words)
+            if ours != theirs and words not in unlike.setdefault(key[2], []):
+                unlike[key[2]].append(words)
+    return "; ".join(f"{arm} ({', '.join(words)})" for arm, words in unlike.items() if words)
 
 
 def benchmarks(results: list[Result], markup: Markup) -> Table:
     names = list(dict.fromkeys(name for r in results for name in r["benchmarks"]))
     rows = []
     for key, runs in groups(results).items():
-        found = [r["benchmarks"] for r in runs]
+        scored = [r["benchmarks"] for r in runs]
         cells = [
-            spread([b[name]["after"] for b in found if name in b], markup, 3) for name in names
+            spread([b[name]["after"] for b in scored if name in b], markup, 3) for name in names
         ]
         rows.append([*map(markup.escape, key), *cells])
     # All runs of a domain start from one policy on one set of prompts.

@@ -59,8 +59,8 @@ def tune(path: Path, output: Path | None, jobs: int | None, flags: Settings) -> 
         "# policy on held-out training prompts, over the seeds, noises and domains of the search.\n"
     )
     replace_text(recipe.tuned, head + yaml.safe_dump(record, sort_keys=False))
-    for arm, found in record["chosen"].items():
-        print(f"{arm}: {', '.join(f'{k} {v}' for k, v in found.items())}")
+    for arm, best in record["chosen"].items():
+        print(f"{arm}: {', '.join(f'{k} {v}' for k, v in best.items())}")
     print(f"all trials in {recipe.tuned}")
 
 

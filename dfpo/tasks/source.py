@@ -207,10 +207,10 @@ def _by_domain(rows: list[Row], config: Config) -> Held:
             if (row.get("split") == "ood") == (split == "ood"):
                 held.setdefault(domain_of(row), {}).setdefault(split, []).append(row)
     for domain, splits in held.items():
-        for split, found in splits.items():
-            if len(found) > config.eval.prompts:
+        for split, candidates in splits.items():
+            if len(candidates) > config.eval.prompts:
                 rng = random.Random(f"{config.eval.seed} {domain} {split}")
-                splits[split] = rng.sample(found, config.eval.prompts)
+                splits[split] = rng.sample(candidates, config.eval.prompts)
     return held
 
 

@@ -52,8 +52,8 @@ ALONE = re.compile(r"\(?([A-Ja-j])\)?[.:]?")
 def boxed(text: str) -> str | None:
     """What stands in the last `\\boxed{}` after the last `</think>`, None where there is none or
     it is never closed."""
-    _, found, rest = text.rpartition("</think>")[2].rpartition("\\boxed{")
-    if not found:
+    _, marker, rest = text.rpartition("</think>")[2].rpartition("\\boxed{")
+    if not marker:
         return None
     depth = 1
     for place, character in enumerate(rest):
@@ -66,9 +66,9 @@ def boxed(text: str) -> str | None:
 def letter(text: str) -> str | None:
     """The letter of a choice: in the box, else the last that is called the answer, the option or
     the choice, else all that is said."""
-    found = boxed(text)
-    if found is not None:
-        match = LETTER.match(MARKUP.sub("", found).strip())
+    inside = boxed(text)
+    if inside is not None:
+        match = LETTER.match(MARKUP.sub("", inside).strip())
         return match[1].upper() if match else None
     said = MARKUP.sub("", text.rpartition("</think>")[2]).strip()
     spoken = SPOKEN.findall(said) or SMALL.findall(said)
@@ -80,8 +80,8 @@ def letter(text: str) -> str | None:
 
 def words(text: str) -> str | None:
     """The words in the box in lower case, without articles and punctuation."""
-    found = boxed(text)
-    return None if found is None else _normalise(found)
+    inside = boxed(text)
+    return None if inside is None else _normalise(inside)
 
 
 def _normalise(text: str) -> str | None:
@@ -92,8 +92,8 @@ def _normalise(text: str) -> str | None:
 
 def compact(text: str) -> str | None:
     """The box without spaces: equal texts are equal answers, unequal ones may be too."""
-    found = boxed(text)
-    return None if found is None else "".join(found.split()) or None
+    inside = boxed(text)
+    return None if inside is None else "".join(inside.split()) or None
 
 
 def same_choice(text: str, answer: str) -> float:
@@ -101,22 +101,22 @@ def same_choice(text: str, answer: str) -> float:
 
 
 def same_words(text: str, answer: str) -> float:
-    found = words(text)
-    return float(found is not None and found == _normalise(answer))
+    said = words(text)
+    return float(said is not None and said == _normalise(answer))
 
 
 def same_mathematics(text: str, answer: str) -> float | None:
     """1.0 or 0.0, or None where `answer` is nothing that math-verify reads. Raises
     ModuleNotFoundError where math-verify is not installed."""
-    found = boxed(text)
-    if found is None:
+    given = boxed(text)
+    if given is None:
         return 0.0
-    found, answer = plain(found), plain(answer.strip().strip("$"))
-    if "".join(found.split()) == "".join(answer.split()):
+    given, answer = plain(given), plain(answer.strip().strip("$"))
+    if "".join(given.split()) == "".join(answer.split()):
         return 1.0
-    if len(found) > LONGEST or TOWER.search(found) or TOWER.search(answer):
+    if len(given) > LONGEST or TOWER.search(given) or TOWER.search(answer):
         return 0.0
-    return _PROCESS.ask(found, answer)
+    return _PROCESS.ask(given, answer)
 
 
 def plain(text: str) -> str:
@@ -149,12 +149,12 @@ class _MathVerify:
     def __init__(self) -> None:
         self.process: subprocess.Popen | None = None
 
-    def ask(self, found: str, answer: str) -> float | None:
+    def ask(self, given: str, answer: str) -> float | None:
         """1.0 or 0.0; None where the answer itself cannot be read. What takes too long is wrong."""
         if self.process is None:
             self._start()
         try:
-            self.process.stdin.write(json.dumps([found, answer]) + "\n")
+            self.process.stdin.write(json.dumps([given, answer]) + "\n")
             self.process.stdin.flush()
         except OSError:
             self._stop()
@@ -197,34 +197,34 @@ def _serve() -> None:
         text = SCIENTIFIC.sub(r"\1 \\cdot 10^{\2}", text)
         return parse(f"\\boxed{{{text}}}", parsing_timeout=None)
 
-    def same(gold: list, found: list) -> bool:
-        return verify(gold, found, timeout_seconds=None) and _as_exact(gold[0], found[0])
+    def same(gold: list, given: list) -> bool:
+        return verify(gold, given, timeout_seconds=None) and _as_exact(gold[0], given[0])
 
     print(json.dumps(True), flush=True)
     for line in sys.stdin:
-        found, answer = json.loads(line)
+        written, answer = json.loads(line)
         verdict = None
         # Whatever a library raises for what a policy wrote, the answer is not shown to be right.
         try:
             gold = read(answer)
             verdict = 0.0 if gold else None
-            verdict = float(same(gold, read(found))) if gold else None
+            verdict = float(same(gold, read(written))) if gold else None
         except Exception:  # noqa: BLE001, S110
             pass
         print(json.dumps(verdict), flush=True)
 
 
-def _as_exact(gold: Any, found: Any) -> bool:
+def _as_exact(gold: Any, given: Any) -> bool:
     """Of two numbers that were called equal: whether they are. math-verify rounds to six places,
     where all small numbers are 0."""
     import sympy
 
-    if not all(isinstance(x, sympy.Expr) and x.is_number and x.is_finite for x in (gold, found)):
+    if not all(isinstance(x, sympy.Expr) and x.is_number and x.is_finite for x in (gold, given)):
         return True
-    if gold.is_Rational and found.is_Rational:
-        return gold == found
-    a, b = (sympy.N(x, 40) for x in (gold, found))
-    exact = not (gold.has(sympy.Float) or found.has(sympy.Float))
+    if gold.is_Rational and given.is_Rational:
+        return gold == given
+    a, b = (sympy.N(x, 40) for x in (gold, given))
+    exact = not (gold.has(sympy.Float) or given.has(sympy.Float))
     return bool(abs(a - b) <= (1e-25 if exact else TOLERANCE) * max(abs(a), abs(b)))
 
 

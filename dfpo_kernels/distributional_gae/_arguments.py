@@ -188,7 +188,7 @@ def linear_gradients(
     By torch.func: below the dispatcher autograd records nothing.
     """
     outputs, vjp = torch.func.vjp(scan, *(torch.zeros(shape, device=device) for shape, _ in layout))
-    found = vjp(
+    gradients = vjp(
         tuple(
             torch.zeros_like(output) if grad is None else grad.float()
             for grad, output in zip(grads, outputs, strict=True)
@@ -196,5 +196,5 @@ def linear_gradients(
     )
     return tuple(
         grad.to(dtype) if want else grad.new_empty((0,), dtype=dtype)
-        for grad, (_, dtype), want in zip(found, layout, wants, strict=True)
+        for grad, (_, dtype), want in zip(gradients, layout, wants, strict=True)
     )

@@ -37,7 +37,7 @@ def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) ->
     from dfpo.study.probe.plots import plot_comparison, plot_probe  # matplotlib, only to draw
 
     # Critics of one policy, as docs/critic.md compares them, look on at the same plays.
-    found: dict[str, Any] = {}
+    reports: dict[str, Any] = {}
     played: dict[str, Played] = {}
     for run, config in zip(runs, configs, strict=True):
         setup = set_up(config, run)
@@ -59,14 +59,14 @@ def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) ->
         (run / "plots").mkdir(exist_ok=True)
         plot_probe(run / "plots", probed, setup.config)
         write_json(run / "critic.json", report)
-        found[str(run)] = report
+        reports[str(run)] = report
     if plot is not None:
-        named = dict(zip(labels(list(found)), found.values(), strict=True))
-        means = summarise_groups(found)
+        named = dict(zip(labels(list(reports)), reports.values(), strict=True))
+        means = summarise_groups(reports)
         plot_comparison(
             plot, *({k: r["scores"] for k, r in part.items()} for part in (named, means))
         )
-    return found
+    return reports
 
 
 def _check_plot(plot: Path) -> None:
@@ -83,23 +83,23 @@ def labels(runs: list[str]) -> list[str]:
     """The shortest ends of the paths of different runs that tell them apart."""
     paths = [Path(run).resolve().parts for run in runs]
     for length in range(1, max(map(len, paths)) + 1):
-        found = ["/".join(path[-length:]) for path in paths]
-        if len(set(found)) == len(found):
+        names = ["/".join(path[-length:]) for path in paths]
+        if len(set(names)) == len(names):
             break
-    return found
+    return names
 
 
-def summarise_groups(found: dict[str, Any]) -> dict[str, Any]:
+def summarise_groups(reports: dict[str, Any]) -> dict[str, Any]:
     """Mean of each score, with Student's interval, over the runs of one algorithm and noise; only
     where there are several."""
     members: dict[tuple[str, str], list[str]] = {}
-    for run, report in found.items():
+    for run, report in reports.items():
         members.setdefault((report["algorithm"], report["noise"]), []).append(run)
     return {
         f"{algorithm}, {noise}": {
             "runs": runs,
             "scores": {
-                key: _mean([found[run]["scores"][key][0] for run in runs]) for key in SCORES
+                key: _mean([reports[run]["scores"][key][0] for run in runs]) for key in SCORES
             },
         }
         for (algorithm, noise), runs in members.items()
@@ -115,21 +115,21 @@ def _mean(values: list[float | None]) -> tuple[float | None, float | None, float
     return float(np.mean(known)), *(None if math.isnan(x) else x for x in (low, high))
 
 
-def describe(found: dict[str, Any]) -> str:
+def describe(reports: dict[str, Any]) -> str:
     """A table of the scores, a column per run and per group of runs, and what they mean."""
-    first = next(iter(found.values()))
-    means = summarise_groups(found)
-    columns = [*found.values(), *means.values()]
+    first = next(iter(reports.values()))
+    means = summarise_groups(reports)
+    columns = [*reports.values(), *means.values()]
     lines = [[key, *(_cell(key, column["scores"][key]) for column in columns)] for key in SCORES]
-    headers = ["score [95 % interval]", *labels(list(found))]
+    headers = ["score [95 % interval]", *labels(list(reports))]
     headers += [f"{name}: mean of {len(group['runs'])}" for name, group in means.items()]
     sizes = f"{first['states']} states of {first['answers']} answers, {first['plays']} plays each"
     meaning = "\n".join(f"  {key}: {text}" for key, text in SCORES.items())
     return f"{tabulate(lines, headers=headers, disable_numparse=True)}\n{sizes}\n{meaning}"
 
 
-def to_json(found: dict[str, Any]) -> str:
-    return json.dumps(found | {"groups": summarise_groups(found)}, indent=2)
+def to_json(reports: dict[str, Any]) -> str:
+    return json.dumps(reports | {"groups": summarise_groups(reports)}, indent=2)
 
 
 def _cell(key: str, score: tuple[float | None, float | None, float | None]) -> str:

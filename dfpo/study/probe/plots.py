@@ -92,15 +92,15 @@ def plot_answers(probe: Probe, config: Config) -> plt.Figure:
 
 def plot_comparison(path: Path, critics: dict[str, Scores], means: dict[str, Scores]) -> None:
     """Scores of several critics and means of groups of them with their intervals, a panel each."""
-    found = [*critics.values(), *means.values()]
+    everything = [*critics.values(), *means.values()]
     colours = [BLUE] * len(critics) + [GREEN] * len(means)
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(
-            1, len(COMPARED), figsize=(2.2 * len(COMPARED), 0.7 + 0.35 * len(found)),
+            1, len(COMPARED), figsize=(2.2 * len(COMPARED), 0.7 + 0.35 * len(everything)),
             sharey=True, constrained_layout=True,
         )  # fmt: skip
         for ax, (key, reference) in zip(axes, COMPARED.items(), strict=True):
-            for y, (scored, colour) in enumerate(zip(found, colours, strict=True)):
+            for y, (scored, colour) in enumerate(zip(everything, colours, strict=True)):
                 if None in scored[key]:
                     continue
                 value, low, high = scored[key]
@@ -112,7 +112,7 @@ def plot_comparison(path: Path, critics: dict[str, Scores], means: dict[str, Sco
             levels = [level for level in levels if level is not None]
             if levels:
                 ax.axvline(np.mean(levels), color=ORANGE, linewidth=0.8, linestyle="--")
-        axes[0].set_yticks(range(len(found)), [*critics, *(f"{name}: mean" for name in means)])
+        axes[0].set_yticks(range(len(everything)), [*critics, *(f"{name}: mean" for name in means)])
         axes[0].invert_yaxis()
         figure.savefig(path)
         plt.close(figure)

@@ -45,13 +45,13 @@ def scores(
         chosen = rng.integers(len(members), size=len(members))
         rows = np.concatenate([members[a] for a in chosen])
         drawn.append(summarise({key: value[rows] for key, value in terms.items()}))
-    found = {}
+    named = {}
     for key in SCORES:
         values = np.array([summary[key] for summary in drawn])
         values = values[np.isfinite(values)]
         low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
-        found[key] = tuple(float(x) if np.isfinite(x) else None for x in (whole[key], low, high))
-    return found
+        named[key] = tuple(float(x) if np.isfinite(x) else None for x in (whole[key], low, high))
+    return named
 
 
 def state_terms(probe: Probe, reward_range: float) -> dict[str, np.ndarray]:
@@ -63,7 +63,7 @@ def state_terms(probe: Probe, reward_range: float) -> dict[str, np.ndarray]:
     change, error = _change(probe, slice(None))
     # One half of the plays decides, the other gives the sign: a token that chance chose would
     # bring its sign along.
-    found, found_error = _change(probe, first)
+    moved, moved_error = _change(probe, first)
     sign = np.sign(_change(probe, second)[0])
     return {
         "predicted": predicted,
@@ -76,9 +76,9 @@ def state_terms(probe: Probe, reward_range: float) -> dict[str, np.ndarray]:
         "crps_pooled": crps(np.broadcast_to(_grid(noisy), (len(noisy), 64)), noisy),
         "cvar": _tail_error(probe.quantiles, noisy),
         "cvar_floor": _tail_error(noisy[:, first], noisy[:, second]) / 2,
-        "decided": np.abs(found) > DECIDED * np.maximum(found_error, 1e-12),
+        "decided": np.abs(moved) > DECIDED * np.maximum(moved_error, 1e-12),
         "agree": (1 + np.sign(probe.advantages) * sign).mean(0) / 2,
-        "halves_agree": (1 + np.sign(found) * sign) / 2,
+        "halves_agree": (1 + np.sign(moved) * sign) / 2,
         "size": np.abs(probe.advantages).mean(0),
         "turn": (np.abs(change) >= TURN * reward_range) & (np.abs(change) > 2 * error),
     }

@@ -68,12 +68,12 @@ def solve(question: Sum, rng: random.Random, slip: float = 0.0) -> str:
 
 def slips(answer: list[str]) -> dict[int, str]:
     """Where the tokens of a canonical answer give room for a slip, and the token it puts there."""
-    found = {}
+    derived = {}
     for equals in (i for i, token in enumerate(answer) if token == "="):
         # a - b - carry =
         first, sign, second, _, carry = answer[equals - 5 : equals]
         if carry == "1":
-            found[equals - 1] = "0"
+            derived[equals - 1] = "0"
         if sign == "-" and first < second:
-            found[equals - 5] = second
-    return found
+            derived[equals - 5] = second
+    return derived
