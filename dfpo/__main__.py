@@ -244,10 +244,10 @@ def run_merge(args: argparse.Namespace) -> None:
 
 
 def run_critic(args: argparse.Namespace) -> None:
-    from dfpo.study.probe.command import describe, probe_runs, to_json
+    from dfpo.study.probe.command import critic_report, probe_runs, to_json
 
     reports = probe_runs(args.runs, args.answers, args.plays, args.plot)
-    print(to_json(reports) if args.json else describe(reports))
+    print(to_json(reports) if args.json else critic_report(reports))
 
 
 def run_compare(args: argparse.Namespace) -> None:

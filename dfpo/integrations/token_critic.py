@@ -30,15 +30,15 @@ class ValueFlowConfig:
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerBatch:
     """Prompts and answers of B rows, the answers in the last T columns."""
 
     input_ids: Tensor  # [B, P + T]
     attention_mask: Tensor  # [B, P + T]
     mask: Tensor  # [B, T] bool, tokens that count
 
-    def select(self, rows: Tensor) -> Answers:
-        return Answers(self.input_ids[rows], self.attention_mask[rows], self.mask[rows])
+    def select(self, rows: Tensor) -> AnswerBatch:
+        return AnswerBatch(self.input_ids[rows], self.attention_mask[rows], self.mask[rows])
 
 
 class TokenCritic(nn.Module):
@@ -57,7 +57,7 @@ class TokenCritic(nn.Module):
             return_range=config.return_range,
         )
 
-    def hidden(self, answers: Answers) -> Tensor:  # [B, T, D]
+    def hidden(self, answers: AnswerBatch) -> Tensor:  # [B, T, D]
         states = self.trunk(
             input_ids=answers.input_ids,
             attention_mask=answers.attention_mask,
@@ -66,7 +66,7 @@ class TokenCritic(nn.Module):
         return states[:, -answers.mask.shape[1] - 1 : -1]
 
     @torch.no_grad()
-    def values(self, answers: Answers, size: int, accelerator: Accelerator) -> Tensor:
+    def values(self, answers: AnswerBatch, size: int, accelerator: Accelerator) -> Tensor:
         """Quantiles before each token [B, T, Q], ``size`` rows at a time."""
         parts = []
         for rows in torch.arange(len(answers.mask)).split(size):
@@ -102,7 +102,7 @@ def token_targets(
 def fit(
     critic: TokenCritic,
     optimizer: torch.optim.Optimizer,
-    answers: Answers,
+    answers: AnswerBatch,
     *,
     drawn: Tensor,  # [B, T, Q], target quantiles
     returns: Tensor,  # [B, T]

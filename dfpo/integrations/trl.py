@@ -22,7 +22,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import GRPOTrainer
 
 from dfpo.integrations.token_critic import (
-    Answers,
+    AnswerBatch,
     TokenCritic,
     ValueFlowConfig,
     fit,
@@ -160,10 +160,10 @@ def _copy_trunk(trainer: ValueFlowGRPOTrainer) -> PreTrainedModel:
     return trunk
 
 
-def _answers(batch: dict[str, Tensor], rewards: Tensor) -> Answers:
+def _answers(batch: dict[str, Tensor], rewards: Tensor) -> AnswerBatch:
     """Tokens count that the policy wrote, in answers that have a reward."""
     mask = batch["completion_mask"] * batch.get("tool_mask", 1) != 0
-    return Answers(
+    return AnswerBatch(
         torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1),
         torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1),
         mask & ~rewards.isnan().unsqueeze(-1),

@@ -120,7 +120,7 @@ def gather_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return tree_map(full, optimizer.state_dict())
 
 
-def load_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Brings an optimiser to a whole state, of any number of processes."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     for number, values in state["state"].items():

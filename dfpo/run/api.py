@@ -21,7 +21,7 @@ from dfpo.method.critics import build_critic, estimate_values
 from dfpo.rollout.policy import encode, load_policy
 from dfpo.run import checkpoint
 from dfpo.run.eval_command import evaluate_model, policy_of
-from dfpo.run.evaluate import Scores, averages, table
+from dfpo.run.evaluate import Scores, averages, score_table
 from dfpo.run.given import Given, read_data, read_model, read_rewards
 from dfpo.run.records import is_complete, read_metrics
 from dfpo.run.train import train as train_config
@@ -141,7 +141,7 @@ class Evaluation:
 
     def __str__(self) -> str:
         title = f"{self.policy}: {self.metric}, mean ± standard error"
-        return f"{title}\n{table({'': self.scores})}"
+        return f"{title}\n{score_table({'': self.scores})}"
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,7 @@ from dfpo.config import ConfigError
 from dfpo.rollout.adapters import is_adapter, read_adapter
 from dfpo.rollout.policy import load_policy
 from dfpo.rollout.processes import Processes
-from dfpo.rollout.sharding import gather_state, gather_weights, load_weights
-from dfpo.rollout.sharding import load_state as load_optimizer
+from dfpo.rollout.sharding import gather_state, gather_weights, load_optimizer, load_weights
 from dfpo.run.manifest import problem_of, write_manifest
 from dfpo.run.progress import Progress
 from dfpo.run.records import RUN_ID

@@ -13,7 +13,7 @@ from dfpo.tasks.source import domain_of
 
 
 @torch.no_grad()
-def describe(
+def rollout_metrics(
     rollout: Rollout,
     estimate: Estimate | None,
     targets: Targets,

@@ -12,7 +12,7 @@ from dfpo.config import Config, ConfigError
 from dfpo.rollout.policy import Prompt
 from dfpo.rollout.sampler import Sampler
 from dfpo.run import checkpoint
-from dfpo.run.evaluate import Scores, answer, averages, evaluate, table
+from dfpo.run.evaluate import Scores, answer, averages, evaluate, score_table
 from dfpo.run.given import Given
 from dfpo.run.setup import NOTHING, load_parts, micro_tokens
 
@@ -54,7 +54,7 @@ def evaluate_target(target: Path, config: Config, show: int, as_json: bool) -> s
             "domains": scores,
         }
         return json.dumps(report | ({"answers": shown} if show else {}), indent=2)
-    lines = [f"{policy}: {metric}, mean ± standard error", table({"": scores})]
+    lines = [f"{policy}: {metric}, mean ± standard error", score_table({"": scores})]
     for line in shown:
         lines += ["", f"prompt: {_last_text(line['prompt'])}"]
         lines += [f"greedy answer (reward {line['reward']}): {line['answer']}"]

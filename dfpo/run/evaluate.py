@@ -80,7 +80,7 @@ def averages(scores: Scores) -> dict[str, float]:
     return means
 
 
-def table(columns: dict[str, Scores]) -> str:
+def score_table(columns: dict[str, Scores]) -> str:
     """Mean ± standard error per domain and split, sampled and greedy, one pair of columns for
     each of the named scores."""
     first = next(iter(columns.values()))

@@ -25,8 +25,8 @@ from dfpo.rollout.processes import Processes, ProcessLost
 from dfpo.rollout.sampler import Sampler
 from dfpo.run import checkpoint
 from dfpo.run.bars import bar
-from dfpo.run.diagnostics import count_rewards, describe
-from dfpo.run.evaluate import Scores, averages, evaluate, table
+from dfpo.run.diagnostics import count_rewards, rollout_metrics
+from dfpo.run.evaluate import Scores, averages, evaluate, score_table
 from dfpo.run.examples import Example, find_examples, predict
 from dfpo.run.given import Given
 from dfpo.run.lock import AtWork, hold
@@ -202,9 +202,9 @@ def finish(
     for tracker in trackers:
         tracker.finish()
     progress.tick()
-    write_json(run / "summary.json", summarise(setup, progress, after, log.records))
+    write_json(run / "summary.json", run_summary(setup, progress, after, log.records))
     if after:
-        print(table({"before": progress.before, "after": after}))
+        print(score_table({"before": progress.before, "after": after}))
     print(
         f"{progress.seconds:.0f} s, {progress.cpu_seconds:.0f} CPU-s, "
         f"{tokens_per_second(log.records):.0f} tokens/s in training, {peak_memory():.1f} GB at "
@@ -239,7 +239,7 @@ def train_step(
                 setup.learner, rollout, targets, config, step, train_policy=train_policy
             )
             setup.sampler.engine.update()
-        metrics |= describe(rollout, estimate, targets, setup.source.metric) | losses
+        metrics |= rollout_metrics(rollout, estimate, targets, setup.source.metric) | losses
         if estimate is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
             progress.records.append(ValueRecord.from_rollout(rollout, estimate))
     if examples and step + 1 == config.critic.warmup_steps:
@@ -332,7 +332,7 @@ def slow_checkpoint(seconds: float, record: dict[str, float], config: Config) ->
     )
 
 
-def summarise(
+def run_summary(
     setup: Setup, progress: Progress, after: Scores, records: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Means at temperature 1 unless the key says greedy; averages over domains."""

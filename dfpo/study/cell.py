@@ -60,7 +60,7 @@ def train_cell(cell: Cell) -> None:
     fcntl.flock(log, fcntl.LOCK_EX)
     status = exit_status("dfpo train", lambda: start_or_resume(cell))
     if status == 0:
-        result = describe(cell)
+        result = cell_result(cell)
         if cell.validation:
             result["validation"] = validate(cell.run, cell.validation)
         write_json(cell.result, result)
@@ -95,14 +95,14 @@ def write_settings(cell: Cell) -> None:
     replace_text(path, yaml.safe_dump(cell.settings, sort_keys=False))
 
 
-def describe(cell: Cell) -> dict[str, Any]:
+def cell_result(cell: Cell) -> dict[str, Any]:
     """What came of a finished cell: final values, never best ones. ``cost`` alone depends on the
     machine."""
     summary = json.loads((cell.run / "summary.json").read_text())
     metrics = read_metrics(cell.run)
     config = build_config(stored_settings("run", cell.run))
     benchmarks = _benchmarks(summary["domains"])
-    before, after = (averages(benchmarks, when) for when in ("before", "after"))
+    before, after = (benchmark_means(benchmarks, when) for when in ("before", "after"))
     fell = bool(benchmarks) and collapsed(before["all"], after["all"], config.reward.low)
     updates = sum("loss/policy" in m for m in metrics)
     return {
@@ -143,7 +143,7 @@ def _benchmarks(domains: dict[str, dict[str, Scores]]) -> dict[str, dict[str, fl
     return benchmarks
 
 
-def averages(benchmarks: dict[str, dict[str, float]], when: str) -> dict[str, float]:
+def benchmark_means(benchmarks: dict[str, dict[str, float]], when: str) -> dict[str, float]:
     """Plain means over benchmarks: "id", "ood" (every split that is neither "id" nor "train"),
     "all", each also "_greedy"; without the key where there is no such benchmark. A benchmark that
     is not finite makes its averages NaN."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfpo.study.grid import collect, command_line, narrow, run
+from dfpo.study.grid import command_line, narrow, read_results, run
 from dfpo.study.recipe import Settings, grid, load_recipe, parse_recipe
 from dfpo.study.results import Result, mixed_versions
 from dfpo.study.tables import write_tables
@@ -56,7 +56,7 @@ def compare(
     recipe = narrow(recipe, output, seeds)
     cells = grid(recipe, read_tuned(recipe))
     failed = run(recipe.output, cells, jobs, command)
-    results = collect(cells)
+    results = read_results(cells)
     if results:
         write_tables(recipe.output, results, recipe.baseline, command)
         from dfpo.study.plots import plot_comparison  # matplotlib, which only drawing needs

@@ -46,7 +46,7 @@ def run(output: Path, cells: list[Cell], jobs: int | None, command: str) -> RunE
         try:
             failed = run_cells(cells, jobs, f"continue with: {command}", make_board())
         finally:
-            lines = [json.dumps(result) + "\n" for result in collect(cells)]
+            lines = [json.dumps(result) + "\n" for result in read_results(cells)]
             (output / "results.jsonl").write_text("".join(lines))
     if not failed:
         return None
@@ -64,7 +64,7 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def collect(cells: list[Cell]) -> list[dict[str, Any]]:
+def read_results(cells: list[Cell]) -> list[dict[str, Any]]:
     """Results of the finished cells, in the order of the grid."""
     return [json.loads(c.result.read_text()) for c in cells if c.result.exists()]
 

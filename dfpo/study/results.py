@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from typing import Any
 
-from dfpo.study.statistics import Difference, compare
+from dfpo.study.statistics import Difference, paired_difference
 
 Result = dict[str, Any]
 GROUPS = {"id": "ID AVG", "ood": "OOD AVG", "all": "ALL AVG"}
@@ -47,7 +47,7 @@ def paired(
         for group in GROUPS if key[2] != baseline else ():
             values = per_seed(runs, group)
             if values:
-                pairs.append((key, group, compare(values, per_seed(against, group))))
+                pairs.append((key, group, paired_difference(values, per_seed(against, group))))
     return pairs
 
 

@@ -49,11 +49,11 @@ def ending(work: Work, cell: Cell) -> str:
         outcome = f"stopped after {steps_done(cell)} of {cell.steps} steps"
     else:
         result = json.loads(cell.result.read_text())
-        outcome = ", ".join([*scores(result), f"{result['cost']['cpu_seconds']:.0f} CPU-s"])
+        outcome = ", ".join([*score_words(result), f"{result['cost']['cpu_seconds']:.0f} CPU-s"])
     return f"[{done}/{len(work.cells)}] {cell.label}: {outcome}; {remaining(work)}"
 
 
-def scores(result: dict[str, Any]) -> list[str]:
+def score_words(result: dict[str, Any]) -> list[str]:
     """The headline of a result."""
     shown = [f"{k} {score(v)}" for k, v in result["after"].items() if not k.endswith("_greedy")]
     if "validation" in result:

@@ -32,7 +32,7 @@ class Difference(NamedTuple):
     above: int  # seeds on which the arm was above the baseline
 
 
-def compare(
+def paired_difference(
     arm: dict[int, float],  # seed -> value
     baseline: dict[int, float],
 ) -> Difference:

@@ -20,7 +20,7 @@ import yaml
 from dfpo.config import ConfigError, build_config
 from dfpo.config.build import flatten
 from dfpo.run.records import replace_text
-from dfpo.study.grid import collect, command_line, narrow, run
+from dfpo.study.grid import command_line, narrow, read_results, run
 from dfpo.study.recipe import (
     Cell,
     Recipe,
@@ -53,7 +53,7 @@ def tune(path: Path, output: Path | None, jobs: int | None, flags: Settings) -> 
     failed = run(recipe.output / "tune", cells, jobs, command)
     if failed:
         raise failed
-    record = choose(recipe, collect(cells))
+    record = choose(recipe, read_results(cells))
     head = (
         f"# Written by `{command}`: settings of each arm by the mean noisy reward of its final\n"
         "# policy on held-out training prompts, over the seeds, noises and domains of the search.\n"

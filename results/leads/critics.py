@@ -35,7 +35,7 @@ from dfpo.rollout.collect import collect
 from dfpo.run.setup import Setup, set_up
 from dfpo.study.probe.replays import play
 from dfpo.study.probe.scores import crps, wasserstein
-from dfpo.study.statistics import compare, student_interval
+from dfpo.study.statistics import paired_difference, student_interval
 from dfpo_kernels import FlowField
 from dfpo_kernels.nn import ValueFlowHead
 
@@ -247,7 +247,7 @@ def main() -> None:
                 values = [r[key] for r in of]
                 low, high = student_interval(values)
                 row.append(f"{key} {fmean(values):.3f} [{low:.3f}, {high:.3f}]")
-            low, high = compare(fit[name], fit["dfpo"]).student
+            low, high = paired_difference(fit[name], fit["dfpo"]).student
             row.append(f"above dfpo [{low:+.3f}, {high:+.3f}]")
             print("  ".join(row), f"{len(of)} seeds")
     plot("flip=0.3", NOISES["flip=0.3"])

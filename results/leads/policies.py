@@ -29,7 +29,7 @@ from dfpo.method.advantages import Returns
 from dfpo.method.targets import compute_targets, whiten
 from dfpo.rollout.collect import last_tokens
 from dfpo.run.records import read_metrics
-from dfpo.study.statistics import compare
+from dfpo.study.statistics import paired_difference
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "policies.jsonl"
@@ -209,7 +209,7 @@ def main() -> None:
             row = [f"{noise:14}{lead:16}"]
             for key in ("id", "ood"):
                 level = {seed: r[key] for seed, r in found.items()}
-                gap = compare(level, {seed: r[key] for seed, r in values["dfpo"].items()})
+                gap = paired_difference(level, {seed: r[key] for seed, r in values["dfpo"].items()})
                 low, high = gap.student
                 row.append(f"{key} {fmean(level.values()):.3f} {gap.mean:+.3f}")
                 row.append(f"[{low:+.3f}, {high:+.3f}]")

@@ -9,7 +9,7 @@ from tiny_models import make_model
 from transformers import AutoModel
 
 from dfpo.integrations.token_critic import (
-    Answers,
+    AnswerBatch,
     TokenCritic,
     ValueFlowConfig,
     fit,
@@ -38,7 +38,7 @@ def test_the_mean_learns_the_returns_and_not_the_laws(tmp_path):
     config = ValueFlowConfig(num_quantiles=8, epochs=30)
     critic = TokenCritic(AutoModel.from_pretrained(folder), config)
     mask = torch.ones(4, 3, dtype=torch.bool)
-    answers = Answers(torch.randint(3, 20, (4, 5)), torch.ones(4, 5, dtype=torch.int64), mask)
+    answers = AnswerBatch(torch.randint(3, 20, (4, 5)), torch.ones(4, 5, dtype=torch.int64), mask)
     accelerator, means = Accelerator(cpu=True), []
     for returns in (0.1, 0.9):
         ours = copy.deepcopy(critic)

@@ -16,7 +16,7 @@ from dfpo.run import checkpoint
 from dfpo.run.records import write_json
 from dfpo.run.setup import set_up
 from dfpo.study.probe.replays import Played, play, plays_of, probe
-from dfpo.study.probe.scores import SCORES, scores
+from dfpo.study.probe.scores import SCORES, critic_scores
 from dfpo.study.statistics import student_interval
 
 
@@ -34,7 +34,7 @@ def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) ->
             raise ConfigError(f"run: {run} is of {config.algorithm}, must be one that has a critic")
         if checkpoint.newest(run) is None:
             raise ConfigError(f"run: {run} holds no checkpoint yet")
-    from dfpo.study.probe.plots import plot_comparison, plot_probe  # matplotlib, only to draw
+    from dfpo.study.probe.plots import plot_critics, plot_probe  # matplotlib, only to draw
 
     # Critics of one policy, as docs/critic.md compares them, look on at the same plays.
     reports: dict[str, Any] = {}
@@ -54,7 +54,7 @@ def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) ->
             "states": len(probed.answer),
             "answers": len(probed.domains),
             "plays": plays,
-            "scores": scores(probed, told.high - told.low),
+            "scores": critic_scores(probed, told.high - told.low),
         }
         (run / "plots").mkdir(exist_ok=True)
         plot_probe(run / "plots", probed, setup.config)
@@ -63,9 +63,7 @@ def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) ->
     if plot is not None:
         named = dict(zip(labels(list(reports)), reports.values(), strict=True))
         means = summarise_groups(reports)
-        plot_comparison(
-            plot, *({k: r["scores"] for k, r in part.items()} for part in (named, means))
-        )
+        plot_critics(plot, *({k: r["scores"] for k, r in part.items()} for part in (named, means)))
     return reports
 
 
@@ -115,7 +113,7 @@ def _mean(values: list[float | None]) -> tuple[float | None, float | None, float
     return float(np.mean(known)), *(None if math.isnan(x) else x for x in (low, high))
 
 
-def describe(reports: dict[str, Any]) -> str:
+def critic_report(reports: dict[str, Any]) -> str:
     """A table of the scores, a column per run and per group of runs, and what they mean."""
     first = next(iter(reports.values()))
     means = summarise_groups(reports)

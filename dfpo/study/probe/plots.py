@@ -90,7 +90,7 @@ def plot_answers(probe: Probe, config: Config) -> plt.Figure:
     return figure
 
 
-def plot_comparison(path: Path, critics: dict[str, Scores], means: dict[str, Scores]) -> None:
+def plot_critics(path: Path, critics: dict[str, Scores], means: dict[str, Scores]) -> None:
     """Scores of several critics and means of groups of them with their intervals, a panel each."""
     everything = [*critics.values(), *means.values()]
     colours = [BLUE] * len(critics) + [GREEN] * len(means)

@@ -31,7 +31,7 @@ SCORES = {
 }
 
 
-def scores(
+def critic_scores(
     probe: Probe, reward_range: float
 ) -> dict[str, tuple[float | None, float | None, float | None]]:
     """Each of SCORES with its 95 % interval, by a bootstrap over answers, whose states depend on

@@ -10,7 +10,7 @@ from dfpo.config import build_config
 from dfpo.config.types import Estimate
 from dfpo.method.advantages import Returns, rank_advantage
 from dfpo.method.targets import compute_targets, path_targets, whiten
-from dfpo.run.diagnostics import describe
+from dfpo.run.diagnostics import rollout_metrics
 from dfpo_kernels import FlowField, distributional_gae, lambda_mixture_targets
 
 
@@ -104,7 +104,7 @@ def test_advantages_of_clean_rewards_have_the_clean_sign(settings):
     rollout = make_rollout(truncated=(True, False, True, False))
     estimate = make_estimate() if config.critic.kind != "none" else None
     targets = compute_targets(rollout, estimate, config, 0)
-    found = describe(rollout, estimate, targets, "reward")
+    found = rollout_metrics(rollout, estimate, targets, "reward")
     assert found["advantage/sign_agreement"] == 1
 
 
@@ -115,7 +115,7 @@ def test_a_flipped_reward_turns_the_signs_of_its_answer():
     rollout, estimate = make_rollout((0.0, 0.0, 1.0, 1.0)), make_estimate()
     rollout = dataclasses.replace(rollout, clean_rewards=torch.tensor([1.0, 0.0, 1.0, 1.0]))
     targets = compute_targets(rollout, estimate, config, 0)
-    found = describe(rollout, estimate, targets, "reward")
+    found = rollout_metrics(rollout, estimate, targets, "reward")
     assert found["advantage/sign_agreement"] == pytest.approx(9 / 14)
 
 

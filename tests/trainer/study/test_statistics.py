@@ -10,7 +10,7 @@ from dfpo.study.statistics import (
     area,
     bootstrap_interval,
     collapsed,
-    compare,
+    paired_difference,
     student_cdf,
     student_interval,
     student_quantile,
@@ -76,7 +76,7 @@ def test_student_covers_what_it_says_with_five_seeds_and_the_bootstrap_does_not(
 
 def test_pairs_are_by_seed():
     """Differences .1 and .3 on seeds 1 and 2; seed 3 has no partner."""
-    found = compare({2: 0.8, 1: 0.5, 3: 0.9}, {1: 0.4, 2: 0.5})
+    found = paired_difference({2: 0.8, 1: 0.5, 3: 0.9}, {1: 0.4, 2: 0.5})
     assert (found.seeds, found.above) == (2, 2)
     assert found.mean == pytest.approx(0.2)
     # s = .1 sqrt 2, so s / sqrt 2 = .1; t_1(.975) = 12.706.
@@ -87,7 +87,7 @@ def test_pairs_are_by_seed():
 def test_a_seed_that_is_not_finite_is_not_left_out(broken):
     """Without seed 3 the arm would win by .1 twice."""
     arm, baseline = {1: 0.5, 2: 0.6, 3: broken}, {1: 0.4, 2: 0.5, 3: 0.5}
-    for found in (compare(arm, baseline), compare(baseline, arm)):
+    for found in (paired_difference(arm, baseline), paired_difference(baseline, arm)):
         assert found.seeds == 3
         assert np.isnan([found.mean, *found.student, *found.bootstrap]).all()
 

@@ -174,7 +174,7 @@ def test_a_broken_seed_takes_the_bold_away(tmp_path):
     assert differences.rows[1][4] == "**-10.0**", "OOD AVG is finite"
     plots.plot_levels(found)
     plots.plot_differences(found, "ppo")
-    assert screen.scores(broken)[0] == "id not finite"
+    assert screen.score_words(broken)[0] == "id not finite"
     assert screen.mean([0.5, None]) == "not finite" and screen.mean([]) == ""
 
 

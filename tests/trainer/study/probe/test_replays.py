@@ -17,7 +17,7 @@ from dfpo.run import checkpoint
 from dfpo.run.setup import set_up
 from dfpo.study.probe.command import labels, summarise_groups
 from dfpo.study.probe.replays import Probe, play, plays_of, probe
-from dfpo.study.probe.scores import SCORES, crps, cvar, scores, wasserstein
+from dfpo.study.probe.scores import SCORES, critic_scores, crps, cvar, wasserstein
 
 RNG = np.random.default_rng(0)
 
@@ -64,7 +64,9 @@ def test_a_perfect_critic_by_hand():
     distribution = [[1, 1], [1, 1], [1, 1], [0, 1], [0, 0], [0, 0]]
     found = {
         key: value[0]
-        for key, value in scores(known_probe(distribution, [[0, 0, 0, -0.5, 0, 0]]), 1.0).items()
+        for key, value in critic_scores(
+            known_probe(distribution, [[0, 0, 0, -0.5, 0, 0]]), 1.0
+        ).items()
     }
     assert found["explained_variance"] == pytest.approx(1)
     for key in ("bias", "noisy_bias", "w1", "w1_floor", "cvar_error", "cvar_floor"):
@@ -83,7 +85,7 @@ def test_a_perfect_critic_by_hand():
 def test_a_wrong_critic_by_hand():
     middle = [[0.5]] * 6
     probed = known_probe(middle, [[0.1, 0.1, 0.1, 0.1, 0.1, 0.1], [0, 0, 0, -0.1, 0, 0]], flip=True)
-    found = {key: value[0] for key, value in scores(probed, 1.0).items()}
+    found = {key: value[0] for key, value in critic_scores(probed, 1.0).items()}
     assert found["explained_variance"] == pytest.approx(0)
     assert found["bias"] == pytest.approx(0.5 - 3.5 / 6)
     assert found["noisy_bias"] == pytest.approx(0.5 - 2.5 / 6)
@@ -111,7 +113,7 @@ def test_true_advantages_score_the_ceiling_though_few_tokens_turn():
     clean = (rng.random((4000, 64)) < 0.5).astype(float)
     after = (rng.random((4000, 64)) < np.where(turns, 0, 0.5)[:, None]).astype(float)
     true = np.where(turns, -0.5, 0.0)[None]
-    found = scores(many_states(np.full((4000, 1), 0.5), clean, after, true), 1.0)
+    found = critic_scores(many_states(np.full((4000, 1), 0.5), clean, after, true), 1.0)
     assert found["sign_agreement"][0] > 0.9
     # Chance tokens, some ten of 110, agree by 1/2 with a spread of sqrt(10)/2: 1.6 / 110 = .014
     assert found["sign_agreement"][0] == pytest.approx(found["sign_ceiling"][0], abs=0.045)
@@ -121,14 +123,14 @@ def test_true_advantages_score_the_ceiling_though_few_tokens_turn():
 def test_a_perfect_distribution_scores_the_floor_of_cvar():
     clean = np.random.default_rng(2).normal(size=(2000, 64))
     distribution = np.tile(scipy.stats.norm.ppf((np.arange(200) + 0.5) / 200), (2000, 1))
-    found = scores(many_states(distribution, clean, clean, np.zeros((1, 2000))), 1.0)
+    found = critic_scores(many_states(distribution, clean, clean, np.zeros((1, 2000))), 1.0)
     assert found["cvar_error"][0] == pytest.approx(found["cvar_floor"][0], rel=0.1)
     assert found["cvar_floor"][0] > 0.1
 
 
 def test_what_nothing_decides_is_left_out_of_json():
     """No advantage at all has no share on any token; JSON has no NaN."""
-    found = scores(known_probe([[0.5]] * 6, np.zeros((1, 6))), 1.0)
+    found = critic_scores(known_probe([[0.5]] * 6, np.zeros((1, 6))), 1.0)
     assert found["turn_share"] == (None, None, None)
     assert "NaN" not in json.dumps(found)
 
