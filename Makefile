@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-integrations real-model lint bench sanitize sanitize-emulation portable \
-    wheel golden gpu-proof gpu-day compare leads docs clean
+    wheel golden gpu-proof gpu-day compare leads docs soak clean
 
 # Trains DFPO on the shipped three-domain suite; plots and policy land in runs/.
 demo: $(VENV)/installed
@@ -68,6 +68,11 @@ sanitize: $(VENV)/installed sanitize-emulation
 # these tools it lacks.
 portable: $(VENV)/installed
 	$(BIN)/pytest tests/kernels/test_portable_build.py $(ARGS)
+
+# A hundred kills at random moments, and 2,000 steps watched from outside; an hour on two cores.
+soak: $(VENV)/installed
+	$(BIN)/python tests/soak.py kills 100
+	$(BIN)/python tests/soak.py steps 2000
 
 # Does a refactoring change a number? Trains this tree and the commit BASE side by side, compares bits.
 BASE ?= main

@@ -280,6 +280,10 @@ class Config:
         "default 65536 below 2 M parameters, else 8192 on a CPU and 32768 on a GPU",
         low=1,
     )
+    gradient_checkpointing: bool = option(
+        False, "keep the states between layers alone, and compute what is within them again in "
+        "backward: less memory for more time",
+    )  # fmt: skip
     shard: bool = option(
         False,
         "of several processes each holds a share of the models and of their optimisers (FSDP2); "

@@ -16,7 +16,9 @@ from dfpo.config.draws import Stream, uniforms
 from dfpo.config.types import Counts, Rollout, Targets, row_index
 from dfpo.method.critics import Critic
 from dfpo.method.policy_losses import PolicyBatch
+from dfpo.rollout.adapters import root_of
 from dfpo.rollout.batches import shares_of
+from dfpo.rollout.policy import recomputing
 from dfpo.rollout.processes import Processes
 from dfpo.rollout.sharding import is_sharded
 
@@ -91,7 +93,10 @@ def _train_critic(
         }
 
     shares = shares_of(samples, rows, config.micro_tokens or 0)
-    metrics = _accumulate(learner.critic_optimizer, shares, part_loss, is_sharded(critic))
+    metrics = _accumulate(
+        learner.critic_optimizer, shares, part_loss,
+        model=root_of(getattr(critic, "trunk", critic)), sharded=is_sharded(critic),
+    )  # fmt: skip
     norm = _step(learner.critic_optimizer, critic.parts(), config)
     return metrics | {"grad_norm/critic": norm}
 
@@ -111,7 +116,10 @@ def _train_policy(
 
     optimizer = learner.policy_optimizer
     shares = shares_of(rollout.samples, rows, config.micro_tokens or 0)
-    metrics = _accumulate(optimizer, shares, part_loss, is_sharded(learner.policy))
+    metrics = _accumulate(
+        optimizer, shares, part_loss,
+        model=root_of(learner.policy), sharded=is_sharded(learner.policy),
+    )  # fmt: skip
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     return metrics | {"grad_norm/policy": _step(optimizer, [parameters], config)}
 
@@ -120,6 +128,8 @@ def _accumulate(
     optimizer: torch.optim.Optimizer,
     shares: list[list[list[int]]],  # of each process
     part_loss: PartLoss,
+    *,
+    model: nn.Module,  # whose layers may be computed again
     sharded: bool,
 ) -> Metrics:
     """Gradients of a minibatch from its parts, and the metrics of this process' parts: each is a
@@ -128,8 +138,9 @@ def _accumulate(
     mine = shares[Processes.here().rank]
     sums: Metrics = {}
     for some in mine:
-        loss, metrics = part_loss(some)
-        loss.backward()
+        with recomputing(model):
+            loss, metrics = part_loss(some)
+            loss.backward()
         for name, value in metrics.items():
             if name not in sums:
                 sums[name] = value
@@ -143,7 +154,8 @@ def _accumulate(
         # that counts nothing, the last one, which is among the shortest, stands in.
         spare = max((share for share in shares if share), key=len)[-1][-1:]
         for _ in range(max(map(len, shares)) - len(mine)):
-            (0.0 * part_loss(spare)[0]).backward()
+            with recomputing(model):
+                (0.0 * part_loss(spare)[0]).backward()
     return sums
 
 

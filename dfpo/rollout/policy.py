@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 from types import MethodType
@@ -98,6 +100,33 @@ def compute_in(policy: PreTrainedModel, dtype: torch.dtype) -> None:
     """``set_compute_dtype`` of the policy's trunk and of its head."""
     for part in (policy.base_model, policy.get_output_embeddings()):
         set_compute_dtype(part, dtype)
+
+
+def checkpoint_gradients(model: nn.Module) -> None:
+    """From here on, where ``recomputing`` says so, backward computes each layer again from the
+    state before it. transformers does so in training mode alone, in which nothing may be dropped:
+    a policy's log-probabilities are those it sampled with."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.recomputes = True
+
+
+@contextmanager
+def recomputing(model: nn.Module) -> Iterator[None]:
+    """Gradients of what is computed inside cost memory for the layers' states alone, if the model
+    was made so; else nothing is another."""
+    if not getattr(model, "recomputes", False):
+        yield
+        return
+    model.train()
+    try:
+        yield
+    finally:
+        model.eval()
 
 
 def load_policy(

@@ -25,9 +25,10 @@ from dfpo.method.critics import build_critic
 from dfpo.method.update import Learner
 from dfpo.rewards.functions import Reward, RewardError
 from dfpo.rewards.sources import PYTHON, load_reward
-from dfpo.rollout.adapters import add_adapters, check_peft, name_base
+from dfpo.rollout.adapters import add_adapters, check_peft, name_base, root_of
 from dfpo.rollout.policy import (
     SMALL_MODEL,
+    checkpoint_gradients,
     compute_dtype,
     compute_in,
     context_length,
@@ -103,12 +104,16 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
     place(policy, config)
     config = complete(config, policy, probe_reward(reward, source, sampler, config))
     config = dataclasses.replace(config, **given.stored(new))
+    if config.gradient_checkpointing:
+        checkpoint_gradients(root_of(policy))
     if config.lora.rank:
         name_base(policy, Path(config.model or shipped_policy(config.task)))
     critic = build_critic(first_policy, config)
     trunk = getattr(critic, "trunk", None)
     if isinstance(trunk, torch.nn.Module):
         set_compute_dtype(trunk, compute_dtype(config.dtype, device))
+        if config.gradient_checkpointing:
+            checkpoint_gradients(trunk)
     place(critic.to(device), config, ("estimate", "loss"))
     place(first_policy, config)
     policy_optimizer, critic_optimizer = build_optimizers(policy, critic, config)

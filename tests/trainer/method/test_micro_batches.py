@@ -14,6 +14,7 @@ from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import minibatches, update
 from dfpo.rewards.functions import Reward
+from dfpo.rollout.adapters import root_of
 from dfpo.rollout.batches import micro_batches, share_of
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
@@ -55,12 +56,12 @@ def rolled():
     )
 
 
-def learned(tmp_path, rolled, algorithm, micro_tokens, dtype):
+def learned(tmp_path, rolled, algorithm, micro_tokens, dtype, **more):
     """Metrics and weights after one update by plain gradient descent, which hides nothing."""
     own = {"algorithm": algorithm, "runs_dir": str(tmp_path)}
-    settings = only_read(SMALL, own) | own | {"micro_tokens": micro_tokens}
+    settings = only_read(SMALL, own) | own | {"micro_tokens": micro_tokens} | more
     setup = set_up(build_config(settings), None)
-    setup.policy.to(dtype), setup.critic.to(dtype)
+    root_of(setup.policy).to(dtype), setup.critic.to(dtype)
     rollout = dataclasses.replace(
         rolled,
         **{
@@ -95,6 +96,33 @@ def test_parts_add_up(tmp_path, rolled, algorithm, dtype, error):
         if i < len(first):
             moved += float((a - first[i]).abs().sum())
     assert moved > 1e-3
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_computing_layers_again_changes_nothing(tmp_path, rolled, lora):
+    """And it does so: fewer numbers are kept for backward."""
+    kept = []
+
+    def run(**more):
+        sizes = 0
+
+        def pack(tensor):
+            nonlocal sizes
+            sizes += tensor.numel()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+            found = learned(tmp_path, rolled, "dfpo", 10**6, torch.float64, **more)
+        kept.append(sizes)
+        return found
+
+    settings = {"lora.rank": lora}
+    plain, weights = run(**settings)
+    again, others = run(**settings, gradient_checkpointing=True)
+    assert again == pytest.approx(plain, rel=1e-6, abs=1e-9)
+    for a, b in zip(weights, others, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
+    assert kept[1] < 0.7 * kept[0], kept
 
 
 def test_batches_keep_to_their_budget_and_hold_every_row_once():
