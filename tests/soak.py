@@ -36,6 +36,7 @@ KINDS = {
     "two processes, sharded": ["--shard", "true"],
 }
 RECIPE = """
+output: out
 arms: {dfpo: {}, ppo: {algorithm: ppo}}
 noises: [none]
 seeds: 1
@@ -135,7 +136,7 @@ def kills(count: int, draws: random.Random) -> None:
 def kill_compare(folder: Path, draws: random.Random, whole: dict[str, tuple]) -> int:
     """A comparison killed at two moments gives the table of one that was not."""
     (folder / "recipe.yaml").write_text(RECIPE)
-    words = ["compare", "recipe.yaml", "--jobs", "2", "--output", "out"]
+    words = ["compare", "recipe.yaml", "--jobs", "2"]
 
     def table() -> tuple:
         rows = [json.loads(x) for x in (folder / "out" / "results.jsonl").read_text().splitlines()]

@@ -313,7 +313,13 @@ class Config:
         common=True,
     )
     data: str | None = option(
-        None, "training prompts, a .jsonl or .parquet with a column prompt", group=DATA, common=True
+        None,
+        "training prompts: a .jsonl, .parquet or .arrow, saved datasets, or a hub name",
+        group=DATA,
+        common=True,
+    )
+    system_prompt: str | None = option(
+        None, "system message before each prompt of data; one that has its own keeps it", group=DATA
     )
     eval_data: str | None = option(
         None, "held-out prompts for evaluation, a file of the same form", group=DATA, common=True

@@ -391,4 +391,5 @@ def _absolute_reward(text: str) -> str:
 
 
 def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).absolute())
+    """A path from anywhere; the name of a data set on the hub as it is."""
+    return path if path is None or not Path(path).exists() else str(Path(path).absolute())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -19,6 +20,7 @@ from dfpo.config.types import Row
 from dfpo.tasks import SPLITS, SUITES, Suite, benchmarks, reasoning_gym
 
 Held = dict[str, dict[str, list[Row]]]  # domain -> split -> rows
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 RESERVED = (  # the reward's other keywords
     "prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra",
 )  # fmt: skip
@@ -151,11 +153,11 @@ def domain_of(row: Row) -> str:
 
 def _from_rows(config: Config, rows: list[Row] | None, evaluated: list[Row] | None) -> Source:
     """Rows that are given, else those of the files of ``data`` and ``eval_data``."""
-    rows = rows or read_rows("data", Path(config.data))
+    rows = with_system(rows or read_rows("data", Path(config.data)), config.system_prompt)
     if evaluated is None and config.eval_data is not None:
         evaluated = read_rows("eval_data", Path(config.eval_data))
     if evaluated is not None:
-        held_out = _by_domain(evaluated, config)
+        held_out = _by_domain(with_system(evaluated, config.system_prompt), config)
     else:
         # Nothing is held out: the same measure on prompts that training sees, and called so.
         held_out = {
@@ -214,14 +216,37 @@ def _by_domain(rows: list[Row], config: Config) -> Held:
     return held
 
 
-def read_rows(name: str, path: Path) -> list[Row]:
-    """All rows of a .jsonl or .parquet file, checked; a column that a row lacks is None there.
+def with_system(rows: list[Row], system: str | None) -> list[Row]:
+    """The rows, each prompt opened by a system message; one that has its own keeps it. A prompt of
+    text becomes the user's message."""
+    if system is None:
+        return rows
+    opening = {"role": "system", "content": system}
+    changed = []
+    for row in rows:
+        prompt = row["prompt"]
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        own = messages[0]["role"] == "system"
+        changed.append(row | {"prompt": messages if own else [opening, *messages]})
+    return changed
 
-    Raises ConfigError with the line (the row, in parquet) that is wrong.
+
+def read_rows(name: str, path: Path) -> list[Row]:
+    """All rows of a .jsonl, .parquet or .arrow file, of a directory that ``datasets`` saved, or of
+    a data set on the Hugging Face hub, checked; a column that a row lacks is None there.
+
+    Raises ConfigError with the line (the row, elsewhere) that is wrong.
     """
-    readers = {".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    readers = {".jsonl": _read_jsonl, ".parquet": _read_table, ".arrow": _read_table}
+    if path.is_dir():
+        return check_rows(f"{name}: {path}", _read_directory(name, path))
+    if not path.exists() and HUB_NAME.fullmatch(str(path)) and path.suffix not in readers:
+        return check_rows(f"{name}: {path}", _read_hub(name, str(path)))
     if path.suffix not in readers:
-        raise ConfigError(f"{name}: is {path}, must end in .jsonl or .parquet")
+        raise ConfigError(
+            f"{name}: is {path}, must end in .jsonl, .parquet or .arrow, or be a directory that "
+            "datasets saved"
+        )
     if not path.is_file():
         raise ConfigError(f"{name}: there is no file {path}")
     return check_rows(f"{name}: {path}", readers[path.suffix](name, path))
@@ -254,16 +279,67 @@ def _read_jsonl(name: str, path: Path) -> Iterator[tuple[str, Any]]:
         yield f"line {number}", row
 
 
-def _read_parquet(name: str, path: Path) -> Iterable[tuple[str, Any]]:
+def _read_table(name: str, path: Path) -> Iterable[tuple[str, Any]]:
+    """Parquet, or the stream of record batches that ``datasets`` writes as .arrow."""
     import pyarrow
     from pyarrow import parquet
 
+    kind = path.suffix.removeprefix(".")
     try:
-        table = parquet.read_table(path)
+        if kind == "parquet":
+            table = parquet.read_table(path)
+        else:
+            with pyarrow.OSFile(str(path)) as file:
+                table = pyarrow.ipc.open_stream(file).read_all()
     except (OSError, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"{name}: cannot read {path} as parquet: {reason}") from None
+        raise ConfigError(f"{name}: cannot read {path} as {kind}: {reason}") from None
     return ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1))
+
+
+def _read_directory(name: str, path: Path) -> Iterable[tuple[str, Any]]:
+    datasets = _datasets(name, path)
+    try:
+        data = datasets.load_from_disk(str(path))
+    # The library raises many kinds of error for a directory that is none of its own.
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{name}: cannot read {path} as datasets saves it: {reason}") from None
+    return _rows_of(name, path, data)
+
+
+def _read_hub(name: str, known: str) -> Iterable[tuple[str, Any]]:
+    datasets = _datasets(name, known)
+    try:
+        data = datasets.load_dataset(known)
+    # No network, no such data set, no right to it: told in the library's words.
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"{name}: there is no file {known}, and the hub does not give it: {reason}"
+        ) from None
+    return _rows_of(name, known, data)
+
+
+def _datasets(name: str, path: Path | str) -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise ConfigError(
+            f"{name}: {path} needs the library datasets, which is not installed: pip install "
+            "datasets"
+        ) from None
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _rows_of(name: str, path: Path | str, data: Any) -> Iterable[tuple[str, Any]]:
+    """Of several splits, the one for training."""
+    if isinstance(data, dict):
+        if "train" not in data:
+            raise ConfigError(f"{name}: {path} has splits {', '.join(data)}, must have one train")
+        data = data["train"]
+    return ((f"row {number}", dict(row)) for number, row in enumerate(data, start=1))
 
 
 def _check_row(place: str, row: Any) -> None:

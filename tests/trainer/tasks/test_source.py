@@ -1,6 +1,7 @@
 """Prompts from files and from reasoning-gym."""
 
 import json
+from pathlib import Path
 from zlib import crc32
 
 import pyarrow
@@ -9,7 +10,7 @@ from pyarrow import parquet
 
 from dfpo.config import ConfigError, build_config
 from dfpo.tasks.reasoning_gym import open_task
-from dfpo.tasks.source import open_source, read_rows
+from dfpo.tasks.source import open_source, read_rows, with_system
 
 GYM = ["chain_sum", "gcd", "leg_counting", "simple_equations", "time_intervals"]
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 2?"}]
@@ -191,3 +192,54 @@ def test_two_named_domains_take_turns():
 def test_unknown_tasks_and_domains_are_named(task, message):
     with pytest.raises(ConfigError, match=message):
         open_source(build_config({"task": task}), chat=False)
+
+
+def test_what_datasets_saves_holds_the_same(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"prompt": "a", "answer": 1}, {"prompt": "b", "answer": 2}]
+    data = datasets.Dataset.from_list(rows)
+    data.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": data, "test": data.select([0])}).save_to_disk(tmp_path / "two")
+    (arrow,) = (tmp_path / "one").glob("*.arrow")
+    for path in (tmp_path / "one", tmp_path / "two", arrow):
+        assert read_rows("data", path) == rows, path
+    datasets.DatasetDict({"test": data}).save_to_disk(tmp_path / "three")
+    with pytest.raises(ConfigError, match="must have one train"):
+        read_rows("data", tmp_path / "three")
+    (tmp_path / "none").mkdir()
+    with pytest.raises(ConfigError, match="as datasets saves it"):
+        read_rows("data", tmp_path / "none")
+
+
+def test_a_hub_name_without_a_network_is_one_line(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+
+    def refuse(name):
+        raise ConnectionError("Couldn't reach the Hub\nat all")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(ConfigError, match="the hub does not give it") as error:
+        read_rows("data", Path("openai/gsm8k"))
+    assert "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + b'{"prompt": "a"}\n')
+    assert read_rows("data", path) == [{"prompt": "a"}]
+    path.write_bytes('{"prompt": "a"}\n'.encode("utf-16"))
+    with pytest.raises(ConfigError, match="cannot read"):
+        read_rows("data", path)
+
+
+def test_a_system_prompt_opens_each_prompt_once():
+    own = [{"role": "system", "content": "mine"}, {"role": "user", "content": "b"}]
+    asked = [{"role": "user", "content": "c"}]
+    rows = [{"prompt": "a", "n": 1}, {"prompt": own, "n": 2}, {"prompt": asked, "n": 3}]
+    opening = {"role": "system", "content": "be brief"}
+    found = with_system(rows, "be brief")
+    assert [row["prompt"] for row in found] == [
+        [opening, {"role": "user", "content": "a"}], own, [opening, *asked],
+    ]  # fmt: skip
+    assert [row["n"] for row in found] == [1, 2, 3]
+    assert with_system(rows, None) is rows
