@@ -170,3 +170,27 @@ def test_shared_settings_hold_for_those_who_read_them():
     assert only_read(shared, {"algorithm": "dvpo", "critic.kind": "scalar"}) == {
         "policy.clip": 0.1, "steps": 3,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "reward: &a\n  low: *a\n",  # holds itself
+        "a: &a [1,1,1,1,1,1,1,1,1,1]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a,*a]\n"
+        "c: &c [*b,*b,*b,*b,*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c,*c,*c,*c,*c,*c]\n"
+        "e: [*d,*d,*d,*d,*d,*d,*d,*d,*d,*d]\n",
+        "steps: " + "[" * 5000 + "]" * 5000,
+    ],
+)
+def test_yaml_that_refers_to_itself_or_explodes_is_one_line(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="^config: ") as error:
+        load_yaml(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
+def test_yaml_may_share_its_parts(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("critic: &c {width: 8}\nnoise: none\n")
+    assert load_yaml(path) == {"critic.width": 8, "noise": "none"}

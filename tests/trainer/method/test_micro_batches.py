@@ -1,7 +1,6 @@
 """A minibatch in parts is the minibatch at once, whatever the algorithm; and how it is parted."""
 
 import dataclasses
-import random
 
 import pytest
 import torch
@@ -9,16 +8,13 @@ import torch
 from dfpo.config import ALGORITHMS, build_config
 from dfpo.config.noise import Noise
 from dfpo.config.rules import only_read
-from dfpo.config.types import Samples
 from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import minibatches, update
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.adapters import root_of
-from dfpo.rollout.batches import micro_batches, share_of
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
-from dfpo.rollout.processes import Processes
 from dfpo.rollout.sampler import Sampler
 from dfpo.run.setup import set_up
 from dfpo.tasks.source import training_rows
@@ -123,48 +119,6 @@ def test_computing_layers_again_changes_nothing(tmp_path, rolled, lora):
     for a, b in zip(weights, others, strict=True):
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-10)
     assert kept[1] < 0.7 * kept[0], kept
-
-
-def test_batches_keep_to_their_budget_and_hold_every_row_once():
-    """Over random lengths: no row twice or missing, none over budget but a row alone, and padding
-    below that of the order given."""
-    draws = random.Random(0)
-    for _ in range(200):
-        count, budget = draws.randint(1, 40), draws.randint(10, 400)
-        prompts = [draws.randint(1, 30) for _ in range(count)]
-        answers = [draws.randint(1, 60) for _ in range(count)]
-        least = draws.randint(1, 4)
-        batches = micro_batches(prompts, answers, budget, least)
-        assert sorted(i for batch in batches for i in batch) == list(range(count))
-        assert len(batches) >= min(least, count)
-        for batch in batches:
-            width = max(prompts[i] for i in batch) + max(answers[i] for i in batch)
-            assert len(batch) * width <= budget or len(batch) == 1
-
-        processes = [Processes(rank, least) for rank in range(least)]
-        shares = [share_of(batches, prompts, answers, one) for one in processes]
-        assert sorted(map(tuple, sum(shares, []))) == sorted(map(tuple, batches))
-        assert shares[0], "the first process always has a part"
-
-
-def test_batches_by_hand():
-    # Sorted by length: rows 1 (9), 0 (6), 2 (3). 2 x (5 + 4) is over 15; 2 x (3 + 3) is not.
-    assert micro_batches([3, 5, 2], [3, 4, 1], 15) == [[1], [0, 2]]
-    assert micro_batches([3, 5, 2], [3, 4, 1], 27) == [[0, 1, 2]]
-    assert micro_batches([3, 5, 2], [3, 4, 1], 27, least=3) == [[1], [0], [2]]
-    assert micro_batches([3, 5, 2], [3, 4, 1], 1) == [[1], [0], [2]]
-    assert micro_batches([], [], 5) == []
-
-
-def test_a_part_has_no_column_that_pads_all():
-    ids = torch.tensor([[0, 0, 7, 8, 9, 0], [1, 2, 3, 4, 5, 6], [0, 1, 2, 3, 0, 0]])
-    kept = torch.tensor([[0, 0, 1, 1, 1, 0], [1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 0, 0]])
-    samples = Samples(ids, kept, kept[:, 3:].bool(), torch.zeros(3, dtype=torch.bool))
-    assert samples.lengths == [2, 3, 1] and samples.prompt_lengths == [1, 3, 2]
-    part = samples.part([2, 0])
-    assert part.input_ids.tolist() == [[1, 2, 3, 0], [0, 7, 8, 9]]
-    assert part.mask.tolist() == [[True, False], [True, True]]
-    assert part.lengths == [1, 2] and part.prompt_lengths == [2, 1]
 
 
 @pytest.mark.parametrize("answers, count, sizes", [(16, 9, 9), (10, 4, 4), (3, 8, 3), (6, 1, 1)])

@@ -293,3 +293,22 @@ def test_rank_advantages_are_gae_where_all_returns_are_0_or_1_and_bounded_elsewh
     wild = targets_of(settings, make_rollout((10.0, -10.0, 1.0, 0.0)), estimate).raw_advantages
     # Above everything 1, below everything -1; 1 is above 3 of 4, 0 is below 1 of 4.
     assert wild[:, 0].tolist() == [1.0, -1.0, 0.75, -0.25]
+
+
+@pytest.mark.parametrize("value", [0.7, 333.3, 1e6, -1e-8])
+def test_what_is_all_equal_has_no_advantage(value):
+    """By rounding alone seven times .7 had .86, and moved a policy by nats (verl#4597)."""
+    advantages = torch.full((1, 7), value)
+    assert (whiten(advantages, torch.ones(1, 7, dtype=torch.bool)) == 0).all()
+
+    rollout = make_rollout()
+    same = dataclasses.replace(rollout, rewards=torch.full_like(rollout.rewards, value))
+    for name in ("grpo", "dr-grpo"):
+        config = build_config({"algorithm": name, "reward.low": -1e6, "reward.high": 1e6})
+        assert (compute_targets(same, None, config, 0).advantages == 0).all()
+
+
+def test_a_small_spread_on_a_large_offset_counts():
+    advantages = torch.tensor([[1e6, 1e6 + 1]])
+    found = whiten(advantages, torch.ones(1, 2, dtype=torch.bool))
+    torch.testing.assert_close(found, torch.tensor([[-1.0, 1.0]]), atol=1e-6, rtol=0)

@@ -177,3 +177,12 @@ def test_a_model_that_caps_its_logits_keeps_them_whole(monkeypatch):
         found, _ = token_logprobs(model, samples, 1.0)
         exact = Categorical(logits=model(samples.input_ids).logits[:, 1:-1])
     torch.testing.assert_close(found, exact.log_prob(samples.input_ids[:, 2:]))
+
+
+def test_a_token_that_cannot_come_adds_no_entropy():
+    """A vocabulary padded beyond the tokenizer, masked by a bias (trl#7221)."""
+    logits = torch.tensor([[0.0, 0.0, float("-inf")], [1.0, float("-inf"), float("-inf")]])
+    chosen, entropy = logprobs.from_logits(logits, torch.tensor([1, 0]), 1.0)
+    half = torch.tensor(0.5)
+    torch.testing.assert_close(chosen, torch.stack([half.log(), torch.tensor(0.0)]))
+    torch.testing.assert_close(entropy, torch.stack([-half.log(), torch.tensor(0.0)]))
