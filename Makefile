@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-integrations real-model lint bench sanitize sanitize-emulation portable \
-    wheel golden gpu-proof gpu-day compare leads docs soak clean
+    wheel golden gpu-proof gpu-day compare leads docs fuzz soak clean
 
 # Trains DFPO on the shipped three-domain suite; plots and policy land in runs/.
 demo: $(VENV)/installed
@@ -68,6 +68,10 @@ sanitize: $(VENV)/installed sanitize-emulation
 # these tools it lacks.
 portable: $(VENV)/installed
 	$(BIN)/pytest tests/kernels/test_portable_build.py $(ARGS)
+
+# Ten thousand inputs that nobody thought of; a thousand are in `make test`.
+fuzz: $(VENV)/installed
+	FUZZ=10000 $(BIN)/pytest tests/test_fuzz.py $(ARGS)
 
 # A hundred kills at random moments, and 2,000 steps watched from outside; an hour on two cores.
 soak: $(VENV)/installed

@@ -63,7 +63,9 @@ def check_number(name: str, value: object, low: float, high: float) -> float:
     # NaN and the infinities fail the comparison too.
     if not low <= value <= high:
         raise ValueError(f"{name}: is {value}, must be a finite number in [{low}, {high}]")
-    return value
+    # Beyond what torch takes as an integer.
+    big = isinstance(value, int) and abs(value) > 2**53
+    return float(value) if big else value
 
 
 def check_integer(name: str, value: object, low: int, high: int) -> int:

@@ -23,13 +23,13 @@ def write_manifest(folder: Path, run_id: str, step: int) -> None:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    (folder / NAME).write_text(_text({"run": run_id, "step": step, "files": files}))
+    (folder / NAME).write_bytes(_text({"run": run_id, "step": step, "files": files}).encode())
 
 
 def problem_of(folder: Path, run_id: str, step: int) -> str | None:
     """What is wrong with a checkpoint, in a few words; None where it is whole."""
     try:
-        text = (folder / NAME).read_text()
+        text = (folder / NAME).read_bytes().decode()
         said = json.loads(text)
         content = {key: said[key] for key in ("run", "step", "files")}
         listed = {name: (item["size"], item["sha256"]) for name, item in said["files"].items()}

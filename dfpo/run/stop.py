@@ -16,7 +16,7 @@ import torch
 from dfpo.config import ConfigError
 from dfpo.rollout.processes import Processes
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # the last: its terminal is gone
 
 
 class RunError(RuntimeError):
@@ -43,6 +43,10 @@ def exit_status(command: str, work: Callable[[], None]) -> int:
     wrong input, 1 for a run that cannot go on, 128 and the signal's number for one."""
     try:
         work()
+    except BrokenPipeError:
+        # Who reads, `| head` say, has enough. What is left must not be written when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except ConfigError as error:
         _say(f"{command}: error: {error}")
         return 2

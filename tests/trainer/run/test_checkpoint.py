@@ -195,7 +195,7 @@ def test_a_full_disk_loses_one_step(tmp_path, whole, reward, child_log):
     assert metrics(run) == metrics(whole)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_step_and_says_how_to_go_on(tmp_path, whole, reward, child_log, signum):
     run = tmp_path / "run"
 

@@ -1,6 +1,8 @@
 """The loop end to end, through the command line, on runs of a few steps."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import safetensors.torch
@@ -146,3 +148,18 @@ def test_without_a_name_runs_are_numbered(tmp_path):
     for _ in range(2):
         assert main(["train", *SMALL, "--steps", "0", "--runs-dir", str(tmp_path)]) == 0
     assert sorted(p.name for p in tmp_path.iterdir()) == ["dfpo-seed0", "dfpo-seed0-2"]
+
+
+def test_who_reads_may_go(tmp_path):
+    """`dfpo train --help-all | head`: no traceback, no message of Python's at its end."""
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from dfpo.run.stop import exit_status\n"
+        "sys.exit(exit_status('dfpo', lambda: [print('line', flush=True) for _ in range(10**5)]))",
+    ]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout.readline() == "line\n"
+    run.stdout.close()
+    said = run.stderr.read()
+    assert run.wait() == 141 and said == ""
