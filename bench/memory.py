@@ -173,7 +173,11 @@ if __name__ == "__main__":
         print(json.dumps(run_cell(options.cell)))
         raise SystemExit
     cells = {"answers": answers, "lora": lora, "trl": trl}[options.what](options.length)
-    rows = [cell(c) for c in cells if (options.only or "") in c["model"]]
+    rows = []
+    for chosen in cells:
+        if (options.only or "") in chosen["model"]:
+            rows.append(cell(chosen))
+            print(rows[-1], file=sys.stderr, flush=True)  # each as it comes: they take minutes
     print(tabulate([{k: str(v) for k, v in row.items()} for row in rows], headers="keys"))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
