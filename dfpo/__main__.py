@@ -97,6 +97,7 @@ def build_parsers(command: str, *, everything: bool = False) -> tuple[Parser, di
     parser.add_argument("--version", action="version", version=f"dfpo {dfpo.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     parsers = {}
+
     for name, entry in COMMANDS.items():
         parsers[name] = commands.add_parser(
             name, help=entry.help, description=entry.description, usage=entry.usage,
@@ -104,6 +105,7 @@ def build_parsers(command: str, *, everything: bool = False) -> tuple[Parser, di
         )  # fmt: skip
         if command in (name, "completion"):
             entry.add_arguments(parsers[name], everything)
+
     return parser, parsers
 
 
@@ -188,6 +190,7 @@ def run_train(args: argparse.Namespace) -> None:
         settings = _resumed_settings(args, flags)
     else:
         settings = (_settings_of_file(args.config, flags) if args.config else {}) | flags
+
     config = build_config(settings)
     if args.resume is not None and is_complete(args.resume, config):
         print(f"{args.resume}: finished after {config.steps} steps; --steps N would go on to N")
@@ -230,6 +233,7 @@ def run_eval(args: argparse.Namespace) -> None:
             settings |= {"task": None, "eval_data": None}
         if "task" in flags:
             settings |= {"data": None, "eval_data": None, "reward.functions": ()}
+
     config = build_config(settings | {"model": str(target)} | flags)
     from dfpo.run.eval_command import evaluate_target
 
@@ -373,6 +377,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, unknown = parser.parse_known_args(words)
     if unknown:
         commands[args.command].refuse(unknown[0])
+
     return exit_status(f"dfpo {args.command}", lambda: COMMANDS[args.command].run(args))
 
 

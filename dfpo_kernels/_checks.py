@@ -58,6 +58,7 @@ def check_number(name: str, value: object, low: float, high: float) -> float:
         if not isinstance(value, numbers.Real):
             raise TypeError(f"{name}: got {type(value).__name__}, must be a number")
         value = float(value)
+
     if isinstance(value, bool):
         raise TypeError(f"{name}: got bool, must be a number")
     # NaN and the infinities fail the comparison too.
@@ -65,6 +66,7 @@ def check_number(name: str, value: object, low: float, high: float) -> float:
         raise ValueError(f"{name}: is {value}, must be a finite number in [{low}, {high}]")
     # Beyond what torch takes as an integer.
     big = isinstance(value, int) and abs(value) > 2**53
+
     return float(value) if big else value
 
 
@@ -74,6 +76,7 @@ def check_integer(name: str, value: object, low: int, high: int) -> int:
         if not isinstance(value, numbers.Integral):
             raise TypeError(f"{name}: got {type(value).__name__}, must be an integer")
         value = int(value)
+
     if isinstance(value, bool):
         raise TypeError(f"{name}: got bool, must be an integer")
     if not low <= value <= high:

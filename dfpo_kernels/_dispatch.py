@@ -100,6 +100,7 @@ def define_op(
     LIBRARY.impl(name, fallback, "CompositeExplicitAutograd")
     if public:
         _BACKENDS[name] = {"cpu": "cpp" if cpu else "reference", "cuda": cuda_kind}
+
     return getattr(torch.ops.dfpo, name).default
 
 
@@ -182,6 +183,7 @@ def _without_kernel(name: str, reference: Callable) -> Callable:
         if device not in warned:
             warned.add(device)
             warnings.warn(message + ". The PyTorch reference answers.", stacklevel=2)
+
         return reference(*args)
 
     return run
@@ -216,6 +218,7 @@ def differentiable_gradients(
                 out, wanted, grad.to(out.dtype), create_graph=True, materialize_grads=True
             )
         )
+
     return [next(grads) if need else None for need in needed]
 
 

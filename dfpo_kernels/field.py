@@ -33,6 +33,7 @@ def check_field(name: str, field: object) -> None:
     tensors = {f"{name}.{part}": tensor for part, tensor in field._asdict().items()}
     for part, tensor in tensors.items():
         checks.check_float_tensor(part, tensor)
+
     checks.check_rank(f"{name}.bias", field.bias, 1, "[..., W]")
     *lead, width = field.bias.shape
     if width < 1:

@@ -39,6 +39,7 @@ def philox4x32(counter: Tensor, key: tuple[int, int] | Tensor) -> Tensor:
             high0 ^ c3 ^ ((k1 + step * _KEY_STEPS[1]) & _LOW_32),
             low0,
         )
+
     return torch.stack((c0, c1, c2, c3), dim=-1)
 
 

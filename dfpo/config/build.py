@@ -59,21 +59,25 @@ def build_config(settings: Mapping[str, Any]) -> Config:
     settings = {SHORT.get(dotted, dotted): value for dotted, value in settings.items()}
     if old := [dotted for dotted in settings if dotted in RENAMED]:
         raise ConfigError("; ".join(f"{dotted}: is called {RENAMED[dotted]} now" for dotted in old))
+
     for dotted in settings:
         if dotted not in known:
             raise ConfigError(f"{dotted}: is no setting{suggestion(dotted, known)}")
+
     algorithm = settings.get("algorithm", Config.algorithm)
     if not isinstance(algorithm, str) or algorithm not in ALGORITHMS:
         raise ConfigError(
             f"algorithm: is {algorithm!r}, must be one of {', '.join(ALGORITHMS)}"
             + suggestion(str(algorithm), ALGORITHMS)
         )
+
     preset = ALGORITHMS[algorithm].settings
     values, usual = (
         {dotted: _check(dotted, *known[dotted], value) for dotted, value in given.items()}
         for given in ({**preset, **settings}, preset)
     )
     check_read(values, usual)
+
     try:
         groups = {
             section: cls(**_below(values, section))
@@ -82,6 +86,7 @@ def build_config(settings: Mapping[str, Any]) -> Config:
         }
     except ValueError as error:
         raise ConfigError(f"coef.{error}") from None
+
     config = Config(**{k: v for k, v in values.items() if "." not in k}, **groups)
     check_together(config)
     return config
@@ -104,6 +109,7 @@ def read_yaml(name: str, path: Path) -> dict[str, Any]:
         raise ConfigError(f"{name}: {path} is nested too deeply") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: {path} is not YAML: {' '.join(str(error).split())}") from None
+
     if not isinstance(tree, dict):
         raise ConfigError(f"{name}: {path} holds {type(tree).__name__}, must be a mapping")
     if written_out(tree) > MOST_ENTRIES:
@@ -111,6 +117,7 @@ def read_yaml(name: str, path: Path) -> dict[str, Any]:
             f"{name}: {path} refers to itself or repeats its parts, and would be more than "
             f"{MOST_ENTRIES} entries written out"
         )
+
     return tree
 
 
@@ -168,16 +175,19 @@ def _check(dotted: str, item: dataclasses.Field, kind: Any, value: Any) -> Any:
     kind = typing.get_args(kind)[0] if optional else kind
     if value is None and optional:
         return None
+
     if typing.get_origin(kind) is tuple:
         parts = value if isinstance(value, (list, tuple)) else [value]
         words = [w for p in parts for w in (p.split(",") if isinstance(p, str) else [p])]
         return tuple(_check(dotted, item, typing.get_args(kind)[0], w) for w in words if w != "")
+
     wrong = ConfigError(f"{dotted}: is {value!r}, must be {must_be(item, kind)}")
     if kind is bool:
         text = str(value).lower()
         if text not in ("true", "false"):
             raise wrong
         return text == "true"
+
     if kind is str:
         if not isinstance(value, str):
             raise wrong
@@ -191,11 +201,13 @@ def _check(dotted: str, item: dataclasses.Field, kind: Any, value: Any) -> Any:
         if number != number or (kind is int and isinstance(value, float) and number != value):
             raise wrong
         value = number
+
     low, high, choices = (item.metadata.get(key) for key in ("low", "high", "choices"))
     if choices and value not in choices:
         raise ConfigError(f"{wrong}{suggestion(value, dict.fromkeys(choices))}")
     if (low is not None and value < low) or (high is not None and value > high):
         raise wrong
+
     return value
 
 

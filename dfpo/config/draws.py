@@ -45,4 +45,5 @@ def uniforms(
         ),
         dim=-1,
     )
+
     return uniform24(philox4x32(counter, seed_key(seed))).flatten(-2)[:, :count]

@@ -72,6 +72,7 @@ def add_settings(
             *flags_of(dotted), dest=dotted, default=argparse.SUPPRESS,
             metavar=base.__name__.upper(), help=help_text if shown else argparse.SUPPRESS, **more,
         )  # fmt: skip
+
     parser.add_argument(
         HELP_ALL, action="store_true", default=argparse.SUPPRESS,
         help="every setting, and each choice on a line of its own",

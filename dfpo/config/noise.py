@@ -101,6 +101,7 @@ def parse_noise(text: str) -> Noise:
         if kind in parts:
             raise ValueError(f"{kind} is given twice in {text!r}")
         parts[kind] = _per(value) if kind == "per" else NOISES[kind].read(kind, value)
+
     _check_together(text, parts)
     per = parts.pop("per", "rollout")
     return Noise({kind: parts[kind] for kind in NOISES if kind in parts}, per)

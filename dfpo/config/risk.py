@@ -29,6 +29,7 @@ def parse_risk(text: str) -> Risk:
             f"is {text!r}, must be neutral, or one of cvar-lower, cvar-upper, wang with =NUMBER "
             "if wanted"
         )
+
     if KINDS[kind] is None:
         return Risk(kind, None)
     default, words, allowed = KINDS[kind]
@@ -36,6 +37,7 @@ def parse_risk(text: str) -> Risk:
         parameter = float(number) if equals else default
     except ValueError:
         raise ValueError(f"{text}: {number!r} must be {words}") from None
+
     if not allowed(parameter):
         raise ValueError(f"{text}: {number} must be {words}")
     return Risk(kind, parameter)

@@ -80,6 +80,7 @@ class Samples:
             mask=self.mask[index, :answer],
             truncated=self.truncated[index],
         )
+
         # Known already: nothing need ask the device again.
         vars(part).update(prompt_lengths=prompts, lengths=lengths)
         return part

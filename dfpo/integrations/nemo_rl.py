@@ -80,9 +80,11 @@ def patch(estimator: type | None = None) -> None:
         from nemo_rl.algorithms.advantage_estimator import (
             GeneralizedAdvantageEstimator as estimator,
         )
+
     for name, method in (("compute_advantage", compute_advantage), ("_compute_gae", compute_gae)):
         _originals.append((estimator, name, estimator.__dict__[name]))
         setattr(estimator, name, method)
+
     print(f"dfpo: NeMo-RL: {estimator.__name__} by distributional_gae", flush=True)
 
 

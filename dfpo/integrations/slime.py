@@ -52,11 +52,13 @@ def advantages(args: Namespace, rollout_data: dict[str, Any]) -> None:
     values = torch.cat(_whole(args, rollout_data, "values"))
     mask = torch.cat(rollout_data["loss_masks"]).to(values.device)
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).to(values.device)
+
     if not len(values) == len(mask) == int(cu_seqlens[-1]):
         raise ValueError(
             f"values: have {len(values)} tokens and loss_masks {len(mask)}, must have the sum of "
             f"response_lengths, {int(cu_seqlens[-1])}"
         )
+
     rewards = -args.kl_coef * torch.cat(_whole(args, rollout_data, "kl")).to(values.device)
     scores = torch.as_tensor(rollout_data["rewards"], dtype=rewards.dtype, device=values.device)
     last, present = _last_tokens(mask if mode != "none" else torch.ones_like(mask), cu_seqlens)

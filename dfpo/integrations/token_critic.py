@@ -137,6 +137,7 @@ def fit(
                 nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             optimizer.step()
             losses.append(loss.item())
+
     return sum(losses) / len(losses)
 
 

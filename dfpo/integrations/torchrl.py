@@ -59,6 +59,7 @@ def distributional_advantage_estimate(
                 f"{name}: has shape {list(tensor.shape)}, must be state_value's with a last axis "
                 f"of 1, {[*state_value.shape[:-1], 1]}"
             )
+
     value, following, reward, done, terminated = (
         x.movedim(time_dim, -2) for x in (state_value, next_state_value, reward, done, terminated)
     )
@@ -77,6 +78,7 @@ def distributional_advantage_estimate(
         mask_mode="none",
         cu_seqlens=cu_seqlens,
     )
+
     return tuple(x.view(shape).movedim(-2, time_dim) for x in (advantages, targets))
 
 
@@ -135,11 +137,13 @@ class DistributionalGAE(GAE):
         for name, numbers in (("gamma", self.gamma), ("lmbda", self.lmbda)):
             if numbers.numel() != 1:
                 raise ValueError(f"{name}: has {numbers.numel()} numbers, must have one")
+
         if tensordict.get(keys.steps_to_next_obs, None) is not None:
             raise ValueError(
                 f"{keys.steps_to_next_obs}: is given, must not be: DistributionalGAE has no "
                 "multi-step discount"
             )
+
         value, following = self._values(tensordict, params, target_params)
         done = tensordict.get(("next", keys.done))
         return distributional_advantage_estimate(
@@ -168,6 +172,7 @@ class DistributionalGAE(GAE):
             target_params = params.clone(False) if target_params is None else target_params
         # As in GAE: gradients may pass through the network, not into its own parameters.
         own = params is None and target_params is None
+
         with hold_out_net(self.value_network) if own else nullcontext():
             value, following, _ = self._call_value_nets(
                 data=tensordict,
@@ -178,6 +183,7 @@ class DistributionalGAE(GAE):
                 detach_next=True,
                 vmap_randomness=self.vmap_randomness,
             )
+
         return value, following
 
 
@@ -204,5 +210,6 @@ class QuantilePPOLoss(ClipPPOLoss):
             else nullcontext()
         ):
             quantiles = self.critic_network(tensordict).get(self.tensor_keys.value)
+
         loss = quantile_huber_loss(quantiles, targets, kappa=self.kappa).unsqueeze(-1)
         return self.critic_coeff * loss, None, None

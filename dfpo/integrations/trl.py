@@ -65,6 +65,7 @@ class ValueFlowGRPOTrainer(GRPOTrainer):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.critic = TokenCritic(trunk or _copy_trunk(self), config)
+
         self.critic.to(self.accelerator.device)
         self.critic_optimizer = torch.optim.AdamW(
             self.critic.parameters(), lr=config.learning_rate, weight_decay=0.0
@@ -85,6 +86,7 @@ class ValueFlowGRPOTrainer(GRPOTrainer):
             self.critic_optimizer.load_state_dict(state["optimizer"])
             self.critic_draws.set_state(state["draws"])
             self.critic_batches = state["batches"]
+
         return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -108,6 +110,7 @@ class ValueFlowGRPOTrainer(GRPOTrainer):
             config,
             config.seed + self.critic_batches,
         )
+
         loss = fit(
             self.critic, self.critic_optimizer, answers,
             drawn=targets[0], returns=targets[1], config=config, size=size,
@@ -117,8 +120,10 @@ class ValueFlowGRPOTrainer(GRPOTrainer):
         self.critic_batches += 1
         batch["advantages"] = whiten(advantages, answers.mask, self.accelerator) * warm
         spread = quantiles.std(-1, correction=0)[answers.mask].mean()
+
         for name, value in (("loss", loss), ("spread", spread.nan_to_num().item())):
             self._metrics["train"][f"value_flow/{name}"].append(value)
+
         return batch
 
 
@@ -183,4 +188,5 @@ def _logged_rewards(trainer: ValueFlowGRPOTrainer, count: int) -> Tensor:  # [B]
     low, high = trainer.value_flow.return_range
     if ((rewards < low) | (rewards > high)).any():
         warnings.warn(f"return_range: is {(low, high)}, but some rewards are outside", stacklevel=2)
+
     return rewards[count * trainer.accelerator.process_index :][:count]

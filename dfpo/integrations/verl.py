@@ -48,6 +48,7 @@ def gae_advantage_return(
     # Results come in the dtype of the quantiles; verl's loop promotes.
     quantiles = quantiles.to(torch.promote_types(values.dtype, token_level_rewards.dtype))
     target_lam = lam if settings.target_lam is None else settings.target_lam
+
     with torch.no_grad():
         advantages, returns = distributional_gae(
             token_level_rewards, quantiles, response_mask, gamma=gamma,
@@ -72,6 +73,7 @@ def whiten(advantages: Tensor, mask: Tensor) -> Tensor:  # [B, T]
         from verl.utils.torch_functional import masked_whiten
 
         return masked_whiten(advantages, mask)  # raises what verl raises
+
     weight = (mask != 0).to(advantages.dtype)
     kept = advantages * weight
     advantages.sub_(kept.sum() / count)
@@ -108,6 +110,7 @@ def data_metrics(batch: Any, use_critic: bool = True, *, compute: Callable) -> d
     reduced["values"], reduced["returns"] = values.mean(-1), returns.mean(-1)
     metrics = compute(batch=dataclasses.replace(batch, batch=reduced), use_critic=True)
     spread = values.std(-1, correction=0)[mask].mean().item()
+
     return {**metrics, "critic/values/spread": spread}
 
 
@@ -125,12 +128,15 @@ def patch(settings: Settings = DEFAULTS) -> None:
     _replace(core_algos.__dict__, "compute_gae_advantage_return", gae)
     _replace(core_algos.ADV_ESTIMATOR_REGISTRY, "gae", gae)
     metrics = functools.partial(data_metrics, compute=metric_utils.compute_data_metrics)
+
     for module in (metric_utils, ray_trainer, trainer_base):
         _replace(module.__dict__, "compute_data_metrics", metrics)
+
     if settings.critic != "scalar":
         from dfpo.integrations import verl_registry
 
         verl_registry.register(settings, _undo)
+
     print(f"dfpo: verl {verl.__version__}: GAE by distributional_gae, {settings}", flush=True)
 
 

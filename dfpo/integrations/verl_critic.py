@@ -47,6 +47,7 @@ class FlowReader(ValueFlowHead):
             [width, width, width, 2, 2 * width], dim=-1
         )
         z_weight, time_weight = shared.reshape(-1, 2 * width)[0].split(width)
+
         return (
             FlowField(bias, gain, offsets[..., 0], z_weight, time_weight),
             FlowField(bias, one_step_gain, offsets[..., 1], z_weight, time_weight),
@@ -118,10 +119,12 @@ def value_loss(
             f"values: have shape {list(scores.shape)}, must be [B, T, C]: the critic's worker runs "
             "verl's own engine (DFPO_VERL must be set in every process)"
         )
+
     counts = {key: data[key] for key in ("dp_size", "batch_num_tokens", "global_batch_size")}
     padded = data.select("returns", "response_mask").to_padded_tensor()
     mask = padded["response_mask"].bool()
     targets = cropped(padded["returns"].float(), mask)  # [B, T, Q]
+
     if settings.critic == "quantile":
         losses = quantile_huber_loss(scores, targets, kappa=settings.kappa)
         means = scores.detach().mean(-1)
@@ -129,6 +132,7 @@ def value_loss(
     else:
         loss, terms = flow_reader(settings, scores.device).loss(scores, targets, mask)
         losses = loss.expand(mask.shape)
+
     loss = agg_loss(
         losses, mask, loss_agg_mode, **counts, loss_scale_factor=loss_scale_factor
     )  # fmt: skip
@@ -138,4 +142,5 @@ def value_loss(
     )
     aggregation = AggregationType.SUM if partial_sums else AggregationType.MEAN
     metrics = {f"critic/{name}": term.item() for name, term in terms.items()}
+
     return loss, {"critic/vf_loss": Metric(value=loss, aggregation=aggregation), **metrics}

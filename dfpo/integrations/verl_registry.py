@@ -33,6 +33,7 @@ def engine_class(settings: Settings) -> type:
                     f"critic.model.path: is a {type(module).__name__}, must be a model whose "
                     "...ForTokenClassification has a module `score`"
                 )
+
             score = make_score(module.config.get_text_config().hidden_size, settings)
             module.score = score.to(module.dtype)
             module.config.num_labels = settings.num_quantiles
@@ -45,6 +46,7 @@ def engine_class(settings: Settings) -> type:
             packed = tensordict_utils.get_non_tensor_data(
                 micro_batch, key="use_remove_padding", default=True
             )
+
             if packed:
                 scores = self._gather_and_unpad_packed(
                     output.logits.squeeze(0), output_args["pad_size"]
@@ -52,6 +54,7 @@ def engine_class(settings: Settings) -> type:
             else:
                 column = torch.arange(output.logits.shape[1], device=offsets.device)
                 scores = output.logits[column < offsets.diff().unsqueeze(-1)]
+
             # The loss takes the scores; without one verl asks for values.
             if logits_processor_func is None:
                 scores = read_quantiles(scores, settings)
@@ -73,14 +76,17 @@ def trainer_class(settings: Settings) -> type:
                     f"critic.strategy: is {critic.strategy!r}, must be one of "
                     f"{', '.join(BACKENDS)} (or DFPO_VERL=1 for a scalar critic)"
                 )
+
             if settings.critic == "flow" and critic.loss_agg_mode != "token-mean":
                 raise ValueError(
                     f"critic.loss_agg_mode: is {critic.loss_agg_mode!r}, must be 'token-mean': the "
                     "value flow's loss is a mean over tokens"
                 )
+
             # verl picks its replay buffer and more by comparing the mode with "sync".
             with open_dict(config):
                 config.trainer.v1.trainer_mode = "sync"
+
             super().__init__(config)
             if not self.use_critic:
                 raise ValueError("critic.enable: is false, must be true (adv_estimator=gae)")
@@ -108,5 +114,6 @@ def register(settings: Settings, undo: contextlib.ExitStack) -> None:
     for backend in BACKENDS:
         for vendor in VENDORS:
             undo.callback(EngineRegistry._engines["value_model"][backend].pop, ("cuda", vendor))
+
     register_trainer(TRAINER_MODE)(trainer_class(settings))
     undo.callback(TRAINER_REGISTRY.pop, TRAINER_MODE)

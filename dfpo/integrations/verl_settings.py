@@ -46,6 +46,7 @@ def parse_settings(text: str) -> Settings:
         return Settings()
     settings: dict[str, Any] = {}
     names = [field.name for field in dataclasses.fields(Settings)]
+
     for pair in text.split(","):
         name, _, value = (part.strip() for part in pair.partition("="))
         if name not in names:
@@ -59,6 +60,7 @@ def parse_settings(text: str) -> Settings:
             raise ValueError(
                 f"{VARIABLE}: {name} is {value!r}, must be {convert.__name__}"
             ) from None
+
     return Settings(**settings)
 
 

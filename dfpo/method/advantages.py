@@ -106,6 +106,7 @@ def gae(returns: Returns) -> Tensor:  # [B, T]
         cut = returns.rollout.samples.truncated.unsqueeze(-1)
         final = risk_value(returns.estimate.final, risk).unsqueeze(-1)
         bootstrap = torch.where(cut, final, 0.0)
+
     values = risk_value(returns.estimate.quantiles, risk).unsqueeze(-1)
     return distributional_gae(
         returns.token_rewards, values, returns.mask,

@@ -82,6 +82,7 @@ def clipped_loss(
     tokens = counts and counts.tokens
     outside = masked_mean(((ratio - clipped).abs() > 0).float(), mask, tokens)
     metrics = {"clip_fraction": outside.detach(), "ratio_max": ratio.detach().max()}
+
     return token_average(loss, mask, average, longest, counts), metrics
 
 
@@ -142,4 +143,5 @@ def trajectory_balance_loss(
         "ratio_max": ratio.max(),
         "log_partition": answer_mean(log_partition.detach(), counts),
     }
+
     return answer_mean(weight * residual.square(), counts), metrics

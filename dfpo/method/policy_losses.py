@@ -57,6 +57,7 @@ def clip(policy: PreTrainedModel, critic: Critic, batch: PolicyBatch, config: Co
         clip=settings.clip, clip_high=settings.clip_high, dual_clip=settings.dual_clip, **averaged,
     )  # fmt: skip
     kl = kl_loss(logprobs, batch.ref_logprobs, mask, **averaged)
+
     return loss + settings.kl_coef * kl, {**metrics, "kl": kl.detach()}
 
 
@@ -68,6 +69,7 @@ def trajectory_balance(
     settings, temperature = config.policy, config.rollout.temperature
     with critic.watch(policy) as hidden:
         logprobs, _ = token_logprobs(policy, batch.samples, temperature, entropy=False)
+
     return trajectory_balance_loss(
         logprobs, batch.old_logprobs, batch.ref_logprobs, batch.advantages,
         critic.log_partition(hidden[-1], batch.samples), batch.samples.mask,

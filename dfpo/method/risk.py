@@ -28,6 +28,7 @@ def risk_weights(risk: Risk, count: int) -> Tensor:  # [Q] float32, sum 1
         distorted = torch.special.ndtr(torch.special.ndtri(levels) + risk.parameter)
     else:
         distorted = levels
+
     return distorted.diff().float()
 
 

@@ -88,6 +88,7 @@ def clean_advantages(raw: Tensor, returns: Returns) -> Tensor:  # [B, T]
     no_values = torch.zeros_like(added).unsqueeze(-1)
     lam = settings.lam if settings.advantage == "gae" else 1.0
     change, _ = distributional_gae(added, no_values, returns.mask, gamma=settings.gamma, lam=lam)
+
     return raw + change[..., 0]
 
 

@@ -59,6 +59,7 @@ def update(
             if train_policy:
                 metrics |= _train_policy(learner, rollout, targets, rows, config)
             history.append(metrics)
+
     return _averages(history, learner.policy.device)
 
 
@@ -98,6 +99,7 @@ def _train_critic(
         model=root_of(getattr(critic, "trunk", critic)), sharded=is_sharded(critic),
     )  # fmt: skip
     norm = _step(learner.critic_optimizer, critic.parts(), config)
+
     return metrics | {"grad_norm/critic": norm}
 
 
@@ -121,6 +123,7 @@ def _train_policy(
         model=root_of(learner.policy), sharded=is_sharded(learner.policy),
     )  # fmt: skip
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
     return metrics | {"grad_norm/policy": _step(optimizer, [parameters], config)}
 
 
@@ -156,6 +159,7 @@ def _accumulate(
         for _ in range(max(map(len, shares)) - len(mine)):
             with recomputing(model):
                 (0.0 * part_loss(spare)[0]).backward()
+
     return sums
 
 
@@ -172,6 +176,7 @@ def _step(
             processes.sum_gradients(part)
         norm = nn.utils.clip_grad_norm_(part, config.max_grad_norm)
         norms.append(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
     norm = torch.stack(norms).norm()
 
     if sharded:
@@ -179,6 +184,7 @@ def _step(
         if torch.isfinite(norm):
             optimizer.step()
         return norm
+
     # The fused optimiser reads the flag on the device, where asking for it here would wait.
     optimizer.grad_scale, optimizer.found_inf = None, (~torch.isfinite(norm)).float()
     optimizer.step()
@@ -206,8 +212,10 @@ def _averages(history: list[Metrics], device: torch.device) -> dict[str, float]:
     norms = [name for name in names if name.startswith("grad_norm/")]
     sums = [name for name in names if name not in most and name not in norms]
     means_of: dict[str, Tensor] = {}
+
     for chosen, over in ((sums, processes.sum), (most, processes.most), (norms, lambda x: x)):
         if chosen:
             means_of |= zip(chosen, over(table(chosen)).mean(0), strict=True)
+
     means = torch.stack([means_of[name] for name in names]).tolist()
     return dict(zip(names, means, strict=True))

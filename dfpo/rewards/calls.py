@@ -56,6 +56,7 @@ def call_all(
         awaited = _await_all([results[i] for i in waiting], seconds)
         for i, result in zip(waiting, awaited, strict=True):
             results[i] = result
+
     return [
         result if isinstance(result, RewardError) else _listed(result, count) for result in results
     ]
@@ -102,10 +103,12 @@ def _listed(scores: Any, count: int) -> list[Any] | RewardError:
         scores = scores.tolist()
     if not isinstance(scores, (list, tuple)):
         return RewardError(f"returned {type(scores).__name__}, must return a list of numbers")
+
     if len(scores) != count:
         return RewardError(
             f"returned {len(scores)} scores for {count} answers, must return one each"
         )
+
     return list(scores)
 
 
@@ -138,6 +141,7 @@ def _guarded(seconds: float) -> Iterator[None]:
     streams = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = map(_Unclosable, streams)
     os._exit = _refuse
+
     try:
         with _alarm(seconds):
             yield
@@ -195,6 +199,7 @@ def import_file(path: Path) -> Any:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
+
     try:
         with _guarded(0):
             spec.loader.exec_module(module)
@@ -202,6 +207,7 @@ def import_file(path: Path) -> Any:
     except (Exception, SystemExit, KeyboardInterrupt, _Exit) as error:  # noqa: BLE001
         text = " ".join(f"{type(error).__name__.lstrip('_')}: {error}".split())
         raise ConfigError(f"reward: {path} cannot be imported: {text}{where(error)}") from error
+
     return module
 
 

@@ -94,6 +94,7 @@ class Reward:
             return [None] * count, dict.fromkeys(range(count), str(whole))
         numbers: list[float | None] = []
         failures: dict[int, str] = {}
+
         for i in range(count):
             single = {key: [column[i]] for key, column in keywords.items()}
             (result,) = call_all([function], single, log.keywords(), self.seconds)
@@ -101,6 +102,7 @@ class Reward:
             numbers.append(value)
             if failure:
                 failures[i] = failure[0]
+
         return numbers, failures
 
     def _totals(
@@ -114,6 +116,7 @@ class Reward:
             elif not terms:
                 unscored += 1
             totals.append(sum(terms) if terms else math.nan)
+
         return totals, unscored
 
 
@@ -151,6 +154,7 @@ def _keywords(
         text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
         for prompt, text in zip(prompts, completions, strict=True)
     ]
+
     return {
         "prompts": prompts,
         "completions": shaped,
@@ -167,12 +171,14 @@ def _numbers(
         return [None] * count, dict.fromkeys(range(count), str(result))
     numbers: list[float | None] = []
     failures: dict[int, str] = {}
+
     for i, value in enumerate(result):
         try:
             numbers.append(number(value))
         except RewardError as error:
             numbers.append(None)
             failures[i] = str(error)
+
     return numbers, failures
 
 
@@ -184,10 +190,12 @@ def number(value: Any) -> float | None:
         value = value.item()
     if not isinstance(value, (bool, int, float)):
         raise RewardError(f"returned {value!r:.60}, must return numbers or None")
+
     try:
         finite = math.isfinite(value) and abs(value) <= LARGEST
     except OverflowError:
         finite = False
+
     if not finite:
         raise RewardError(f"returned {value!r:.60}, must return finite numbers or None")
     return float(value)

@@ -23,6 +23,7 @@ class RewardModel:
             raise ConfigError(
                 f"reward: {path} holds no config.json, must be a sequence-classification model"
             )
+
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
             self.model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -33,16 +34,19 @@ class RewardModel:
         except Exception as error:  # noqa: BLE001
             reason = " ".join(str(error).split())[:300]
             raise ConfigError(f"reward: {path} holds no reward model: {reason}") from error
+
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise ConfigError(
                 f"reward: {path} lacks the weights {missing}, must be a sequence-classification "
                 "model"
             )
+
         if self.model.config.num_labels != 1:
             raise ConfigError(
                 f"reward: {path} has {self.model.config.num_labels} outputs, must have one"
             )
+
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
@@ -61,6 +65,7 @@ class RewardModel:
                 input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
             ).logits
             scores += logits[:, 0].float().tolist()
+
         return scores
 
     def _encode(self, prompt: Any, completion: Any) -> list[int]:

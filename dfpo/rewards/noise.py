@@ -72,6 +72,7 @@ def corrupt(
         draws = uniforms(seed, Stream.PROMPT_NOISE, 0, inputs.prompt_ids, DRAWS)
     else:
         draws = uniforms(seed, Stream.NOISE, step, inputs.sample_ids, DRAWS)
+
     if noise.vote:
         rewards = vote(rewards, noise.vote, Labels(rewards, draws, inputs, low, high))
 
@@ -79,6 +80,7 @@ def corrupt(
     for kind, level in noise.levels.items():
         if kind != "vote":
             rewards = NOISES[kind].load()(rewards, level, labels)
+
     return rewards
 
 
@@ -120,6 +122,7 @@ def length_bias(rewards: Tensor, accuracy: float, labels: Labels) -> Tensor:
             within = torch.searchsorted(ordered, lengths, right=True)
             shorter = (below + within) / (2 * max(1, len(lengths)))
             rate[group] = 1 - shorter if label else shorter
+
     return flip(rewards, 2 * (1 - accuracy) * rate, labels)
 
 

@@ -35,6 +35,7 @@ def load_reward(
         functions = tuple(function for _, function in loaded)
     else:
         names, functions = ("verifier",), (verifier,)
+
     weights = settings.weights or (1.0,) * len(functions)
     return Reward(names, functions, weights, extract, settings.timeout)
 
@@ -75,6 +76,7 @@ def from_file(text: str, device: torch.device) -> tuple[str, RewardFunction] | N
     function = getattr(import_file(path), name, None)
     if not callable(function):
         raise ConfigError(f"reward: {path} defines no function {name}")
+
     return name, function
 
 

@@ -62,10 +62,12 @@ class View:
                 layer.enable_adapters(self.adapter is not None)
                 if self.adapter is not None:
                     layer.set_adapter(self.adapter)
+
         # peft trains the adapter that is on alone; here each that is trained always is.
         for name in (POLICY, CRITIC, FIRST):
             for parameter in adapter_weights(self.root, name).values():
                 parameter.requires_grad_(name in TRAINED)
+
         self.root._active_view = self.adapter
 
     def __repr__(self) -> str:
@@ -124,6 +126,7 @@ def add_adapters(model: PreTrainedModel, config: Config, has_critic: bool) -> tu
             target_modules="all-linear" if targets == ["all-linear"] else targets,
             task_type="CAUSAL_LM",
         )
+
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         for name in (POLICY, *([FIRST] if began else []), *([CRITIC] if has_critic else [])):
@@ -132,6 +135,7 @@ def add_adapters(model: PreTrainedModel, config: Config, has_critic: bool) -> tu
             except ValueError as error:
                 reason = " ".join(str(error).split())
                 raise ConfigError(f"lora.targets: {reason}") from None
+
     for parameter in model.parameters():
         parameter.requires_grad_(False)
 
@@ -141,6 +145,7 @@ def add_adapters(model: PreTrainedModel, config: Config, has_critic: bool) -> tu
         state = read_adapter(Path(config.model))
         for view in views:
             view.load_state_dict(state)
+
     return views
 
 

@@ -50,6 +50,7 @@ def micro_batches(
             most_rows = -(-(count - placed) // max(1, least - len(batches)))
             batches.append([row])
             prompt, answer = prompts[row], answers[row]
+
     return batches
 
 
@@ -69,6 +70,7 @@ def share_of(
         loads[process] += cost(batch)
         if process == processes.rank:
             mine.append(batch)
+
     return mine
 
 
@@ -117,6 +119,7 @@ def by_parts(
                     whole.tokens[name][index, : value.shape[1]] = value
                 else:
                     whole.answers[name][index] = value
+
     return _shared(whole, samples, processes)
 
 
@@ -135,9 +138,11 @@ def _shared(mine: Parts, samples: Samples, processes: Processes) -> Parts:
         lambda: [{n: (v.shape, v.dtype) for n, v in values.items()} for values in mine]
     )
     device = samples.mask.device
+
     for kind, names in enumerate(made):
         for name, (shape, dtype) in names.items():
             if name not in mine[kind]:
                 mine[kind][name] = torch.zeros(shape, dtype=dtype, device=device)
             processes.sum(mine[kind][name])
+
     return mine

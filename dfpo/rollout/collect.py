@@ -110,6 +110,7 @@ def noisy_rewards(
         domains=[domain_of(row) for row in answers.rows],
         votes=votes,
     )
+
     return corrupt(
         noise, clean, inputs, seed=config.seed, step=step,
         low=config.reward.low, high=config.reward.high,

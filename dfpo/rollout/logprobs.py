@@ -34,6 +34,7 @@ def from_logits(
     logprobs = logprobs.detach()
     # A token that cannot come, whose logit is -inf, adds nothing: 0 times a finite number.
     lowest = torch.finfo(logprobs.dtype).min
+
     return chosen, -(logprobs.exp() * logprobs.clamp_min(lowest)).sum(-1)
 
 
@@ -59,6 +60,7 @@ def from_hidden(
         for some in zip(hidden.split(rows), tokens.split(rows), strict=True)
     ]
     chosen, entropies = zip(*parts, strict=True)
+
     return torch.cat(chosen), torch.cat(entropies) if entropy else None
 
 

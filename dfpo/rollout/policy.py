@@ -146,6 +146,7 @@ def load_policy(
     if is_adapter(path):
         return _with_adapter(path, attention, dtype, merge=merge)
     source: dict[str, Any] = {"pretrained_model_name_or_path": path, "local_files_only": True}
+
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ConfigError(f"model: there is no file {path}")
@@ -154,16 +155,19 @@ def load_policy(
         raise ConfigError(
             f"model: {path} holds no config.json, must be a transformers model directory"
         )
+
     model, report = _read(
         AutoModelForCausalLM, "a causal language model", path,
         **source, dtype=torch.float32, output_loading_info=True,
         attn_implementation=attention_of(attention, dtype),
     )  # fmt: skip
+
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ConfigError(
             f"model: {path} lacks the weights {missing}, must hold all of a causal language model"
         )
+
     if path.suffix == ".gguf":
         # Its weights are plain float32 once read, but the model would refuse to be saved.
         model.hf_quantizer.remove_quantization_config(model)
@@ -172,6 +176,7 @@ def load_policy(
     if tokenizer.pad_token_id is None:
         # Padding is masked everywhere, so any token serves where there is no end token either.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+
     return model.eval(), tokenizer
 
 
@@ -216,6 +221,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     else:
         text = fill_template(tokenizer, prompt)
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+
     if not ids:
         raise ConfigError(f"prompt: {prompt!r} is no tokens, must be at least one")
     return ids
@@ -265,6 +271,7 @@ def _token_logprobs(
         "position_ids": positions(samples.attention_mask),
         "use_cache": False,
     }
+
     vocabulary = model.get_output_embeddings().weight.shape[0]
     if tokens.numel() * vocabulary <= logprobs.LOGITS_AT_ONCE or not _head_is_last(model):
         logits = model(**inputs, logits_to_keep=tokens.shape[1] + 1).logits[:, before]
@@ -274,6 +281,7 @@ def _token_logprobs(
         hidden.flatten(0, 1), tokens.flatten(), model.get_output_embeddings(), temperature,
         entropy=entropy,
     )  # fmt: skip
+
     return tuple(None if x is None else x.view_as(tokens) for x in parts)
 
 

@@ -67,6 +67,7 @@ class Processes:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+
         for bucket in _buckets([parameter.grad for parameter in parameters]):
             flat = self.sum(torch.cat([gradient.flatten() for gradient in bucket]))
             pieces = flat.split([gradient.numel() for gradient in bucket])
@@ -84,8 +85,10 @@ class Processes:
             # Whatever it is, the others must not wait for what never comes.
             except Exception as error:  # noqa: BLE001
                 made = [None, error]
+
         with _others():
             dist.broadcast_object_list(made, src=0)
+
         if made[1] is not None:
             raise made[1]
         return made[0]
@@ -112,5 +115,6 @@ def _buckets(gradients: list[Tensor]) -> Iterator[list[Tensor]]:
             bucket, size = [], 0
         bucket.append(gradient)
         size += bytes_more
+
     if bucket:
         yield bucket

@@ -73,6 +73,7 @@ class Sampler:
                     tokens[:, : made.shape[1]] = made
                 else:
                     tokens[row_index(rows, device), : made.shape[1]] = made
+
         return self._samples(ids, processes.sum(tokens))
 
     def _samples(self, ids: list[list[int]], tokens: Tensor) -> Samples:  # [B, limit]
@@ -96,6 +97,7 @@ class Sampler:
             mask=mask,
             truncated=~is_end.any(-1),
         )
+
         # The host knows them: nothing need ask the device again.
         vars(samples).update(prompt_lengths=[len(prompt) for prompt in ids], lengths=lengths)
         return samples

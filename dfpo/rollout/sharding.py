@@ -48,9 +48,11 @@ def shard(
         half = {}
     trunk = getattr(model, "trunk", model)
     blocks = getattr(trunk, "_no_split_modules", None) or ()
+
     for module in list(trunk.modules()):
         if type(module).__name__ in blocks:
             fully_shard(module, mesh=mesh, **half)
+
     if trunk is not model:
         fully_shard(trunk, mesh=mesh, **half)
     fully_shard(model, mesh=mesh, **(half if trunk is model else {}))
@@ -58,6 +60,7 @@ def shard(
     model.as_forward = MethodType(lambda self, compute: compute(), model)
     for name in ("as_forward", *methods):
         register_fsdp_forward_method(model, name)
+
     for part in _parts(model):
         # Sums, as everywhere here: what a loss divides by is the whole minibatch's already.
         part.set_gradient_divide_factor(1.0)
@@ -80,6 +83,7 @@ def whole(model: nn.Module) -> Iterator[None]:
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
+
     try:
         yield
     finally:
@@ -96,10 +100,12 @@ def gather_weights(model: nn.Module) -> dict[str, Tensor]:
     state = get_model_state_dict(model, options=options)
     # Tied weights are one tensor again, which is written once.
     first: dict[int, str] = {}
+
     for name, parameter in model.named_parameters(remove_duplicate=False):
         kept = first.setdefault(id(parameter), name)
         if kept != name and name in state:
             state[name] = state[kept]
+
     return state
 
 
@@ -132,6 +138,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> N
                 value = value.to(parameter.device)
                 mesh, placements = parameter.device_mesh, parameter.placements
                 values[name] = distribute_tensor(value, mesh, placements, src_data_rank=None)
+
     optimizer.load_state_dict(state)
 
 

@@ -50,6 +50,7 @@ def cast_votes(
     ).flatten(0, 1)
     asked = [row for row in unique.values() for _ in range(count)]
     finals: list[str | None] = []
+
     for start in range(0, len(asked), size):
         part = asked[start : start + size]
         samples = first.answer(
@@ -58,6 +59,7 @@ def cast_votes(
         )  # fmt: skip
         texts, _ = decode(first.tokenizer, samples)
         finals += [extract(text, domain_of(row)) for text, row in zip(texts, part, strict=True)]
+
     votes = {key: majority(finals[i * count : (i + 1) * count]) for i, key in enumerate(unique)}
     return [votes[prompt_id(row["prompt"])] for row in rows]
 

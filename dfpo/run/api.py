@@ -77,12 +77,14 @@ def train(
         held_out=read_data("eval_data", eval_data),
         rewards=functions,
     )
+
     named = {"model": model, "data": data, "eval_data": eval_data}
     chosen: dict[str, Any] = {"algorithm": algorithm}
     chosen |= {name: str(value) for name, value in named.items() if value is not None}
     if paths:
         chosen["reward.functions"] = paths
     own = {k: str(v) if isinstance(v, Path) else v for k, v in flatten(settings)}
+
     return Run(train_config(build_config(chosen | own | given.settings()), given=given))
 
 
@@ -123,6 +125,7 @@ def evaluate(
     own = {"model": str(path)} | dict(flatten(settings))
     config = build_config(stored | own | given.settings())
     model, metric, scores, _ = evaluate_model(path, config, given=given)
+
     return Evaluation(model, metric, scores)
 
 
@@ -239,6 +242,7 @@ class Run:
             mask=torch.ones(1, len(tokens), dtype=torch.bool, device=device),
             truncated=torch.zeros(1, dtype=torch.bool, device=device),
         )
+
         draws = torch.Generator(device).manual_seed(self.config.seed)
         estimate: Estimate = estimate_values(self.critic, samples, draws)
         return Values(

@@ -78,6 +78,7 @@ def _write(setup: Setup, progress: Progress, state: dict[str, Any], models: Mode
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise WriteError(f"checkpoint {whole}: {' '.join(str(error).split())}") from error
+
     _sync(folder)
     for old in _by_step(setup.run)[setup.config.checkpoint_keep :]:
         shutil.rmtree(old)
@@ -96,6 +97,7 @@ def restore(setup: Setup) -> Progress | None:
     if setup.critic_optimizer is not None:
         load_optimizer(setup.critic_optimizer, state["critic_optimizer"])
     set_random_state(state["random"], setup.generator)
+
     return Progress.from_state(state["progress"])
 
 
@@ -141,10 +143,12 @@ def _last_whole(run: Path) -> Path | None:
             "before it is used",
             file=sys.stderr,
         )
+
     if broken:
         raise ConfigError(
             f"resume: {run} has no whole checkpoint left, of {', '.join(broken)}; start it anew"
         )
+
     return None
 
 

@@ -36,14 +36,17 @@ def rollout_metrics(
         "advantage/std": targets.raw_advantages[mask].std(correction=0),
         "advantage/sign_agreement": _sign_agreement(targets, mask),
     }
+
     if estimate is not None:
         numbers |= _describe_values(rollout, estimate, targets)
     metrics = {name: float(value) for name, value in numbers.items()}
     prefix = "accuracy" if metric == "accuracy" else "domain"
     names = [domain_of(row) for row in rollout.answers.rows]
+
     for domain in dict.fromkeys(names):
         member = torch.tensor([name == domain for name in names], device=mask.device)
         metrics[f"{prefix}/{domain}"] = float(rollout.clean_rewards[member].mean())
+
     return metrics
 
 
@@ -71,6 +74,7 @@ def count_rewards(scored: Scored, config: Config) -> dict[str, float]:
     }
     parts = {name: scores[scores.isfinite()].mean() for name, scores in scored.parts.items()}
     logged = {f"reward/log/{name}": value for name, value in scored.logged.items()}
+
     return counts | {f"reward/of/{name}": float(mean) for name, mean in parts.items()} | logged
 
 

@@ -39,6 +39,7 @@ def evaluate_model(
         for row, text, value in zip(rows, texts, rewards.tolist(), strict=False):
             score = None if math.isnan(value) else value
             shown.append({"prompt": row["prompt"], "answer": text, "reward": score})
+
     return config.model, source.metric, scores, shown
 
 
@@ -54,10 +55,12 @@ def evaluate_target(target: Path, config: Config, show: int, as_json: bool) -> s
             "domains": scores,
         }
         return json.dumps(report | ({"answers": shown} if show else {}), indent=2)
+
     lines = [f"{policy}: {metric}, mean ± standard error", score_table({"": scores})]
     for line in shown:
         lines += ["", f"prompt: {_last_text(line['prompt'])}"]
         lines += [f"greedy answer (reward {line['reward']}): {line['answer']}"]
+
     return "\n".join(lines)
 
 

@@ -35,6 +35,7 @@ def evaluate(
     by_mode = {mode: _rewards(sampler, flat, reward, config, mode) for mode in MODES}
     scores: Scores = {}
     start = 0
+
     for domain, splits in held_out.items():
         for split, chosen in splits.items():
             part = slice(start, start + len(chosen))
@@ -42,6 +43,7 @@ def evaluate(
             if chosen:
                 cell = _cell({mode: values[part] for mode, values in by_mode.items()})
                 scores.setdefault(domain, {})[split] = cell
+
     return scores
 
 
@@ -99,6 +101,7 @@ def score_table(columns: dict[str, Scores]) -> str:
                         value, error = cell[mode], cell[f"{mode}_se"]
                     line.append(f"{value:.3f} ± {error:.3f}")
             lines.append(line)
+
     labels = [f"{m} {c}".strip() for m in ("T=1", "greedy") for c in columns]
     return tabulate(lines, headers=["", "domain", *labels], disable_numparse=True)
 
@@ -126,6 +129,7 @@ def _rewards(
             ids = torch.arange(start, start + len(chunk), device=sampler.policy.device)
             draws = uniforms(config.eval.seed, Stream.EVALUATION, 0, ids, length)
         rewards.append(answer(sampler, chunk, reward, length, draws)[1])
+
     return torch.cat(rewards)
 
 

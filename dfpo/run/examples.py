@@ -57,6 +57,7 @@ def find_examples(
             if example is not None:
                 shown.append(example)
                 break
+
     return shown
 
 
@@ -73,6 +74,7 @@ def predict(critic: Critic, examples: list[Example], config: Config) -> list[Fan
             values = quantiles[i][mask[i]].numpy()
             slip = example.slip if i == 1 else None
             fans.append(Fan(example.domain, label, example.words[i], slip, values))
+
     return fans
 
 
@@ -98,6 +100,7 @@ def _right_and_wrong(
     slip = None
     if _verified(domain, config):
         slip = slip_position(texts[chosen[1]].split(), row["answer"].split())
+
     return Example(domain, samples.select(chosen), words, slip)
 
 

@@ -49,6 +49,7 @@ class Given:
             "eval_data": (self.held_out, "eval_data.jsonl"),
         }
         folder = run.absolute()
+
         return {
             key: str(folder / name) for key, (value, name) in places.items() if value is not None
         }
@@ -81,6 +82,7 @@ def read_model(model: Any) -> Loaded | None:
             f"model: is {type(model).__name__}, must be a path, or (model, tokenizer) of "
             "transformers"
         )
+
     tokenizer = copy.deepcopy(model[1])
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
@@ -97,11 +99,13 @@ def read_data(name: str, data: Any) -> list[Row] | None:
         raise ConfigError(
             f"{name}: is {type(data).__name__}, must be a path, a list of rows or a Dataset"
         )
+
     rows = check_rows(name, ((f"row {i}", row) for i, row in enumerate(data, start=1)))
     try:
         json.dumps(rows)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"{name}: rows must hold text, numbers and lists: {error}") from None
+
     return rows
 
 

@@ -69,6 +69,7 @@ def _held(path: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
     else:
         raise AtWork(_who(path))
+
     with os.fdopen(descriptor, "w") as file:
         json.dump(owner, file)
 
@@ -99,6 +100,7 @@ def _is_stale(path: Path) -> bool:
     except (OSError, ValueError):
         # Gone by now, or just made: its maker has not written yet.
         return not path.exists()
+
     if owner["host"] != socket.gethostname():
         return age > STALE
     return owner["boot"] != _boot() or _started(owner["pid"]) != owner["started"]

@@ -35,6 +35,7 @@ def problem_of(folder: Path, run_id: str, step: int) -> str | None:
         listed = {name: (item["size"], item["sha256"]) for name, item in said["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{NAME} cannot be read"
+
     if text != _text(content):
         return f"{NAME} is not as it was written"
     if (said["run"], said["step"]) != (run_id, step):
@@ -43,8 +44,10 @@ def problem_of(folder: Path, run_id: str, step: int) -> str | None:
     there = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()} - {NAME}
     for name in sorted(listed.keys() - there):
         return f"{name} is missing"
+
     for name in sorted(there - listed.keys()):
         return f"{name} does not belong to it"
+
     for name, (size, sha256) in listed.items():
         path = folder / name
         try:
@@ -54,6 +57,7 @@ def problem_of(folder: Path, run_id: str, step: int) -> str | None:
                 return f"{name} is not as it was written"
         except OSError as error:
             return f"{name} cannot be read: {error.strerror}"
+
     return None
 
 
@@ -64,6 +68,7 @@ def fingerprint(model: Path) -> str:
     files = [model] if model.is_file() else sorted(
         path for path in model.glob("*") if path.suffix in (".safetensors", ".json", ".bin")
     )  # fmt: skip
+
     for path in files:
         size = path.stat().st_size
         sha.update(f"{path.name} {size}\n".encode())
@@ -71,6 +76,7 @@ def fingerprint(model: Path) -> str:
             for i in range(PIECES):
                 file.seek(size * i // PIECES)
                 sha.update(file.read(PIECE))
+
     return sha.hexdigest()
 
 

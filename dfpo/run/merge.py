@@ -19,6 +19,7 @@ def merge(target: Path, output: Path) -> None:
     if output.exists():
         raise ConfigError(f"output: {output} exists already, must be a new directory")
     model, tokenizer = load_policy(target)
+
     try:
         model.save_pretrained(output)
         tokenizer.save_pretrained(output)

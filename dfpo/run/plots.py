@@ -89,8 +89,10 @@ def plot_training(metrics: list[dict[str, Any]], config: Config) -> plt.Figure:
     top.set(title="Reward of sampled answers", ylabel="mean reward")
     top.legend(loc="lower right")
     domains = {k: None for m in metrics for k in m if k.startswith(("accuracy/", "domain/"))}
+
     for key, colour in zip(domains, DOMAIN_COLOURS, strict=False):
         curve(right, key, key.partition("/")[2], colour)
+
     verified = all(key.startswith("accuracy/") for key in domains)
     right.set(title=f"{'Accuracy' if verified else 'Reward'} by domain")
     if verified:
@@ -98,6 +100,7 @@ def plot_training(metrics: list[dict[str, Any]], config: Config) -> plt.Figure:
     right.legend(loc="upper left", ncols=3, bbox_to_anchor=(0, 0.12), fontsize=8)
     curve(kl, "kl", "KL", GREY)
     kl.set(title="Distance from the first policy", ylabel="KL, nats per answer", xlabel="step")
+
     if any("value/mean" in m for m in metrics):
         curve(fit, "value/explained_variance", "explained variance", GREEN)
         curve(fit, "value/bias", "mean bias / reward range", RED, scale)
@@ -106,16 +109,19 @@ def plot_training(metrics: list[dict[str, Any]], config: Config) -> plt.Figure:
     else:
         curve(fit, "advantage/sign_agreement", "advantages of the clean sign", GREEN)
         fit.set(title="Advantages against the clean reward", xlabel="step", ylim=(0, 1.02))
+
     fit.legend(loc="lower right")
     warmup = min(config.critic.warmup_steps, len(steps))
     for ax in axes.flat:
         if warmup:
             ax.axvspan(-0.5, warmup - 0.5, color=GREY, alpha=0.1, linewidth=0)
+
     if warmup:
         top.text(
             warmup / 2 - 0.5, 0.97, "critic warm-up", color=GREY, fontsize=7, rotation=90,
             ha="center", va="top", transform=top.get_xaxis_transform(),
         )  # fmt: skip
+
     return figure
 
 
@@ -133,6 +139,7 @@ def plot_scores(before: Scores, after: Scores, metric: str) -> plt.Figure:
         1, len(splits), figsize=(4 * len(splits), 3), sharey=True, constrained_layout=True,
         squeeze=False,
     )  # fmt: skip
+
     for ax, split in zip(axes[0], splits, strict=True):
         names = [name for name in before if split in before[name]]
         names += ["mean"] if len(names) > 1 else []
@@ -151,6 +158,7 @@ def plot_scores(before: Scores, after: Scores, metric: str) -> plt.Figure:
         ax.set(title=title, xticks=range(len(names)), xticklabels=names)
         if metric == "accuracy":
             ax.set_ylim(-0.02, 1.04)
+
     axes[0, 0].set_ylabel(f"{metric} (open: before, filled: after)")
     axes[0, 0].legend(loc="lower left")
     return figure
@@ -162,10 +170,13 @@ def plot_value_fan(fans: list[Fan]) -> plt.Figure:
     figure, axes = plt.subplots(
         lines, 2, figsize=(11, 2.5 * lines), sharey=True, constrained_layout=True, squeeze=False
     )
+
     for ax, fan in zip(axes.flat, fans, strict=True):
         _fan(ax, fan)
+
     for ax in axes[:, 0]:
         ax.set_ylabel("predicted return")
+
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8
     )
@@ -189,6 +200,7 @@ def _fan(ax: plt.Axes, fan: Fan) -> None:
         bounds = np.percentile(fan.quantiles, [low, high], axis=1)
         label = f"{low} to {high} %"
         ax.fill_between(x, *bounds, color=BLUE, alpha=alpha, linewidth=0, label=label)
+
     ax.plot(x, fan.quantiles.mean(1), color=BLUE, linewidth=1.5, label="mean")
     ax.set_title(f"{fan.domain}, {fan.label} answer")
     if fan.slip is not None:
@@ -198,6 +210,7 @@ def _fan(ax: plt.Axes, fan: Fan) -> None:
             fan.slip + 0.2, 1.03, f"slip: {word}", color=RED, fontsize=8, va="bottom",
             transform=ax.get_xaxis_transform(),
         )  # fmt: skip
+
     shown = x[:: max(1, len(x) // MOST_LABELS)]
     ax.set_xticks(shown, [fan.words[i] for i in shown], rotation=90, fontsize=6.5)
     ax.set(xlim=(-0.5, len(x) - 0.5))
@@ -216,6 +229,7 @@ def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
     returns = [(clean, BLUE, "clean return")]
     if config.noise != "none":
         returns.append((noisy, ORANGE, "return seen in training"))
+
     for observed, colour, label in returns:
         groups = [bins == b for b in np.unique(bins)]
         centres = [predicted[g].mean() for g in groups]
@@ -226,6 +240,7 @@ def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
         left.errorbar(
             centres, means, errors, color=colour, marker="o", markersize=4, linewidth=1, label=label
         )
+
     low, high = config.reward.low, config.reward.high
     left.plot([low, high], [low, high], color=GREY, linewidth=0.8, linestyle="--")
     margin = 0.03 * (high - low)
@@ -245,6 +260,7 @@ def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
         title="Distribution: rank of the return in the prediction",
         xlabel="probability integral transform", ylabel="density (1 = calibrated)",
     )  # fmt: skip
+
     return figure
 
 

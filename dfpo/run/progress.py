@@ -35,6 +35,7 @@ class ValueRecord(NamedTuple):
         # An odd stride meets every position of answers of equal length.
         stride = max(1, int(length.sum()) // RECORDED_TOKENS) | 1
         kept = (x[::stride].cpu().numpy() for x in (estimate.quantiles[mask].float(), *per_token))
+
         return ValueRecord(*kept)
 
 

@@ -27,6 +27,7 @@ def choose_run(config: Config) -> Path:
     stem = config.name or f"{config.algorithm}-seed{config.seed}"
     run = Path(config.runs_dir) / stem
     count = 1
+
     while run.exists() or run.is_symlink():
         if config.name:
             raise ConfigError(
@@ -35,6 +36,7 @@ def choose_run(config: Config) -> Path:
             )
         count += 1
         run = Path(config.runs_dir) / f"{stem}-{count}"
+
     return run
 
 
@@ -47,11 +49,13 @@ def check_name(name: str) -> None:
         raise ConfigError(
             f"name: is {shown}, of {len(name)} letters, must take at most {LONGEST_NAME} bytes"
         )
+
     if any(c in "/\\" or not c.isprintable() for c in name) or name.startswith("."):
         raise ConfigError(
             f"name: is {shown}, must be one folder's name: no separator, no control character, no "
             "dot at its start"
         )
+
     if name.split(".")[0].upper() in RESERVED or name.endswith("."):
         raise ConfigError(f"name: is {shown}, must not be a name that an operating system reserves")
 

@@ -90,10 +90,12 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
             f"noise: is {config.noise}, but votes need a task whose final answers can be compared: "
             "a built-in suite or benchmarks"
         )
+
     if config.lora.rank:
         policy, first_policy = add_adapters(policy, config, has_trunk(config))
     else:
         first_policy = copy.deepcopy(policy)
+
     check_trackers(config)
     new = Processes.here().from_lead(lambda: run or choose_run(config))
     config = dataclasses.replace(config, micro_tokens=micro_tokens(config, policy))
@@ -110,10 +112,12 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
         name_base(policy, Path(config.model or shipped_policy(config.task)))
     critic = build_critic(first_policy, config)
     trunk = getattr(critic, "trunk", None)
+
     if isinstance(trunk, torch.nn.Module):
         set_compute_dtype(trunk, compute_dtype(config.dtype, device))
         if config.gradient_checkpointing:
             checkpoint_gradients(trunk)
+
     place(critic.to(device), config, ("estimate", "loss"))
     place(first_policy, config)
     policy_optimizer, critic_optimizer = build_optimizers(policy, critic, config)
@@ -160,6 +164,7 @@ def build_optimizers(
         if own:
             groups.append({"params": own, "lr": config.critic.learning_rate})
         return torch.optim.AdamW(groups, **trained), None
+
     critic_optimizer = torch.optim.AdamW(own, lr=config.critic.learning_rate, **trained)
     return torch.optim.AdamW(groups, **trained), critic_optimizer
 
@@ -175,6 +180,7 @@ def load_parts(
     set_seed(config.seed)
     dtype = compute_dtype(config.dtype, device)
     model = config.model or shipped_policy(config.task)
+
     if given.model is not None:
         policy, tokenizer = given.model
         # Adapters go into the model itself, which stays the user's.
@@ -183,6 +189,7 @@ def load_parts(
     else:
         merge = not config.lora.rank
         policy, tokenizer = load_policy(model, config.attention, dtype, merge=merge)
+
     set_threads(config, policy)
     policy = policy.to(device)
     chat = tokenizer.chat_template is not None
@@ -196,6 +203,7 @@ def load_parts(
     ]
     known = source.rows or source.training(0, config.rollout.prompts)
     check_prompts([*known, *held_out], policy, tokenizer, config)
+
     return policy, tokenizer, source, reward
 
 
@@ -226,12 +234,14 @@ def start_processes(config: Config) -> torch.device:
         torch.cuda.set_device(device)
     if device != "cpu" and "LOCAL_RANK" in os.environ:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
     try:
         accelerator = Accelerator(cpu=device == "cpu")
     # What a launcher's configuration asks for may not be installed, or not be possible here.
     except (ImportError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"accelerate: cannot start as its configuration asks: {reason}") from None
+
     check_launcher(accelerator)
     return accelerator.device
 
@@ -244,11 +254,13 @@ def check_launcher(accelerator: Accelerator) -> None:
             f"accelerate: its configuration asks for {accelerator.distributed_type.value}, must be "
             "plain processes (MULTI_GPU or MULTI_CPU); memory is shared out by --shard"
         )
+
     if accelerator.mixed_precision != "no":
         raise ConfigError(
             f"accelerate: its configuration asks for {accelerator.mixed_precision}, must leave "
             "mixed precision to this run's --dtype"
         )
+
     if accelerator.gradient_accumulation_steps != 1:
         raise ConfigError(
             "accelerate: its configuration or environment asks for "
@@ -312,16 +324,19 @@ def probe_reward(
         prompts, length, uniforms=draws, temperature=config.rollout.temperature
     )
     completions, token_ids = decode(sampler.tokenizer, samples)
+
     try:
         values = reward(rows, completions, token_ids, strict=True).values
     except RewardError as error:
         raise ConfigError(f"reward: {error}") from error
+
     scored = values[values.isfinite()]
     if not len(scored):
         raise RunError(
             f"reward: {', '.join(reward.names)} scores none of {len(rows)} answers to the first "
             "prompts (None for all), so there is nothing to learn from"
         )
+
     return scored
 
 
@@ -341,6 +356,7 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
     if critic_rate is None and is_read(config, "critic.learning_rate"):
         critic_rate = 1e-3 if small else 1e-5
     low, high, clip = reward.low, reward.high, critic.clip_returns
+
     if low is not None:
         bounded = True
     else:
@@ -349,6 +365,7 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
         if bool(((probed < 0) | (probed > 1)).any()):
             low, high = range_of(probed)
         bounded = binary or not reward.functions
+
     if clip is None and is_read(config, "critic.clip_returns"):
         clip = bounded
     return dataclasses.replace(
@@ -378,11 +395,13 @@ def range_of(probed: Tensor) -> tuple[float, float]:
     digits = 2 - math.floor(math.log10(spread))
     low, high = (round(mean + sign * spread, digits) for sign in (-1, 1))
     scales = 1e-12 <= spread <= 1e12
+
     if not scales or float(torch.tensor(low)) >= float(torch.tensor(high)):
         raise ConfigError(
             f"reward: the first ones lie around {mean:g} -+ {spread:g}, must spread over 1e-12 to "
             "1e12, and by more than float32 rounds them by: scale them or take their offset off"
         )
+
     return low, high
 
 

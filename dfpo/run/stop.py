@@ -56,6 +56,7 @@ def exit_status(command: str, work: Callable[[], None]) -> int:
     except Stopped as stopped:
         _say(f"{command}: {stopped}")
         return 128 + stopped.signum
+
     return 0
 
 
@@ -81,6 +82,7 @@ class StopRequest:
             yield self
             return
         before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+
         try:
             yield self
         finally:

@@ -28,11 +28,13 @@ def start_trackers(config: Config, run: Path) -> list[GeneralTracker]:
     }
     settings = dict(_scalars("", dataclasses.asdict(config)))
     started = []
+
     for name in config.trackers:
         tracker = makers[name]()
         tracker.start()
         tracker.store_init_configuration(settings)
         started.append(tracker)
+
     return started
 
 

@@ -84,6 +84,7 @@ def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:
         progress.fans = predict(setup.critic, examples, setup.config)
     run_steps(setup, stop, progress, examples, log, trackers)
     finish(setup, progress, log, trackers)
+
     return setup.run
 
 
@@ -153,6 +154,7 @@ def run_steps(
         range(progress.step, config.steps), desc="train", unit="step",
         initial=progress.step, total=config.steps, disable=not Processes.here().leads,
     )  # fmt: skip
+
     for step in progress_bar:
         with stop.step():
             record = train_step(setup, progress, examples, step)
@@ -190,6 +192,7 @@ def finish(
     if not Processes.here().leads:
         return
     checkpoint.write_models(run, setup, models)
+
     if config.plots:
         from dfpo.run.plots import plot_run  # matplotlib, which only drawing needs
 
@@ -199,8 +202,10 @@ def finish(
             records=progress.records, fans=progress.fans,
         )  # fmt: skip
         track_images(trackers, run / "plots", config.steps)
+
     for tracker in trackers:
         tracker.finish()
+
     progress.tick()
     write_json(run / "summary.json", run_summary(setup, progress, after, log.records))
     if after:
@@ -220,11 +225,13 @@ def train_step(
     rows = setup.source.training(step, config.rollout.prompts)
     if setup.source.rows is None:
         check_prompts(rows, setup.policy, setup.tokenizer, config)
+
     with clock("rollout"):
         rollout = collect(
             setup.sampler, setup.first, rows,
             reward=setup.reward, noise=setup.noise, config=config, step=step,
         )  # fmt: skip
+
     tokens = int(rollout.samples.mask.sum())
     metrics = {"step": step, "tokens": tokens, **count_rewards(rollout.scored, config)}
     if len(rollout.answers):
@@ -242,6 +249,7 @@ def train_step(
         metrics |= rollout_metrics(rollout, estimate, targets, setup.source.metric) | losses
         if estimate is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
             progress.records.append(ValueRecord.from_rollout(rollout, estimate))
+
     if examples and step + 1 == config.critic.warmup_steps:
         # The last moment at which the examples are the policy's own.
         progress.fans = predict(setup.critic, examples, config)
@@ -273,6 +281,7 @@ def headline(record: dict[str, float], progress: Progress) -> dict[str, str]:
         words["unscored"] = str(progress.unscored)
     if progress.invalid:
         words["invalid"] = f"{progress.invalid} ({progress.problem})"
+
     return words
 
 
@@ -315,6 +324,7 @@ def describe_start(setup: Setup, progress: Progress) -> str:
         text += f", rewards scaled by [{low:g}, {high:g}]"
     if progress.step:
         text += f"; continues after {progress.step} of {config.steps} steps"
+
     return text
 
 

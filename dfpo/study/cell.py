@@ -56,6 +56,7 @@ def train_cell(cell: Cell) -> None:
     log = cell.run.with_suffix(".log").open("a")
     for stream in (1, 2):
         os.dup2(log.fileno(), stream)
+
     # A cell of a killed comparison may be alive a moment longer; two must not train one run.
     fcntl.flock(log, fcntl.LOCK_EX)
     status = exit_status("dfpo train", lambda: start_or_resume(cell))
@@ -64,6 +65,7 @@ def train_cell(cell: Cell) -> None:
         if cell.validation:
             result["validation"] = validate(cell.run, cell.validation)
         write_json(cell.result, result)
+
     sys.exit(status)
 
 
@@ -105,6 +107,7 @@ def cell_result(cell: Cell) -> dict[str, Any]:
     before, after = (benchmark_means(benchmarks, when) for when in ("before", "after"))
     fell = bool(benchmarks) and collapsed(before["all"], after["all"], config.reward.low)
     updates = sum("loss/policy" in m for m in metrics)
+
     return {
         "domain": cell.domain,
         "noise": cell.noise,
@@ -140,6 +143,7 @@ def _benchmarks(domains: dict[str, dict[str, Scores]]) -> dict[str, dict[str, fl
                 for mode, suffix in (("sampled", ""), ("greedy", "_greedy")):
                     cell[f"{when}{suffix}"] = _number(scores[mode])
                     cell[f"{when}{suffix}_se"] = _number(scores[f"{mode}_se"])
+
     return benchmarks
 
 
@@ -153,11 +157,13 @@ def benchmark_means(benchmarks: dict[str, dict[str, float]], when: str) -> dict[
         "all": list(benchmarks),
     }
     means = {}
+
     for mode in ("", "_greedy"):
         for group, names in groups.items():
             values = [benchmarks[name][when + mode] for name in names]
             if values:
                 means[group + mode] = math.nan if None in values else fmean(values)
+
     return means
 
 
@@ -172,12 +178,14 @@ def validate(run: Path, validation: Validation) -> dict[str, float]:
     checkpoint.restore(setup)
     told = []
     count = setup.config.rollout.prompts
+
     for step in range(math.ceil(validation.prompts / count)):
         rollout = collect(
             setup.sampler, setup.first, setup.source.training(step, count),
             reward=setup.reward, noise=setup.noise, config=setup.config, step=step,
         )  # fmt: skip
         told.append(rollout.rewards)
+
     rewards = torch.cat(told).double()
     error = float(rewards.std() / len(rewards) ** 0.5)
     return {"noisy": float(rewards.mean()), "noisy_se": error, "answers": len(rewards)}

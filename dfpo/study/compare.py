@@ -53,10 +53,12 @@ def compare(
         command = "dfpo.compare(recipe)"
         if source is None:
             command = command_line("compare", None, output, seeds, flags)
+
     recipe = narrow(recipe, output, seeds)
     cells = grid(recipe, read_tuned(recipe))
     failed = run(recipe.output, cells, jobs, command)
     results = read_results(cells)
+
     if results:
         write_tables(recipe.output, results, recipe.baseline, command)
         from dfpo.study.plots import plot_comparison  # matplotlib, which only drawing needs
@@ -66,6 +68,7 @@ def compare(
         print(f"results.jsonl, table.md, table.tex and plots in {recipe.output}")
         if said := mixed_versions(results):
             print(f"dfpo compare: {said}", file=sys.stderr)
+
     if failed:
         raise failed
     return Compared(recipe.output, recipe.baseline, results)

@@ -38,6 +38,7 @@ def run(output: Path, cells: list[Cell], jobs: int | None, command: str) -> RunE
     with StopRequest().listen():
         check_begun(cells)
         check_loads(cells)
+
     with locked(output):
         for each in cells:
             write_settings(each)
@@ -48,6 +49,7 @@ def run(output: Path, cells: list[Cell], jobs: int | None, command: str) -> RunE
         finally:
             lines = [json.dumps(result) + "\n" for result in read_results(cells)]
             (output / "results.jsonl").write_text("".join(lines))
+
     if not failed:
         return None
     first, said = next(iter(failed.items()))
@@ -93,6 +95,7 @@ def check_loads(cells: list[Cell]) -> None:
         config = build_config(cell.settings)
         key = (config.model, config.task, config.data, config.eval_data, config.reward.functions)
         parts.setdefault((*key, config.device), (cell, config))
+
     for cell, config in parts.values():
         try:
             load_parts(config)

@@ -61,6 +61,7 @@ def plot_curves(curves: Curves) -> plt.Figure:
         sharex=True, sharey=True, constrained_layout=True, squeeze=False,
     )  # fmt: skip
     colour = colours([key[2] for key in curves])
+
     for (domain, noise, arm), values in curves.items():
         ax = axes[rows.index(domain), columns.index(noise)]
         smoothed = np.array([smooth(seed) for seed in values])
@@ -70,10 +71,13 @@ def plot_curves(curves: Curves) -> plt.Figure:
             low, high = smoothed.min(0), smoothed.max(0)
             ax.fill_between(steps, low, high, color=colour[arm], alpha=0.15, linewidth=0)
         ax.set_title(f"{domain}, {noise}")
+
     for ax in axes[:, 0]:
         ax.set_ylabel("clean training reward")
+
     for ax in axes[-1]:
         ax.set_xlabel("step")
+
     _legend(figure, colour)
     return figure
 
@@ -88,6 +92,7 @@ def plot_levels(results: list[Result]) -> plt.Figure:
         sharey=True, constrained_layout=True, squeeze=False,
     )  # fmt: skip
     colour = colours(arms)
+
     for y, domain in enumerate(rows):
         for x, group in enumerate(known):
             ax = axes[y, x]
@@ -116,8 +121,10 @@ def plot_levels(results: list[Result]) -> plt.Figure:
             ax.axhline(start, color=GREY, linewidth=0.8, linestyle=":")
             ax.set_xticks(range(len(noises)), noises, rotation=20 if len(noises) > 3 else 0)
             ax.set_title(f"{GROUPS[group]}, {domain}")
+
     for ax in axes[:, 0]:
         ax.set_ylabel(f"final {results[0]['metric']} (dotted: first policy)")
+
     _legend(figure, colour)
     return figure
 
@@ -134,6 +141,7 @@ def plot_differences(results: list[Result], baseline: str) -> plt.Figure:
         sharex=True, sharey=True, constrained_layout=True, squeeze=False,
     )  # fmt: skip
     colour = colours([key[2] for key in grouped])
+
     for key, group, difference in rows:
         ax, y = axes[0, known.index(group)], names.index(key)
         shade = colour[key[2]]
@@ -143,9 +151,11 @@ def plot_differences(results: list[Result], baseline: str) -> plt.Figure:
         seeds = [100 * (v - base[s]) for s, v in per_seed(grouped[key], group).items() if s in base]
         ax.scatter(seeds, [y + 0.22] * len(seeds), color=shade, s=9, alpha=0.7, linewidth=0)
         ax.scatter(100 * difference.mean, y, color="white", edgecolor=shade, s=26, zorder=3)
+
     for x, group in enumerate(known):
         axes[0, x].axvline(0, color=GREY, linewidth=0.8)
         axes[0, x].set(title=GROUPS[group], xlabel=f"points above {baseline}")
+
     axes[0, 0].set_yticks(range(len(names)), [f"{n[2]}   {n[0]} {n[1]}" for n in names])
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
     return figure

@@ -109,9 +109,11 @@ def parse_recipe(tree: Mapping[str, Any], folder: Path, flags: Settings) -> Reci
     if not isinstance(baseline, str) or baseline not in arms:
         raise ConfigError(f"baseline: is {baseline!r}, must be one of the arms {', '.join(arms)}")
     output, tuned = tree.get("output"), tree.get("tuned")
+
     for name, value in (("output", output), ("tuned", tuned)):
         if value is not None and (not isinstance(value, str) or not value):
             raise ConfigError(f"{name}: is {value!r}, must be a path")
+
     if output is None:
         raise ConfigError("output: is not given, must be the directory to write into")
     seeds = _seeds("seeds", tree.get("seeds", 5))
@@ -120,6 +122,7 @@ def parse_recipe(tree: Mapping[str, Any], folder: Path, flags: Settings) -> Reci
     noises = axes["noises"] or {str(common.get("noise", Config.noise)): {}}
     domains = axes["domains"] or {_default_domain(common): {}}
     search = _search(tree["tune"], seeds, arms, noises, domains) if "tune" in tree else None
+
     return Recipe(
         Path(output), baseline, seeds, base, arms, noises, domains, flags,
         folder / tuned if tuned else None, search,
@@ -181,6 +184,7 @@ def make_cell(
         f"arm {arm}": own,
     }
     varied: Settings = {}
+
     for part, settings in parts.items():
         for name in settings.keys() & varied.keys():
             raise ConfigError(f"{part}: {name} is set by another axis too, must be by one")
@@ -190,15 +194,18 @@ def make_cell(
                 "be called by what did not run"
             )
         varied |= settings
+
     # What the base and the flags say holds for the arms that read it.
     shared = only_read(recipe.base | recipe.flags, varied)
     settings = QUIET | shared | varied | {"seed": seed}
     if validation:
         settings["eval.prompts"] = 0
+
     try:
         steps = build_config(settings).steps
     except ConfigError as error:
         raise ConfigError(f"{', '.join(parts)}: {error}") from None
+
     run = folder / domain / noise / arm / f"seed{seed}"
     return Cell(domain, noise, arm, seed, settings, varied, steps, run, validation)
 
@@ -215,12 +222,14 @@ def _entries(axis: str, value: Any) -> dict[str, Settings]:
         entries = {str(name): _settings(f"{axis}.{name}", own) for name, own in value.items()}
     else:
         raise ConfigError(f"{axis}: is {value!r}, must be a list of names or a mapping of settings")
+
     for name in entries:
         if not NAME.fullmatch(name) or name.startswith("."):
             raise ConfigError(
                 f"{axis}: is called {name!r}, which names a directory: letters, digits and .,:=+-_ "
                 "alone; give it a name and its setting, NAME: {" + AXES[axis] + ": ...}"
             )
+
     return entries
 
 
@@ -257,15 +266,18 @@ def _search(
     _check_keys("tune.", tree, known)
     seeds = _seeds("tune.seeds", tree.get("seeds", [1000, 1001]))
     prompt_seed, prompts = tree.get("prompt_seed", 2000), tree.get("prompts", 256)
+
     for name, value in (("prompt_seed", prompt_seed), ("prompts", prompts)):
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value < 2**31:
             raise ConfigError(f"tune.{name}: is {value!r}, must be an integer from 1 to 2147483647")
+
     shared = set(reported) & {*seeds, prompt_seed} or set(seeds) & {prompt_seed}
     if shared:
         raise ConfigError(
             f"tune: seed {min(shared)} is used twice; the seeds of tuning, of its prompts and of "
             "the comparison must differ"
         )
+
     chosen = {}
     for axis, known in (("noises", noises), ("domains", domains)):
         names = tree.get(axis, list(known))
@@ -275,6 +287,7 @@ def _search(
                     f"tune.{axis}: is {names!r}, must be a list of {', '.join(known)}"
                 )
         chosen[axis] = tuple(names) if isinstance(names, list) else (names,)
+
     spaces = _spaces(tree.get("arms", {}), arms)
     together = _together(tree.get("together", []), spaces)
     return Search(seeds, prompts, prompt_seed, **chosen, arms=spaces, together=together)
@@ -299,6 +312,7 @@ def _spaces(tree: Any, arms: dict[str, Settings]) -> dict[str, dict[str, list[An
     spaces = {arm: dict(flatten(own)) for arm, own in tree.items()}
     _check_keys("tune.arms.", spaces, tuple(arms))
     counts = {}
+
     for arm in arms:
         if not spaces.get(arm):
             raise ConfigError(
@@ -311,6 +325,7 @@ def _spaces(tree: Any, arms: dict[str, Settings]) -> dict[str, dict[str, list[An
                     f"tune.arms.{arm}.{name}: is {values!r}, must be a list of values"
                 )
             counts[arm] *= len(values)
+
     if len(set(counts.values())) > 1:
         said = ", ".join(f"{arm} {count}" for arm, count in counts.items())
         raise ConfigError(f"tune.arms: have {said} trials, must have equally many: one budget")

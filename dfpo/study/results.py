@@ -48,6 +48,7 @@ def paired(
             values = per_seed(runs, group)
             if values:
                 pairs.append((key, group, paired_difference(values, per_seed(against, group))))
+
     return pairs
 
 

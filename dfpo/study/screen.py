@@ -30,6 +30,7 @@ def make_board() -> Callable[[Work, Cell | None], None]:
             drawn = 0
         if ended is not None:
             print(ending(work, ended), flush=True)
+
         if live:
             # A line that wraps, or one above the window, could not be drawn over.
             width, height = shutil.get_terminal_size()
@@ -50,6 +51,7 @@ def ending(work: Work, cell: Cell) -> str:
     else:
         result = json.loads(cell.result.read_text())
         outcome = ", ".join([*score_words(result), f"{result['cost']['cpu_seconds']:.0f} CPU-s"])
+
     return f"[{done}/{len(work.cells)}] {cell.label}: {outcome}; {remaining(work)}"
 
 
@@ -87,6 +89,7 @@ def table(work: Work, height: int = 1000) -> str:
         cell: json.loads(cell.result.read_text()) for cell in work.cells if cell.result.exists()
     }
     rows = []
+
     for key in dict.fromkeys((c.domain, c.noise, c.arm) for c in work.cells):
         cells = [c for c in work.cells if (c.domain, c.noise, c.arm) == key]
         known = [results[c]["after"] for c in cells if c in results]
@@ -95,9 +98,11 @@ def table(work: Work, height: int = 1000) -> str:
             f"seed {c.seed}: {steps_done(c)}/{c.steps}" for c in work.running.values() if c in cells
         ]
         rows.append([*key, f"{len(known)}/{len(cells)}", *means, ", ".join(busy)])
+
     if len(rows) + 3 > height:
         rows = [row for row in rows if row[-1]][: max(0, height - 3)]
     headers = ["domain", "noise", "arm", "done", "ID AVG", "OOD AVG", "running"]
     clock = time.strftime("%H:%M:%S")
     total = f"{len(results)} of {len(work.cells)} cells, {remaining(work)}, {clock}"
+
     return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n{total}"

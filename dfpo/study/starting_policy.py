@@ -118,9 +118,11 @@ def build_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
         initializer_range=0.07,
         **special,
     )
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
+
     # Plain sampling from the model's own distribution; the library's default would cut its tail.
     model.generation_config = GenerationConfig(
         do_sample=True, temperature=1.0, top_k=0, max_new_tokens=MAX_NEW_TOKENS, **special
@@ -139,11 +141,13 @@ def encode(
     answers = tokenizer([answer for _, answer in pairs])["input_ids"]
     lengths = [len(p) + len(a) + 1 for p, a in zip(prompts, answers, strict=True)]
     ids, labels = [], []
+
     for prompt, answer, length in zip(prompts, answers, lengths, strict=True):
         target = [*answer, tokenizer.eos_token_id]
         padding = max(lengths) - length
         ids.append([*prompt, *target, *[tokenizer.pad_token_id] * padding])
         labels.append([*[IGNORED] * len(prompt), *target, *[IGNORED] * padding])
+
     return torch.tensor(ids), torch.tensor(labels)
 
 
@@ -157,6 +161,7 @@ def train_policy(config: SFTConfig, output: Path) -> dict[str, dict[str, float]]
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"output: cannot make {output}: {error.strerror}") from None
+
     torch.set_num_threads(config.threads)
     suite = SUITES[config.task]
     tokenizer = build_tokenizer(suite)
@@ -168,6 +173,7 @@ def train_policy(config: SFTConfig, output: Path) -> dict[str, dict[str, float]]
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
     (output / "README.md").write_text(card(config, output, model, results, seconds))
+
     return results
 
 
@@ -198,6 +204,7 @@ def _fit(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, config: SF
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup, config.steps)
     model.train()
     progress = bar(range(config.steps), desc="sft", unit="update")
+
     for step in progress:
         first = step * config.batch_size
         pairs = [_pair(config, index) for index in range(first, first + config.batch_size)]
@@ -210,6 +217,7 @@ def _fit(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, config: SF
         schedule.step()
         if step % 20 == 0:
             progress.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+
     model.eval()
 
 
@@ -240,6 +248,7 @@ def measure(
         for split in SPLITS
         for index in range(prompts)
     ]
+
     rewards: dict[str, dict[str, list[float]]] = {
         name: {column: [] for column in COLUMNS} for name, _ in rows
     }
@@ -251,6 +260,7 @@ def measure(
             for name, score in zip(names, scores, strict=True):
                 for column, value in score.items():
                     rewards[name][column].append(value)
+
     return {
         name: {column: sum(values) / max(1, len(values)) for column, values in columns.items()}
         for name, columns in rewards.items()
@@ -319,6 +329,7 @@ def _slip_free(
         for position, token in suite.domains[item.domain].slips(item.answer.split()).items():
             slipped = tokenizer.convert_tokens_to_ids(token)
             logits[row, begin + position - 1, slipped] = -torch.inf
+
     logprobs = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
     return logprobs.where(labels[:, 1:] != IGNORED, 0.0).sum(1).exp().tolist()
 
@@ -331,10 +342,12 @@ def report(results: dict[str, dict[str, float]]) -> str:
         rows[f"mean/{split}"] = {
             column: sum(row[column] for row in members) / len(members) for column in COLUMNS
         }
+
     lines = [f"| domain/split | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
     for name, row in rows.items():
         cells = (f"{row[c]:.1f}" if c == "tokens" else f"{row[c]:.3f}" for c in COLUMNS)
         lines.append(f"| {name} | {' | '.join(cells)} |")
+
     return "\n".join(lines)
 
 
@@ -347,6 +360,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="model directory to write, files in it are replaced (default: runs/policy)",
     )
+
     for item in fields(SFTConfig):
         kind = type(item.default)
         parser.add_argument(

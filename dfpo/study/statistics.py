@@ -43,6 +43,7 @@ def paired_difference(
     if not differences or not all(map(math.isfinite, differences)):
         return Difference(len(differences), math.nan, UNKNOWN, UNKNOWN, above)
     mean = float(np.mean(differences))
+
     return Difference(
         len(differences),
         mean,
@@ -66,10 +67,12 @@ def bootstrap_interval(
     n = len(data)
     if n < 2:
         return UNKNOWN
+
     if n <= EXACT:
         draws = np.array(list(product(range(n), repeat=n)))
     else:
         draws = np.random.default_rng(0).integers(n, size=(RESAMPLES, n))
+
     means = np.sort(data[draws].mean(1))
     k = math.ceil(round((1 - level) / 2 * len(means), 6))
     return float(means[k - 1]), float(means[-k])
@@ -116,6 +119,7 @@ def student_cdf(t: float, freedom: int) -> float:
             term *= cosine**2 * (k - 1) / k
             total += term
         area = math.sin(angle) * total
+
     return (1 + area) / 2
 
 

@@ -89,6 +89,7 @@ def latex(several: list[Table], heading: str) -> str:
         parts += [r"\toprule", " & ".join(map(LATEX.escape, table.headers)) + r" \\", r"\midrule"]
         parts += [" & ".join(row) + r" \\" for row in table.rows]
         parts += [r"\bottomrule", r"\end{tabular}", r"\end{table}", ""]
+
     return "\n".join(parts)
 
 
@@ -109,6 +110,7 @@ def levels(results: list[Result], markup: Markup) -> Table:
         low, high = wilson_interval(fallen := sum(r["collapsed"] for r in runs), len(runs))
         row.append(f"{fallen}/{len(runs)} [{low:.2f}, {high:.2f}]")
         rows.append([*row, spread([r["kl"] for r in runs], markup, 2)])
+
     headers = ["domain", "noise", "arm", "seeds", *GROUPS.values(), "collapsed", "KL"]
     text = EXPLAINED.format(metric=results[0]["metric"], prompts=evaluated_on(results))
     return Table("Levels", text, headers, rows)
@@ -135,6 +137,7 @@ def budgets(results: list[Result], markup: Markup) -> Table:
             for name in ("answers", "tokens", "policy_updates")
         ]
         rows.append(row)
+
     headers = [
         "domain", "noise", "arm", "ALL AVG greedy", "area", "length", "answers", "tokens",
         "policy updates",
@@ -155,12 +158,14 @@ def differences(results: list[Result], baseline: str, markup: Markup) -> Table:
             f"{gap.above}/{gap.seeds}",
         ])  # fmt: skip
         count += math.isfinite(gap.student[0])
+
     headers = ["domain", "noise", "arm", "over", "difference", "t", "bootstrap", "above"]
     said = INTERVALS.format(count=count, chance=0.05 * count) if count else NO_INTERVAL
     text = PAIRED.format(baseline=baseline, intervals=said)
     unlike = unlike_budgets(results, baseline)
     if unlike:
         text += f"\n\nNot on the budget of {baseline}: {unlike}."
+
     return Table(f"Differences to {baseline}", text, headers, rows)
 
 
@@ -174,6 +179,7 @@ def unlike_budgets(results: list[Result], baseline: str) -> str:
             ours, theirs = (np.mean([r[name] for r in each]) for each in (runs, against))
             if ours != theirs and words not in unlike.setdefault(key[2], []):
                 unlike[key[2]].append(words)
+
     return "; ".join(f"{arm} ({', '.join(words)})" for arm, words in unlike.items() if words)
 
 
@@ -186,10 +192,12 @@ def benchmarks(results: list[Result], markup: Markup) -> Table:
             spread([b[name]["after"] for b in scored if name in b], markup, 3) for name in names
         ]
         rows.append([*map(markup.escape, key), *cells])
+
     # All runs of a domain start from one policy on one set of prompts.
     firsts: dict[str, dict[str, Any]] = {}
     for result in results:
         firsts.setdefault(result["domain"], result["benchmarks"])
+
     starts = [
         [markup.escape(domain), "", "first policy"]
         + [_number(first[n]["before"] if n in first else None, 3, markup) for n in names]
@@ -201,6 +209,7 @@ def benchmarks(results: list[Result], markup: Markup) -> Table:
         for domain, first in firsts.items()
     )
     text = f"As above, one column a benchmark. Prompts of {prompts}."
+
     return Table("Benchmarks", text, ["domain", "noise", "arm", *names], rows)
 
 

@@ -59,8 +59,10 @@ def tune(path: Path, output: Path | None, jobs: int | None, flags: Settings) -> 
         "# policy on held-out training prompts, over the seeds, noises and domains of the search.\n"
     )
     replace_text(recipe.tuned, head + yaml.safe_dump(record, sort_keys=False))
+
     for arm, best in record["chosen"].items():
         print(f"{arm}: {', '.join(f'{k} {v}' for k, v in best.items())}")
+
     print(f"all trials in {recipe.tuned}")
 
 
@@ -116,9 +118,11 @@ def choose(recipe: Recipe, results: list[dict[str, Any]]) -> dict[str, Any]:
         ]
         for arm in recipe.arms
     }
+
     left = record
     for name in recipe.tune.together:
         left = agree(left, name)
+
     return {
         "chosen": {arm: best(trials)["settings"] for arm, trials in left.items()},
         "search": described(recipe),

@@ -43,10 +43,12 @@ def read_chosen(recipe: Recipe) -> dict[str, Settings]:
     if not path.is_file():
         raise ConfigError(f"tuned: there is no file {path}; dfpo tune RECIPE writes it")
     tree = read_yaml("tuned", path)
+
     if recipe.tune is not None and tree.get("search") != described(recipe):
         raise ConfigError(
             f"tuned: {path} comes of another search than this recipe's; run dfpo tune again"
         )
+
     if tree.get("flags", {}) != learning_flags(recipe):
         # A shorter look at a tuned recipe is worth having, and no comparison of tuned arms.
         searched, here = tree.get("flags", {}), learning_flags(recipe)
@@ -55,6 +57,7 @@ def read_chosen(recipe: Recipe) -> dict[str, Settings]:
             "what was found may not be the best here",
             file=sys.stderr,
         )
+
     chosen = tree.get("chosen")
     if not isinstance(chosen, dict) or set(chosen) != set(recipe.arms):
         raise ConfigError(f"tuned: {path} must have settings under chosen for each arm")

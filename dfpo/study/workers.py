@@ -53,6 +53,7 @@ def run_cells(
     for cell in cells:
         if cell.result.exists():
             _count(work, cell, json.loads(cell.result.read_text())["cost"]["seconds"], cell.steps)
+
     context = server()
     with _listen() as received:
         told = 0
@@ -77,6 +78,7 @@ def run_cells(
                 told = len(received)
         if received:
             raise Stopped(received[0], None, proceed)
+
     return work.failed
 
 
@@ -89,6 +91,7 @@ def server() -> multiprocessing.context.BaseContext:
     forkserver.ensure_running()
     os.environ.clear()
     os.environ |= before
+
     return context
 
 
@@ -144,6 +147,7 @@ def seconds_left(work: Work) -> float | None:
         if cell.arm not in work.steps and steps_done(cell) > first:
             seconds[cell.arm] = seconds.get(cell.arm, 0.0) + now - started
             steps[cell.arm] = steps.get(cell.arm, 0) + steps_done(cell) - first
+
     if not sum(steps.values()):
         return None
     common = sum(seconds.values()) / sum(steps.values())

@@ -126,6 +126,7 @@ def _read_file(path: Path, chat: bool) -> list[Row]:
             f"{path} is no known file, must be one of {', '.join(FORMATS)} with one of "
             f"{', '.join(READERS)}"
         )
+
     rows = []
     for number, raw in enumerate(READERS[path.suffix](path), start=1):
         try:
@@ -145,6 +146,7 @@ def _read_file(path: Path, chat: bool) -> list[Row]:
                     "domain": path.stem,
                 }
             )
+
     if not rows:
         raise ValueError(f"{path} holds no question that text can ask")
     return rows

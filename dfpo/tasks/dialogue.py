@@ -46,6 +46,7 @@ def generate(rng: random.Random, split: str) -> Booking:
             value = rng.choice([value for value in SLOTS[slot] if value != state.get(slot)])
         state[slot] = value
         turns.append((slot, value))
+
     return Booking(tuple(turns))
 
 
@@ -66,6 +67,7 @@ def solve(question: Booking, rng: random.Random, slip: float = 0.0) -> str:
         action = "drop" if value == "none" else "new" if slot in state else "set"
         lines.append(f"{mark} {slot} {action} {value}")
         state[slot] = value
+
     result = " ".join(f"{slot} {state.get(slot, 'none')}" for slot in SLOTS)
     return f"{' '.join(lines)} so {result}"
 

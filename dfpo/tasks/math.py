@@ -48,6 +48,7 @@ def solve(question: Addition, rng: random.Random, slip: float = 0.0) -> str:
         lines.append(f"{column} {a} + {b} + {carry} = {total // 10} {total % 10}")
         carry, digit = divmod(total, 10)
         digits.append(digit)
+
     result = " ".join(str(digit) for digit in (carry, *reversed(digits)))
     return f"{' ; '.join(lines)} so {result}"
 

@@ -69,11 +69,13 @@ def open_task(text: str, chat: bool) -> GymTask:
         raise ValueError(
             "reasoning_gym is not installed; pip install 'dfpo[reasoning-gym]'"
         ) from None
+
     name, *pairs = text.split(",")
     if name not in DATASETS:
         close = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(f"reasoning_gym has no data set {name!r}{hint}")
+
     settings = {}
     for pair in pairs:
         key, equals, value = pair.partition("=")
@@ -89,4 +91,5 @@ def open_task(text: str, chat: bool) -> GymTask:
         _ = verifier[0]
     except (TypeError, ValueError, AssertionError) as error:
         raise ValueError(f"reasoning_gym:{text}: {' '.join(str(error).split())}") from None
+
     return GymTask(name, chat, build, verifier)

@@ -63,6 +63,7 @@ def generate(rng: random.Random, split: str) -> Measurement:
         left, right = rng.randrange(2, 10), rng.randrange(2, 10)
         if (left * right <= LARGEST_ID_PRODUCT) == (split == "id"):
             break
+
     term = rng.randrange(1, min(10, left * right))
     givens = [f"{formula.left} {left}", f"{formula.right} {right}", f"{formula.term} {term}"]
     rng.shuffle(givens)
@@ -81,6 +82,7 @@ def solve(question: Measurement, rng: random.Random, slip: float = 0.0) -> str:
     steps = [f"{left} * {right} = {_digits(product)}"]
     rule = f"{formula.target} = {formula.left} * {formula.right}"
     slipped = rng.random() < slip
+
     if slipped and sign == "+":
         result = product
     else:
@@ -88,6 +90,7 @@ def solve(question: Measurement, rng: random.Random, slip: float = 0.0) -> str:
         result = product + term if sign == "+" else product - term
         rule += f" {sign} {formula.term}"
         steps.append(f"{_digits(product)} {sign} {term} = {_digits(result)}")
+
     return " ; ".join([rule, *steps, f"{formula.target} = {_digits(result)} {formula.unit}"])
 
 

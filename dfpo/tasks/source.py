@@ -55,15 +55,18 @@ def open_source(
         return _from_suite(config, SUITES[name], _trained_domains(task, SUITES[name]))
     if name == "benchmarks" and rest:
         return _from_benchmarks(config, Path(rest), chat)
+
     if name != "reasoning_gym" or not rest:
         raise ConfigError(
             f"task: is {task!r}, must be {', '.join(SUITES)}, each alone or with :DOMAIN[,DOMAIN], "
             "reasoning_gym:NAME or benchmarks:DIR"
         )
+
     try:
         gym = reasoning_gym.open_task(rest, chat)
     except ValueError as error:
         raise ConfigError(f"task: {error}") from None
+
     return Source(
         "reward",
         lambda step, count: gym.training_rows(config.seed, step, count),
@@ -79,12 +82,14 @@ def _trained_domains(task: str, suite: Suite) -> tuple[str, ...]:
     if not colon:
         return tuple(suite.domains)
     named = tuple(dict.fromkeys(word.strip() for word in text.split(",")))
+
     for domain in named:
         if domain not in suite.domains:
             raise ConfigError(
                 f"task: {task!r} names the domain {domain!r}, must be one of "
                 f"{', '.join(suite.domains)}"
             )
+
     return named
 
 
@@ -132,6 +137,7 @@ def evaluation_rows(
         held[domain] = (
             rows if domain in (trained or suite.domains) else {"ood": rows["id"] + rows["ood"]}
         )
+
     return held
 
 
@@ -164,6 +170,7 @@ def _from_rows(config: Config, rows: list[Row] | None, evaluated: list[Row] | No
             domain: {"train": [row for split in splits.values() for row in split]}
             for domain, splits in _by_domain(rows, config).items()
         }
+
     return Source("reward", _epochs(rows, config), held_out, rows, None)
 
 
@@ -172,6 +179,7 @@ def _from_benchmarks(config: Config, folder: Path, chat: bool) -> Source:
         rows, held_out = benchmarks.read_folder(folder, chat)
     except (OSError, ValueError) as error:
         raise ConfigError(f"task: {error}") from None
+
     return Source(
         "reward" if config.reward.functions else "accuracy",
         _epochs(rows, config),
@@ -208,11 +216,13 @@ def _by_domain(rows: list[Row], config: Config) -> Held:
         for row in rows:
             if (row.get("split") == "ood") == (split == "ood"):
                 held.setdefault(domain_of(row), {}).setdefault(split, []).append(row)
+
     for domain, splits in held.items():
         for split, candidates in splits.items():
             if len(candidates) > config.eval.prompts:
                 rng = random.Random(f"{config.eval.seed} {domain} {split}")
                 splits[split] = rng.sample(candidates, config.eval.prompts)
+
     return held
 
 
@@ -223,11 +233,13 @@ def with_system(rows: list[Row], system: str | None) -> list[Row]:
         return rows
     opening = {"role": "system", "content": system}
     changed = []
+
     for row in rows:
         prompt = row["prompt"]
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         own = messages[0]["role"] == "system"
         changed.append(row | {"prompt": messages if own else [opening, *messages]})
+
     return changed
 
 
@@ -242,11 +254,13 @@ def read_rows(name: str, path: Path) -> list[Row]:
         return check_rows(f"{name}: {path}", _read_directory(name, path))
     if not path.exists() and HUB_NAME.fullmatch(str(path)) and path.suffix not in readers:
         return check_rows(f"{name}: {path}", _read_hub(name, str(path)))
+
     if path.suffix not in readers:
         raise ConfigError(
             f"{name}: is {path}, must end in .jsonl, .parquet or .arrow, or be a directory that "
             "datasets saved"
         )
+
     if not path.is_file():
         raise ConfigError(f"{name}: there is no file {path}")
     return check_rows(f"{name}: {path}", readers[path.suffix](name, path))
@@ -269,6 +283,7 @@ def _read_jsonl(name: str, path: Path) -> Iterator[tuple[str, Any]]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{name}: cannot read {path}: {error}") from None
+
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -294,6 +309,7 @@ def _read_table(name: str, path: Path) -> Iterable[tuple[str, Any]]:
     except (OSError, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{name}: cannot read {path} as {kind}: {reason}") from None
+
     return ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1))
 
 
@@ -318,6 +334,7 @@ def _read_hub(name: str, known: str) -> Iterable[tuple[str, Any]]:
         raise ConfigError(
             f"{name}: there is no file {known}, and the hub does not give it: {reason}"
         ) from None
+
     return _rows_of(name, known, data)
 
 
@@ -329,6 +346,7 @@ def _datasets(name: str, path: Path | str) -> Any:
             f"{name}: {path} needs the library datasets, which is not installed: pip install "
             "datasets"
         ) from None
+
     datasets.disable_progress_bars()
     return datasets
 
@@ -347,9 +365,11 @@ def _check_row(place: str, row: Any) -> None:
         raise ConfigError(f"{place} holds {type(row).__name__}, must be an object with a prompt")
     if "prompt" not in row:
         raise ConfigError(f"{place} has no key prompt; it has {', '.join(row) or 'none'}")
+
     for key in RESERVED:
         if key in row:
             raise ConfigError(f"{place} has a key {key}, which the reward function is given anyway")
+
     if not isinstance(row.get("domain") or "", str):
         raise ConfigError(f"{place}: domain is {row['domain']!r}, must be text")
     prompt = row["prompt"]
@@ -357,6 +377,7 @@ def _check_row(place: str, row: Any) -> None:
         return
     messages = prompt if isinstance(prompt, list) else []
     texts = [m.get(k) for m in messages if isinstance(m, dict) for k in ("role", "content")]
+
     if not messages or len(texts) != 2 * len(messages) or not all(
         isinstance(text, str) for text in texts
     ):  # fmt: skip

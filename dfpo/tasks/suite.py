@@ -84,6 +84,7 @@ class Suite:
         module = self.domains[domain]
         # Seeding with a string hashes it, so neighbouring seeds and indices are unrelated.
         rng = random.Random(f"{seed} {stream} {domain} {split} {index}")
+
         while True:
             question = module.generate(rng, split)
             held_out = crc32(module.prompt(question).encode()) % 5 == 0

@@ -56,10 +56,12 @@ def boxed(text: str) -> str | None:
     if not marker:
         return None
     depth = 1
+
     for place, character in enumerate(rest):
         depth += {"{": 1, "}": -1}.get(character, 0)
         if depth == 0:
             return rest[:place].strip()
+
     return None
 
 
@@ -75,6 +77,7 @@ def letter(text: str) -> str | None:
     if spoken:
         return spoken[-1].upper()
     alone = ALONE.fullmatch(said)
+
     return alone[1].upper() if alone else None
 
 
@@ -116,6 +119,7 @@ def same_mathematics(text: str, answer: str) -> float | None:
         return 1.0
     if len(given) > LONGEST or TOWER.search(given) or TOWER.search(answer):
         return 0.0
+
     return _PROCESS.ask(given, answer)
 
 
@@ -159,6 +163,7 @@ class _MathVerify:
         except OSError:
             self._stop()
             return 0.0
+
         return self._reply(SECONDS)
 
     def _start(self) -> None:
@@ -225,6 +230,7 @@ def _as_exact(gold: Any, given: Any) -> bool:
         return gold == given
     a, b = (sympy.N(x, 40) for x in (gold, given))
     exact = not (gold.has(sympy.Float) or given.has(sympy.Float))
+
     return bool(abs(a - b) <= (1e-25 if exact else TOLERANCE) * max(abs(a), abs(b)))
 
 

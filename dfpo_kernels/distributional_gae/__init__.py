@@ -84,6 +84,7 @@ def distributional_gae(
     lam = arguments.check_lam("lam", lam, count, rewards)
     if target_lam is not None:
         target_lam = arguments.check_lam("target_lam", target_lam, count, rewards)
+
     if next_quantiles is not None:
         checks.check_float_tensor("next_quantiles", next_quantiles)
         checks.check_shape("next_quantiles", next_quantiles, quantiles.shape, "quantiles' shape")
@@ -101,6 +102,7 @@ def distributional_gae(
             bootstrap=bootstrap, done=done, next_quantiles=next_quantiles, mask_mode=mask_mode,
             cu_seqlens=cu_seqlens,
         )  # fmt: skip
+
     return _op(
         rewards,
         quantiles,
@@ -155,6 +157,7 @@ def _launch(
             dispatch.tokens(targets, packed),
         )
     )
+
     return advantages, targets
 
 
@@ -322,6 +325,7 @@ def _backward(ctx, grad_advantages, grad_targets):
         grad.to(dtype) if want else None
         for grad, dtype, want in zip(grads, ctx.dtypes, wants, strict=True)
     )
+
     return (
         rewards, quantiles, None, None, None, bootstrap, None, successors, None, None, None,
     )  # fmt: skip

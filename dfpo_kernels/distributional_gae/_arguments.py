@@ -34,15 +34,18 @@ def check_scan(
     rank, axes = (2, "[B, T]") if cu_seqlens is None else (1, "[N] with cu_seqlens")
     if rewards.dim() != rank:
         raise ValueError(f"rewards: has shape {checks.show_shape(rewards.shape)}, must be {axes}")
+
     if quantiles.dim() != rank + 1 or quantiles.shape[:-1] != rewards.shape:
         raise ValueError(
             f"quantiles: has shape {checks.show_shape(quantiles.shape)}, must be "
             f"{checks.show_shape((*rewards.shape, 'Q'))} (rewards' shape and quantiles)"
         )
+
     if quantiles.shape[-1] < 1:
         raise ValueError("quantiles: has Q = 0, must have at least one quantile")
     checks.check_shape("mask", mask, rewards.shape, "rewards' shape")
     sequences = rewards.shape[0]
+
     if cu_seqlens is not None:
         checks.check_tensor("cu_seqlens", cu_seqlens)
         if cu_seqlens.dtype not in (torch.int32, torch.int64):
@@ -52,6 +55,7 @@ def check_scan(
                 f"cu_seqlens: has shape {checks.show_shape(cu_seqlens.shape)}, must be [n + 1]"
             )
         sequences = cu_seqlens.shape[0] - 1
+
     if done is not None:
         check_flags("done", done)
         checks.check_shape("done", done, rewards.shape, "rewards' shape")
@@ -59,6 +63,7 @@ def check_scan(
         checks.check_float_tensor("bootstrap", bootstrap)
         shape = (sequences, quantiles.shape[-1])
         checks.check_shape("bootstrap", bootstrap, shape, "[B, Q]")
+
     checks.check_same_device(
         rewards=rewards, quantiles=quantiles, mask=mask, bootstrap=bootstrap, done=done,
         cu_seqlens=cu_seqlens,
@@ -194,6 +199,7 @@ def linear_gradients(
             for grad, output in zip(grads, outputs, strict=True)
         )
     )
+
     return tuple(
         grad.to(dtype) if want else grad.new_empty((0,), dtype=dtype)
         for grad, (_, dtype), want in zip(gradients, layout, wants, strict=True)

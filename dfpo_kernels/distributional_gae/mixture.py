@@ -71,6 +71,7 @@ def lambda_mixture_targets(
     )  # fmt: skip
     lam = arguments.check_lam("lam", lam, count, rewards)
     seed = checks.check_integer("seed", seed, 0, 2**63 - 1)
+
     if rows is None:
         rows = torch.arange(count, device=rewards.device)
     else:
@@ -86,6 +87,7 @@ def lambda_mixture_targets(
             rewards, quantiles, mask, gamma=gamma, lam=lam, seed=seed, rows=rows,
             bootstrap=bootstrap, done=done, mask_mode=mask_mode, cu_seqlens=cu_seqlens,
         )  # fmt: skip
+
     return _op(
         rewards,
         quantiles,
@@ -130,6 +132,7 @@ def _launch(
             dispatch.tokens(targets, packed),
         )
     )
+
     return targets
 
 
@@ -283,6 +286,7 @@ def _backward(ctx, grad_targets):
         grad.to(dtype) if want else None
         for grad, dtype, want in zip(grads, ctx.dtypes, wants, strict=True)
     )
+
     return (
         rewards, quantiles, None, None, None, bootstrap, None, None, None, None, None,
     )  # fmt: skip

@@ -41,6 +41,7 @@ def distributional_gae(
         rewards, quantiles = rewards[token], quantiles[token]
     else:
         present = torch.ones_like(mask, dtype=torch.bool)
+
     steps = find_steps(mask, done, present, mask_mode)
     rewards, values = blanked(rewards, quantiles, steps, bootstrap, next_quantiles)
     if next_quantiles is not None:
@@ -51,6 +52,7 @@ def distributional_gae(
     decay = gamma * _per_row(lam, values.dtype)
     target_decay = decay if target_lam is None else gamma * _per_row(target_lam, values.dtype)
     advantages, traces = [], []
+
     for t in reversed(range(values.shape[1])):
         skip, stop = steps.skip[:, t, None], steps.stop[:, t, None]
         successor = value if next_quantiles is None else next_quantiles[:, t]
@@ -60,6 +62,7 @@ def distributional_gae(
         value = torch.where(skip, value, values[:, t])
         advantages.append(advantage)
         traces.append(trace)
+
     advantages = _stack(advantages, values)
     targets = values + _stack(traces, values)
     if cu_seqlens is not None:
@@ -88,6 +91,7 @@ def lambda_mixture_targets(
         rewards, quantiles = rewards[token], quantiles[token]
     else:
         present = torch.ones_like(mask, dtype=torch.bool)
+
     steps = find_steps(mask, done, present, mask_mode)
     rewards, values = blanked(rewards, quantiles, steps, bootstrap)
     if rows is None:
@@ -97,6 +101,7 @@ def lambda_mixture_targets(
     lam = _per_row(lam, torch.float32)
     value = target = _start(values, bootstrap)
     targets = []
+
     for t in reversed(range(values.shape[1])):
         skip, stop = steps.skip[:, t, None], steps.stop[:, t, None]
         follow = draw(seed, rows, steps.counter[:, t], values.shape[-1]) < lam
@@ -104,6 +109,7 @@ def lambda_mixture_targets(
         target = torch.where(skip, target, rewards[:, t, None] + gamma * successor)
         value = torch.where(skip, value, values[:, t])
         targets.append(target)
+
     targets = _stack(targets, values)
     if cu_seqlens is not None:
         targets = targets[present]
@@ -142,6 +148,7 @@ def find_steps(mask: Tensor, done: Tensor | None, present: Tensor, mask_mode: st
     # Steps are numbered from the row's first unmasked token, so that padding changes nothing.
     number = (~skip).long().cumsum(1) - 1
     padded = ((unmasked & present).long().cumsum(1) == 0) & ~skip
+
     return Steps(skip, blank, stop, number - padded.sum(1, keepdim=True))
 
 

@@ -52,6 +52,7 @@ def flow_consistency_loss(
     else:
         check_field("shortcut", shortcut)
         checks.check_shape("shortcut.offset", shortcut.offset, lead, "[...], rows of field")
+
     checks.check_float_tensor("base", base)
     checks.check_rank("base", base, 1, "[..., Q] or [Q]")
     num_quantiles = base.shape[-1]
@@ -69,6 +70,7 @@ def flow_consistency_loss(
         return reference.flow_consistency_loss(
             field, base, shortcut=shortcut, steps=steps, method=method
         )
+
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (*shortcut, base))
     loss, _ = _op(
         *(tensor.detach() for tensor in as_rows(field)),
@@ -78,6 +80,7 @@ def flow_consistency_loss(
         method,
         needs_grad,
     )
+
     return loss.reshape(lead)
 
 
@@ -108,6 +111,7 @@ def _cpu_kernel(*args):
         num_quantiles,
         torch.get_num_threads(),
     )
+
     return loss, residual
 
 
@@ -161,6 +165,7 @@ def _backward(ctx, grad_loss, _grad_residual):
         needed = ctx.needs_input_grad[5:11]
         grads = dispatch.differentiable_gradients(run, inputs[5:], needed, grad_loss)
         return (None,) * 5 + (*grads, None, None, None)
+
     # d loss / d velocity = 2 residual / Q; the rest is the backward pass of the velocity.
     grad_velocity = residual * (grad_loss * (2.0 / residual.shape[1])).unsqueeze(-1)
     grads = velocity.backward_op(grad_velocity, *shortcut, base, grad_loss.new_zeros((1, 1)))
@@ -168,6 +173,7 @@ def _backward(ctx, grad_loss, _grad_residual):
         grad if needed else None
         for grad, needed in zip(grads[:6], ctx.needs_input_grad[5:11], strict=True)
     )
+
     return (None,) * 5 + (*wanted, None, None, None)
 
 

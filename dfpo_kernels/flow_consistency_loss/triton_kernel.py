@@ -52,6 +52,7 @@ def flow_consistency_kernel(
     rows = row[:, None]
     start = tl.zeros((BLOCK_R, 1), tl.float32)
     total = tl.zeros((BLOCK_R,), tl.float32)
+
     for first in tl.range(0, Q, BLOCK_Q):
         q = first + tl.arange(0, BLOCK_Q)[None, :]
         origin = tl.load(base + rows * base_stride + q, mask=q < Q, other=0.0).to(tl.float32)
@@ -63,6 +64,7 @@ def flow_consistency_kernel(
         if SAVE:
             tl.store(residual + rows * Q + q, difference, mask=there[:, None] & (q < Q))
         total += tl.sum(tl.where(q < Q, difference * difference, 0.0), 1)
+
     tl.store(loss + row, total / Q, mask=there)
 
 
@@ -84,4 +86,5 @@ def flow_consistency_loss(*args):
         BLOCK_R=tile.rows, BLOCK_Q=tile.columns, UNROLL=LAUNCH.unroll,
         num_warps=LAUNCH.warps, **OPTIONS,
     )  # fmt: skip
+
     return loss, residual

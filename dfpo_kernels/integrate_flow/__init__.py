@@ -70,9 +70,11 @@ def integrate_flow(
     lead = check_field_or_callable(field, base)
     start = checks.check_time("start", start, base)
     end = checks.check_time("end", end, base)
+
     for name, time in (("start", start), ("end", end)):
         if time.dim() > 0:
             checks.check_shape(name, time, lead, "a scalar or [...], one per row")
+
     checks.check_same_device(base=base, start=start, end=end)
 
     fused = isinstance(field, FlowField)
@@ -86,6 +88,7 @@ def integrate_flow(
             end=end,
             trajectory=trajectory,
         )
+
     needs_grad = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in (*field, base, start, end)
     )
@@ -99,6 +102,7 @@ def integrate_flow(
         trajectory,
         needs_grad,
     )
+
     return out.reshape(*lead, *out.shape[1:])
 
 
@@ -110,11 +114,13 @@ def check_field_or_callable(field: object, base: Tensor) -> tuple[int, ...]:
                 f"field: got {type(field).__name__}, must be a FlowField or a callable (z, s) -> dz"
             )
         return tuple(base.shape[:-1])
+
     check_field("field", field)
     checks.check_same_device(base=base, **{"field.bias": field.bias})
     lead = tuple(field.offset.shape)
     if base.dim() > 1:
         checks.check_shape("base", base, (*lead, base.shape[-1]), "[..., Q] or [Q], rows of field")
+
     return lead
 
 
@@ -151,6 +157,7 @@ def _cpu_kernel(
         num_quantiles,
         torch.get_num_threads(),
     )
+
     return out, path
 
 
@@ -231,6 +238,7 @@ def _cpu_backward(
         num_quantiles,
         torch.get_num_threads(),
     )
+
     sums.copy_to(rows, *grads[3:])
     return grads
 
@@ -289,6 +297,7 @@ def _backward(ctx, grad_out, _grad_path):
         inputs = (*field, base, start, end)
         grads = dispatch.differentiable_gradients(run, inputs, needed, grad_out)
         return (*grads, None, None, None, None)
+
     time_grad = any(needed[6:8])
     grads = _backward_op(grad_out, *field, path, start, end, *ctx.options, time_grad)
     wanted = (grad if needed else None for grad, needed in zip(grads, needed, strict=True))

@@ -61,6 +61,7 @@ def flow_velocity(
     # Quantiles on the second last axis, units on the last.
     x = bias.unsqueeze(-2) + z_weight * z.to(dtype).unsqueeze(-1) + time_weight * s.unsqueeze(-1)
     velocity = offset.unsqueeze(-1) + (gain.unsqueeze(-2) * F.silu(x)).sum(-1)
+
     return velocity.to(z.dtype)
 
 
@@ -93,6 +94,7 @@ def integrate_flow(
     step = (end - start) / steps
     tableau = METHODS[method]
     states = [z]
+
     for k in range(steps):
         slopes: list[Tensor] = []
         for node, row in zip(tableau.nodes, tableau.matrix, strict=True):
@@ -101,6 +103,7 @@ def integrate_flow(
         z = _advance(z, step, tableau.weights, slopes)
         if trajectory:
             states.append(z)
+
     return (torch.stack(states, -2) if trajectory else z).to(base.dtype)
 
 

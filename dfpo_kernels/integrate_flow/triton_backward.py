@@ -45,6 +45,7 @@ def velocity_adjoint_kernel(
                        bias_stride, gain_stride, offset_stride)  # fmt: skip
     rows = row[:, None]
     total = tl.zeros((BLOCK_R, BLOCK_Q), tl.float32)
+
     for first in tl.range(0, Q, BLOCK_Q):
         q = first + tl.arange(0, BLOCK_Q)[None, :]
         wanted = there[:, None] & (q < Q)
@@ -59,6 +60,7 @@ def velocity_adjoint_kernel(
         if TIME_PER_QUANTILE:
             tl.store(grad_time + rows * Q + q, g * by_s, mask=wanted)
         total += g
+
     tl.store(grad_offset + row, tl.sum(total, 1), mask=there)
 
 
@@ -89,6 +91,7 @@ def adjoint_kernel(
     step = span / steps
     total = tl.zeros((BLOCK_R, BLOCK_Q), tl.float32)
     by_step = tl.zeros((BLOCK_R, BLOCK_Q), tl.float32)
+
     for first in tl.range(0, Q, BLOCK_Q):
         q = first + tl.arange(0, BLOCK_Q)[None, :]
         wanted = there[:, None] & (q < Q)
@@ -164,6 +167,7 @@ def adjoint_kernel(
                 grads -= Q
                 g += tl.load(grads, mask=q < Q, other=0.0).to(tl.float32)
         tl.store(grad_base + rows * Q + q, g, mask=wanted)
+
     tl.store(grad_offset + row, tl.sum(total, 1), mask=there)
     if TIME_GRAD:
         tl.store(grad_span + row, tl.sum(by_step, 1) / steps, mask=there)
@@ -197,6 +201,7 @@ def coefficients_kernel(
     else:
         s0 = tl.load(start + rows * start_stride).to(tl.float32)
         span = tl.load(end + rows * end_stride).to(tl.float32) - s0
+
     by_start = tl.zeros((BLOCK_R,), tl.float32)
     by_end = tl.zeros((BLOCK_R,), tl.float32)
     for first in tl.range(0, W, BLOCK_W):
@@ -251,5 +256,6 @@ def coefficients_kernel(
         partial = tl.program_id(0).to(tl.int64) * W + unit
         tl.store(grad_z_weight + partial, by_zw, mask=unit < W)
         tl.store(grad_time_weight + partial, by_tw, mask=unit < W)
+
     tl.store(grad_start + row, by_start, mask=there)
     tl.store(grad_end + row, by_end, mask=there)

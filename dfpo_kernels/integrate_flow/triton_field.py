@@ -68,6 +68,7 @@ def velocity_at(
         tw = tl.load(time_weight + w).to(tl.float32)
         x = (b[:, None] + tw * s) + zw * z
         v += g[:, None] * (x * sigmoid(x, SIGMOID))
+
     return v
 
 
@@ -85,6 +86,7 @@ def velocity_and_slopes(
     v = tl.zeros_like(z) + offset[:, None]
     by_z = tl.zeros_like(z)
     by_s = tl.zeros_like(z)
+
     for w in tl.range(0, W, loop_unroll_factor=UNROLL):
         b, g = tl.load(bias + w).to(tl.float32), tl.load(gain + w).to(tl.float32)
         zw = tl.load(z_weight + w).to(tl.float32)
@@ -96,6 +98,7 @@ def velocity_and_slopes(
         v += g[:, None] * silu
         by_z += (g * zw)[:, None] * derivative
         by_s += (g * tw)[:, None] * derivative
+
     return v, by_z, by_s
 
 
@@ -123,17 +126,20 @@ def solver_step(
     step = span / steps
     v0 = velocity_at(z, start + span * (k / steps), field, W, SIGMOID, UNROLL)
     end = advance(z, step, weight_of(METHOD, 0), v0)
+
     if STAGES > 1:
         s = start + span * ((k + node_of(METHOD, 1)) / steps)
         stage = advance(z, step, matrix_of(METHOD, 1, 0), v0)
         v1 = velocity_at(stage, s, field, W, SIGMOID, UNROLL)
         end = advance(end, step, weight_of(METHOD, 1), v1)
+
     if STAGES > 2:
         s = start + span * ((k + node_of(METHOD, 2)) / steps)
         stage = advance(z, step, matrix_of(METHOD, 2, 0), v0)
         stage = advance(stage, step, matrix_of(METHOD, 2, 1), v1)
         v2 = velocity_at(stage, s, field, W, SIGMOID, UNROLL)
         end = advance(end, step, weight_of(METHOD, 2), v2)
+
     if STAGES > 3:
         s = start + span * ((k + node_of(METHOD, 3)) / steps)
         stage = advance(z, step, matrix_of(METHOD, 3, 0), v0)
@@ -141,6 +147,7 @@ def solver_step(
         stage = advance(stage, step, matrix_of(METHOD, 3, 2), v2)
         v3 = velocity_at(stage, s, field, W, SIGMOID, UNROLL)
         end = advance(end, step, weight_of(METHOD, 3), v3)
+
     return end
 
 

@@ -30,10 +30,12 @@ def velocity_kernel(
                        bias_stride, gain_stride, offset_stride)  # fmt: skip
     row = row[:, None]
     particles = tl.load(z + row * z_stride + q, mask=q < Q, other=0.0).to(tl.float32)
+
     if TIME_PER_QUANTILE:
         s = tl.load(flow_time + row * time_stride + q, mask=q < Q, other=0.0).to(tl.float32)
     else:
         s = tl.load(flow_time + row * time_stride).to(tl.float32)
+
     v = velocity_at(particles, s, field, W, SIGMOID, UNROLL)
     tl.store(out + row * Q + q, v, mask=wanted)
 
@@ -60,12 +62,14 @@ def integrate_kernel(
     s = tl.load(start + row * start_stride).to(tl.float32)
     span = tl.load(end + row * end_stride).to(tl.float32) - s
     z = tl.load(base + row * base_stride + q, mask=q < Q, other=0.0).to(tl.float32)
+
     for k in tl.range(0, steps):
         if SAVE_PATH:
             tl.store(path + (row * steps + k) * Q + q, z, mask=wanted)
         if TRAJECTORY:
             tl.store(out + (row * (steps + 1) + k) * Q + q, z, mask=wanted)
         z = solver_step(z, k, steps, s, span, field, W, METHOD, SIGMOID, UNROLL)
+
     if TRAJECTORY:
         tl.store(out + (row * (steps + 1) + steps) * Q + q, z, mask=wanted)
     else:

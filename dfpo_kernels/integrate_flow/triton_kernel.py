@@ -77,6 +77,7 @@ def flow_velocity(bias, gain, offset, z_weight, time_weight, z, flow_time):
         SIGMOID=sigmoid_of(field), BLOCK_R=tile.rows, BLOCK_Q=tile.columns, UNROLL=launch.unroll,
         num_warps=launch.warps, **OPTIONS,
     )  # fmt: skip
+
     return out
 
 
@@ -100,6 +101,7 @@ def integrate_flow(
         SIGMOID=sigmoid_of(field), BLOCK_R=tile.rows, BLOCK_Q=tile.columns, UNROLL=launch.unroll,
         num_warps=launch.warps, **OPTIONS,
     )  # fmt: skip
+
     return out, path
 
 
@@ -147,6 +149,7 @@ def coefficient_gradients(
         SIGMOID=sigmoid_of(field), BLOCK_R=tile.rows, BLOCK_W=tile.columns, UNROLL=launch.unroll,
         num_warps=launch.warps, **OPTIONS,
     )  # fmt: skip
+
     return partials.sum(1)
 
 
@@ -174,11 +177,13 @@ def flow_velocity_backward(grad_velocity, bias, gain, offset, z_weight, time_wei
         SIGMOID=sigmoid_of(field), BLOCK_R=tile.rows, BLOCK_Q=tile.columns, UNROLL=launch.unroll,
         num_warps=launch.warps, **OPTIONS,
     )  # fmt: skip
+
     # One euler step whose slope was taken at z and whose span is empty: start = end = flow_time.
     sums = coefficient_gradients(
         field, times, times, particles, grad_velocity, (grad_bias, grad_gain, by_start, by_end),
         num_quantiles, 1, "euler",
     )  # fmt: skip
+
     return (
         grad_bias,
         grad_gain,
@@ -204,6 +209,7 @@ def integrate_flow_backward(
         inputs = (bias, gain, offset, z_weight, time_weight, start, end)
         grads = [torch.zeros_like(tensor) for tensor in inputs]
         return *grads[:5], grad_out.new_zeros((base_rows, num_quantiles)), *grads[5:]
+
     field = laid_out(FlowField(bias, gain, offset, z_weight, time_weight))
     starts, ends = spread(start, rows), spread(end, rows)
     grads = dispatch.with_contiguous_rows(grad_out.flatten(1))
@@ -223,6 +229,7 @@ def integrate_flow_backward(
     slopes = steps * stages * num_quantiles
     sums = []
     chunks = row_chunks(rows, slopes * (1 if stages == 1 else 2))
+
     for chunk in chunks:
         # A view of all rows would cost the host as much as a launch.
         only = len(chunks) == 1
@@ -256,6 +263,7 @@ def integrate_flow_backward(
         )  # fmt: skip
         # Before the next chunk asks for its own.
         del grad_slopes, states
+
     weights = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
     if time_grad:
         by_start, by_end = by_start - by_span, by_end + by_span

@@ -43,10 +43,12 @@ def flow_velocity(
     checks.check_shape("z", z, (*lead, num_quantiles), "[..., Q], rows of field.offset")
     flow_time = checks.check_time("flow_time", flow_time, z)
     per_quantile = flow_time.dim() == z.dim()
+
     if per_quantile:
         checks.check_shape("flow_time", flow_time, z.shape, "[..., Q], the shape of z")
     elif flow_time.dim() > 0:
         checks.check_shape("flow_time", flow_time, lead, "a scalar, [...] or [..., Q] as z")
+
     checks.check_same_device(z=z, **{"field.bias": field.bias, "flow_time": flow_time})
 
     if dispatch.runs_reference(*field, z, flow_time):
@@ -56,6 +58,7 @@ def flow_velocity(
         z.reshape(-1, num_quantiles),
         flow_time.reshape(-1, num_quantiles if per_quantile else 1),
     )
+
     return velocity.reshape(z.shape)
 
 
@@ -78,6 +81,7 @@ def _cpu_kernel(bias, gain, offset, z_weight, time_weight, z, flow_time):
         num_quantiles,
         torch.get_num_threads(),
     )
+
     return velocity
 
 
@@ -123,6 +127,7 @@ def _cpu_backward(grad_velocity, bias, gain, offset, z_weight, time_weight, z, f
         num_quantiles,
         torch.get_num_threads(),
     )
+
     sums.copy_to(rows, *grads[3:])
     return grads
 
@@ -158,6 +163,7 @@ def _backward(ctx, grad_velocity):
         return tuple(
             dispatch.differentiable_gradients(_reference_kernel, inputs, needed, grad_velocity)
         )
+
     grads = backward_op(grad_velocity, *ctx.saved_tensors)
     return tuple(
         grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad, strict=True)

@@ -72,6 +72,7 @@ def quantile_huber_loss(
         return reference.quantile_huber_loss(
             quantiles, targets, taus=taus, kappa=kappa, quantile_reduction=quantile_reduction
         )
+
     levels = reference.midpoints(num_quantiles, quantiles) if taus is None else taus.float()
     differentiate = torch.is_grad_enabled()
     loss, _, _ = _op(
@@ -83,6 +84,7 @@ def quantile_huber_loss(
         differentiate and quantiles.requires_grad,
         differentiate and targets.requires_grad,
     )
+
     return loss.reshape(lead)
 
 
@@ -116,6 +118,7 @@ def _cpu_kernel(quantiles, targets, taus, kappa, mean, quantile_grad, target_gra
         1.0 / quantiles.shape[1] if mean else 1.0,
         torch.get_num_threads(),
     )
+
     return outputs
 
 
@@ -176,6 +179,7 @@ def _backward(ctx, grad_loss, _grad_quantiles, _grad_targets):
             (grad_loss.unsqueeze(-1) * left).to(tensor.dtype) if need else None
             for left, tensor, need in zip(saved, inputs, needed, strict=True)
         ]
+
     return (*grads, None, None, None, None, None)
 
 

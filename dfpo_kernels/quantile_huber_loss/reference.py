@@ -25,10 +25,12 @@ def quantile_huber_loss(
     levels = midpoints(quantiles.shape[-1], quantiles) if taus is None else taus
     # All pairs: quantile index on the second last axis, target index on the last.
     u = targets.to(dtype).unsqueeze(-2) - quantiles.to(dtype).unsqueeze(-1)
+
     if kappa == 0:
         huber = u.abs()
     else:
         huber = torch.where(u.abs() <= kappa, u**2 / (2 * kappa), u.abs() - kappa / 2)
+
     weight = (levels.to(dtype).unsqueeze(-1) - (u < 0).to(dtype)).abs()
     per_quantile = (weight * huber).mean(-1)
     return per_quantile.mean(-1) if quantile_reduction == "mean" else per_quantile.sum(-1)

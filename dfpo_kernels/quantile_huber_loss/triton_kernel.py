@@ -80,6 +80,7 @@ def all_pairs(
         row_loss += tl.sum(tl.where(i < Q, losses, 0.0), 1)
         if QUANTILE_GRAD:
             tl.store(grad_quantiles + rows * Q + i, -scale * slopes, mask=there[:, None] & (i < Q))
+
     tl.store(loss + row, scale * row_loss, mask=there)
     if TARGET_GRAD:
         for first in tl.range(0, P, BLOCK_Q):
@@ -150,6 +151,7 @@ def count_below(ordered, x, reach, INCLUSIVE: tl.constexpr):
         probe = tl.gather(ordered, low + tl.maximum(step - 1, 0), 0)
         before = (probe - x <= reach) if INCLUSIVE else (probe - x < reach)
         low += tl.where(before, tl.maximum(step, 1), 0)
+
     return low
 
 
@@ -191,6 +193,7 @@ def quantile_side(quantile, tau, here, target, origin, kappa, inverse, P: tl.con
     loss = (1.0 - tau) * (under_square * inverse * 0.5 - low - low_count * kappa * 0.5)
     loss += tau * (over_square * inverse * 0.5 + high - high_count * kappa * 0.5)
     slope = (1.0 - tau) * (under * inverse - low_count) + tau * (over * inverse + high_count)
+
     return tl.where(here, loss, 0.0), slope
 
 
@@ -216,6 +219,7 @@ def target_side(target, quantile, tau, origin, kappa, inverse, Q: tl.constexpr):
     under -= y * (weight_near - weight_below) - (sum_of_first(weighted, near) - weighted_below)
     weight_all = tl.sum(weight, 0)
     above = (Q - near).to(tl.float64) - (weight_all - weight_near)
+
     return weight_far + (over + under) * inverse - above
 
 
@@ -243,6 +247,7 @@ def quantile_huber_sorted_kernel(
     fine = (odd == 0) & (width < 1e30)
     if not PINBALL:
         fine = fine & (width < 1e7 * kappa)
+
     if PINBALL:
         reach = 0.0
         inverse = 0.0
@@ -252,6 +257,7 @@ def quantile_huber_sorted_kernel(
         inverse = 1.0 / tl.full((), kappa, tl.float64)
         # It divides by kappa, as all pairs need it.
         unit = scale * kappa
+
     if fine:
         origin = least.to(tl.float64)
         losses, slope = quantile_side(
@@ -298,6 +304,7 @@ def quantile_huber_loss(quantiles, targets, taus, kappa, mean, quantile_grad, ta
         "QUANTILE_GRAD": quantile_grad, "TARGET_GRAD": target_grad, "enable_fp_fusion": True,
     }  # fmt: skip
     shortest, longest = sorted((num_quantiles, num_targets))
+
     if shortest >= LEAST_LONG and longest <= MOST_LONG and (kappa == 0 or not pinball):
         block = triton.next_power_of_2(longest)
         quantile_huber_sorted_kernel[(rows,)](
@@ -306,10 +313,12 @@ def quantile_huber_loss(quantiles, targets, taus, kappa, mean, quantile_grad, ta
             num_warps=max(LAUNCH.warps, block // (32 * NUMBERS_PER_THREAD)),
         )  # fmt: skip
         return outputs
+
     block = min(triton.next_power_of_2(max(num_quantiles, num_targets)), 64)
     block_rows = LAUNCH.elements // block
     quantile_huber_kernel[(triton.cdiv(rows, block_rows),)](
         *arguments, **constants, BLOCK_R=block_rows, BLOCK_Q=block, UNROLL=LAUNCH.unroll,
         num_warps=LAUNCH.warps,
     )  # fmt: skip
+
     return outputs

@@ -159,11 +159,13 @@ class ValueFlowHead(nn.Module):
         self.conditioner = build_conditioner(hidden_size, size)
         self.bias = nn.Linear(size, width)
         self.gain = nn.Linear(size, channels * width)
+
         # Two names: neither loads the other's weights, which mean something else.
         if linear_mean:
             self.mean = nn.Linear(hidden_size, 1)
         else:
             self.offset = nn.Linear(size, channels)
+
         self.z_weight = nn.Parameter(torch.empty(width))
         self.time_weight = nn.Parameter(torch.empty(width))
         self.register_buffer("base", base_grid(num_quantiles), persistent=False)
@@ -206,6 +208,7 @@ class ValueFlowHead(nn.Module):
             FlowField(bias, gains[c], offsets[c], self.z_weight, self.time_weight)
             for c in (0, self.channels - 1)
         )
+
         return velocity, one_step
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -239,8 +242,10 @@ class ValueFlowHead(nn.Module):
         ]
         ids = set(map(id, distribution)) if self.linear_mean else set()
         parts = [], []
+
         for parameter in parameters:
             parts[id(parameter) in ids].append(parameter)
+
         return [part for part in parts if part]
 
     def loss(
@@ -305,10 +310,12 @@ class ValueFlowHead(nn.Module):
         ):
             checks.check_float_tensor(name, tensor)
             checks.check_shape(name, tensor, (*mask.shape, size), "mask's shape and one axis more")
+
         for name, tensor in (("target_mean", target_mean), ("spread", spread), ("weight", weight)):
             if tensor is not None:
                 checks.check_float_tensor(name, tensor)
                 checks.check_shape(name, tensor, mask.shape, "mask's shape")
+
         if base is not None:
             checks.check_float_tensor("base", base)
             checks.check_shape("base", base, target_quantiles.shape, "target_quantiles' shape")
@@ -316,15 +323,18 @@ class ValueFlowHead(nn.Module):
             checks.check_float_tensor("draws", draws)
             shape = (*mask.shape, self.num_quantiles + 1)
             checks.check_shape("draws", draws, shape, "mask's shape and Q + 1 draws a token")
+
         if total_tokens is not None:
             checks.check_number("total_tokens", total_tokens, 1, 2**63)
         at, mean = counted_tokens(mask, most_tokens, total_tokens)
         hidden = at(hidden)
+
         if not len(hidden):
             # Zero, with a gradient of zeros for every parameter: a process whose tokens are all
             # masked must not leave the others waiting for its gradients.
             nothing = sum(parameter.flatten()[:0].sum() for parameter in self.parameters())
             return hidden.sum() + nothing, {}
+
         velocity, one_step = self.fields(hidden)
         y = self._flow_units(at(target_quantiles))
         expected = y if target_mean is None else self._flow_units(at(target_mean)).unsqueeze(-1)
@@ -332,6 +342,7 @@ class ValueFlowHead(nn.Module):
         eps = self._training_base(jitter, at(base) if base is not None else None)
         if self.coupling == "quantile":
             y = y.sort(-1).values
+
         if weight is not None:
             weight = at(weight)
         else:
@@ -345,6 +356,7 @@ class ValueFlowHead(nn.Module):
             velocity, one_step = (
                 f._replace(offset=f.offset.detach()) for f in (velocity, one_step)
             )
+
         if coefs.anchor:
             u = time.unsqueeze(-1)
             matched = flow_velocity(velocity, (1 - u) * eps + u * y, time)
@@ -354,6 +366,7 @@ class ValueFlowHead(nn.Module):
                 with torch.no_grad():
                     start = flow_velocity(velocity, eps, 0.0)
                 terms["consistency"] = (matched - start).square().mean(-1)
+
         if coefs.path:
             if path is None:
                 raise ValueError("path: is None, must be given when coefs.path is above 0")
@@ -363,6 +376,7 @@ class ValueFlowHead(nn.Module):
             x, target = self.path_point(eps, late, path)
             error = (flow_velocity(velocity, x, late) - target).square().mean(-1)
             terms["path"] = weight * torch.where(path.mask != 0, error, 0.0)
+
         terms |= self._endpoint_terms(velocity, one_step, y, expected, eps, coefs)
         means = {name: mean(term) for name, term in terms.items()}
         loss = sum(getattr(coefs, name) * term for name, term in means.items())
@@ -383,6 +397,7 @@ class ValueFlowHead(nn.Module):
                 z = self._clip_flow(z)
                 z = z.sort(-1).values if self.coupling == "quantile" else z
             terms["consistency"] = (q - z).square().mean(-1)
+
         if coefs.quantile:
             terms["quantile"] = quantile_huber_loss(q, y, kappa=self.kappa / self.return_scale)
         if coefs.mean and not self.linear_mean:
@@ -392,12 +407,14 @@ class ValueFlowHead(nn.Module):
         if coefs.risk or coefs.tail_shape:
             q = q.sort(-1).values
             y = y if self.coupling == "quantile" else y.sort(-1).values
+
         if coefs.risk:
             terms["risk"] = (
                 losses.conditional_value_risk_loss(q, y, self.tail, self.lower_contraction)
                 if self.risk_form == "rockafellar_uryasev"
                 else losses.tail_mean_loss(q, y, self.tail)
             )
+
         if coefs.tail_shape:
             terms["tail_shape"] = losses.tail_shape_loss(q, y, self.tail, self.curvature)
         return terms
@@ -448,6 +465,7 @@ class ValueFlowHead(nn.Module):
             if base is None:
                 raise ValueError("base: is None, must be given when coupling is 'shared_noise'")
             return base
+
         count = jitter.shape[-1]
         index = torch.arange(count, device=jitter.device)
         # Kept off 0 and 1, where the inverse normal is infinite.
@@ -463,6 +481,7 @@ class ValueFlowHead(nn.Module):
             raise ValueError(
                 f"spread: is None, must be given when weight_mode is {self.weight_mode!r}"
             )
+
         spread = spread.to(torch.promote_types(spread.dtype, torch.float32))
         ratio = self.weight_temperature / (spread / self.return_scale + 1e-4)
         confident = torch.sigmoid(ratio)

@@ -43,6 +43,7 @@ def conditional_value_risk_loss(
         lower = (low - (low - targets).relu() / level).mean(-1)
         lower = (1 - contraction) * lower + contraction * quantiles.mean(-1)
         upper = (high + (targets - high).relu() / level).mean(-1)
+
     lower_error = quantiles[:, :k].mean(-1) - lower
     upper_error = quantiles[:, -k:].mean(-1) - upper
     return lower_error.square() + upper_error.square()
@@ -81,10 +82,12 @@ def tail_shape_loss(quantiles: Tensor, targets: Tensor, tail: float, curvature: 
     lower = _variance(quantiles[:, :k]) - _variance(targets[:, :p])
     upper = _variance(targets[:, -p:]) - _variance(quantiles[:, -k:])
     shape = lower.relu() + upper.relu()
+
     if curvature and k >= 3:
         bend_low = quantiles[:, :k].diff(n=2).mean(-1).relu()
         bend_high = (-quantiles[:, -k:].diff(n=2).mean(-1)).relu()
         shape = shape + curvature * (bend_low + bend_high)
+
     return shape
 
 

@@ -32,6 +32,7 @@ def move_to_mean(
         return quantiles + shift
     low, high = bounds
     wanted = mean.clamp(low, high)
+
     with torch.no_grad():
         # At these shifts all quantiles lie on one bound.
         below, above = low - quantiles.amax(-1), high - quantiles.amin(-1)
@@ -43,6 +44,7 @@ def move_to_mean(
         inside = (moved > low) & (moved < high)
         fixed = torch.where(inside, 0.0, moved.clamp(low, high)).sum(-1)
         count = inside.sum(-1)
+
     # Which quantiles are off the bounds is known, so the shift follows from the sum over them.
     total = torch.where(inside, quantiles, 0.0).sum(-1)
     shift = (quantiles.shape[-1] * wanted - fixed - total) / count.clamp_min(1)

@@ -72,12 +72,14 @@ def estimate_values(
 
     with whole(critic):
         tokens, answers = by_parts(compute, samples, micro_tokens)
+
     if not tokens:
         return None
     field = None
     if "field.0" in tokens:
         # Those of one process, which all have.
         field = FlowField(*(tokens[f"field.{i}"] for i in range(3)), *critic.field_weights())
+
     return Estimate(
         quantiles=tokens["quantiles"],
         final=answers["final"],

@@ -41,6 +41,7 @@ class QuantileCritic(TrunkCritic):
             )
             for _ in range(settings.heads)
         )  # fmt: skip
+
         self.mean, self.scale = mean, scale
         self.coefs, self.settings = config.coef, settings
 
@@ -70,6 +71,7 @@ class QuantileCritic(TrunkCritic):
             else torch.zeros_like(y[:, 0]),
             "mean_shift": losses.mean_shift_loss(ensemble, y),
         }
+
         q, y = ensemble.sort(-1).values, y.sort(-1).values
         tail = self.settings.tail
         terms["risk"] = losses.tail_mean_loss(q, y, tail)
@@ -79,6 +81,7 @@ class QuantileCritic(TrunkCritic):
             for name, term in terms.items()
         }
         loss = sum(getattr(self.coefs, name) * term for name, term in means.items())
+
         return loss, {name: term.detach() for name, term in means.items()}
 
 

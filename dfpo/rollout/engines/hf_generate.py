@@ -140,6 +140,7 @@ class HFGenerate:
             eos_token_id=ends or None,
             return_dict_in_generate=True,
         )
+
         with _own_settings(root_of(self.policy), plain):
             out = self.policy.generate(
                 input_ids=ids,
@@ -149,6 +150,7 @@ class HFGenerate:
                 generation_config=plain,
                 **({} if cache is None else {CACHE: cache}),
             )
+
         if leaves:
             return out.sequences, getattr(out, CACHE), until[0].ended
         return out.sequences, None, None

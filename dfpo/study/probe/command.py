@@ -29,11 +29,13 @@ def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) ->
         _check_plot(plot)
     runs = list({run.resolve(): run for run in runs}.values())
     configs = [build_config(stored_settings("run", run)) for run in runs]
+
     for run, config in zip(runs, configs, strict=True):
         if not predicts(config):
             raise ConfigError(f"run: {run} is of {config.algorithm}, must be one that has a critic")
         if checkpoint.newest(run) is None:
             raise ConfigError(f"run: {run} holds no checkpoint yet")
+
     from dfpo.study.probe.plots import plot_critics, plot_probe  # matplotlib, only to draw
 
     # Critics of one policy, as docs/critic.md compares them, look on at the same plays.
@@ -60,10 +62,12 @@ def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) ->
         plot_probe(run / "plots", probed, setup.config)
         write_json(run / "critic.json", report)
         reports[str(run)] = report
+
     if plot is not None:
         named = dict(zip(labels(list(reports)), reports.values(), strict=True))
         means = summarise_groups(reports)
         plot_critics(plot, *({k: r["scores"] for k, r in part.items()} for part in (named, means)))
+
     return reports
 
 
@@ -93,6 +97,7 @@ def summarise_groups(reports: dict[str, Any]) -> dict[str, Any]:
     members: dict[tuple[str, str], list[str]] = {}
     for run, report in reports.items():
         members.setdefault((report["algorithm"], report["noise"]), []).append(run)
+
     return {
         f"{algorithm}, {noise}": {
             "runs": runs,
@@ -123,6 +128,7 @@ def critic_report(reports: dict[str, Any]) -> str:
     headers += [f"{name}: mean of {len(group['runs'])}" for name, group in means.items()]
     sizes = f"{first['states']} states of {first['answers']} answers, {first['plays']} plays each"
     meaning = "\n".join(f"  {key}: {text}" for key, text in SCORES.items())
+
     return f"{tabulate(lines, headers=headers, disable_numparse=True)}\n{sizes}\n{meaning}"
 
 

@@ -34,11 +34,13 @@ def plot_values(probe: Probe, config: Config) -> plt.Figure:
     low, high = config.reward.low, config.reward.high
     predicted, true = probe.quantiles.mean(1), probe.clean.mean(1)
     domains = np.array(probe.domains)[probe.answer]
+
     for name, colour in zip(dict.fromkeys(probe.domains), DOMAIN_COLOURS, strict=False):
         member = domains == name
         left.plot(
             true[member], predicted[member], ".", color=colour, alpha=0.5, markersize=4, label=name
         )
+
     left.plot([low, high], [low, high], color=GREY, linewidth=0.8, linestyle="--")
     left.set(
         title="Value of each state", ylabel="predicted mean return",
@@ -57,6 +59,7 @@ def plot_values(probe: Probe, config: Config) -> plt.Figure:
         title="Distribution: rank of noisy returns in the prediction",
         xlabel="probability integral transform", ylabel="density (1 = calibrated)",
     )  # fmt: skip
+
     return figure
 
 
@@ -68,6 +71,7 @@ def plot_answers(probe: Probe, config: Config) -> plt.Figure:
     figure, axes = plt.subplots(
         len(chosen), 1, figsize=(11, 2.1 * len(chosen)), constrained_layout=True, squeeze=False
     )
+
     for ax, answer in zip(axes.flat, chosen, strict=True):
         states = np.flatnonzero(probe.answer == answer)[:MOST_TOKENS]
         quantiles = probe.quantiles[states]
@@ -83,6 +87,7 @@ def plot_answers(probe: Probe, config: Config) -> plt.Figure:
         ax.set_xticks(np.arange(width) + 0.5, probe.words[answer][:width], rotation=90, fontsize=7)
         ax.set_title(f"{probe.domains[answer]}, reward {probe.rewards[answer]:g}")
         ax.tick_params(length=0)
+
     figure.suptitle(
         "Red: low value, blue: high. Grey: spread of the predicted distribution. A token's "
         "colours are of the state before it.", fontsize=8,

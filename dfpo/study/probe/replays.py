@@ -78,6 +78,7 @@ def play(setup: Setup, answers: int, plays: int) -> Played:
     )  # fmt: skip
     if not len(rollout.answers):
         raise ConfigError(f"reward: scores none of {len(rows)} answers, must score one to probe")
+
     return Played(config, rollout, *_play_on(setup, rollout, config, plays))
 
 
@@ -90,8 +91,10 @@ def plays_of(setup: Setup) -> str:
         config.reward.low, config.reward.high,
     ]  # fmt: skip
     digest = hashlib.sha256(repr(what).encode())
+
     for weight in setup.policy.state_dict().values():
         digest.update(weight.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+
     return digest.hexdigest()
 
 
@@ -112,6 +115,7 @@ def probe(setup: Setup, played: Played) -> Probe:
         for draw in _noise_draws(setup, rollout, config)
     ]
     ids = rollout.answers.token_ids
+
     return Probe(
         *(x[mask].float().cpu().numpy() for x in (estimate.quantiles, clean, noisy, after)),
         torch.stack(advantages).float().cpu().numpy(),
@@ -147,6 +151,7 @@ def _play_on(
             samples.input_ids[:, :-longest], samples.attention_mask[:, :-longest], strict=True
         )
     ]
+
     begun = _Start(rollout, config, prompts)
     clean, noisy = (torch.zeros(count, longest, plays, device=samples.mask.device) for _ in "cn")
 
@@ -160,6 +165,7 @@ def _play_on(
         ]
         both = torch.stack([torch.cat(part) for part in zip(*parts, strict=True)])
         clean[states, t], noisy[states, t] = both.view(2, len(states), plays)
+
     return clean, noisy
 
 
@@ -198,10 +204,12 @@ def _noise_draws(setup: Setup, rollout: Rollout, config: Config) -> list[Rollout
         rollout.answers, sample_ids=torch.arange(count, device=setup.policy.device)
     )
     drawn = []
+
     for draw in range(NOISE_DRAWS):
         noisy = _corrupted(setup, rollout.clean_rewards, answers, config, UNREACHED + 1 + draw)
         noisy = torch.where(noisy.isfinite(), noisy, rollout.clean_rewards)
         drawn.append(dataclasses.replace(rollout, rewards=noisy))
+
     return drawn
 
 

@@ -41,16 +41,19 @@ def critic_scores(
     members = [np.flatnonzero(probe.answer == a) for a in range(len(probe.domains))]
     rng = np.random.default_rng(0)
     drawn = []
+
     for _ in range(RESAMPLES):
         chosen = rng.integers(len(members), size=len(members))
         rows = np.concatenate([members[a] for a in chosen])
         drawn.append(summarise({key: value[rows] for key, value in terms.items()}))
+
     named = {}
     for key in SCORES:
         values = np.array([summary[key] for summary in drawn])
         values = values[np.isfinite(values)]
         low, high = np.quantile(values, [0.025, 0.975]) if len(values) else (np.nan, np.nan)
         named[key] = tuple(float(x) if np.isfinite(x) else None for x in (whole[key], low, high))
+
     return named
 
 
@@ -65,6 +68,7 @@ def state_terms(probe: Probe, reward_range: float) -> dict[str, np.ndarray]:
     # bring its sign along.
     moved, moved_error = _change(probe, first)
     sign = np.sign(_change(probe, second)[0])
+
     return {
         "predicted": predicted,
         "true": probe.clean.mean(1),

@@ -52,6 +52,7 @@ def generate(rng: random.Random, split: str) -> Booking:
         else:
             said = state[slot] = rng.choice([value for value in SLOTS[slot] if value != old])
         turns.append((slot, said))
+
     return Booking(tuple(turns))
 
 
@@ -75,6 +76,7 @@ def solve(question: Booking, rng: random.Random, slip: float = 0.0) -> str:
                 line = f"{'new' if said.startswith('more') else 'keep'} {state[slot]}"
         lines.append(f"{mark} {slot} {line}")
         last = slot
+
     result = " ".join(f"{slot} {state.get(slot, 'none')}" for slot in SLOTS)
     return f"{' '.join(lines)} so {result}"
 
@@ -94,6 +96,7 @@ def _turn(old: str, said: str) -> tuple[str, str]:
         # An earlier slip may have left more than the booking can grow by.
         total = str(min(LARGEST, int(old) + int(amount)))
         return f"more {old} + {amount} = {total}", total
+
     if old == "none":
         return f"set {said}", said
     return (f"drop {old}", said) if said == "none" else (f"new {said}", said)

@@ -62,6 +62,7 @@ def solve(question: Sum, rng: random.Random, slip: float = 0.0) -> str:
         lines.append(f"{column} {a} {sign} {b} {sign} {carry} = {abs(total // 10)} {total % 10}")
         carry, digit = abs(total // 10), total % 10
         digits.append(digit)
+
     result = " ".join(str(digit) for digit in (carry, *reversed(digits)))
     return f"{' ; '.join(lines)} so {result}"
 
@@ -76,4 +77,5 @@ def slips(answer: list[str]) -> dict[int, str]:
             derived[equals - 1] = "0"
         if sign == "-" and first < second:
             derived[equals - 5] = second
+
     return derived

@@ -72,6 +72,7 @@ def generate(rng: random.Random, split: str) -> Measurement:
         left, right = rng.randrange(2, 10), rng.randrange(2, 10)
         if (left * right <= LARGEST_ID_PRODUCT) == (split == "id"):
             break
+
     first = rng.randrange(1, min(10, left * right - 1))
     second = rng.randrange(1, min(10, left * right - first))
     order = [formula.left, formula.right, formula.first, formula.second]
@@ -88,6 +89,7 @@ def prompt(question: Measurement) -> str:
         formula.first: question.first,
         formula.second: question.second,
     }
+
     givens = " ".join(f"{name} {values[name]}" for name in question.order)
     return f"science {givens} find {formula.target} ?"
 
@@ -104,11 +106,13 @@ def solve(question: Measurement, rng: random.Random, slip: float = 0.0) -> str:
     terms = [(sign, formula.first, question.first), (second_sign, formula.second, question.second)]
     rule = f"{formula.target} = {formula.left} * {formula.right}"
     steps, result = [f"{question.left} * {question.right} = {_digits(product)}"], product
+
     for symbol, name, value in terms[:1] if dropped else terms:
         rule += f" {symbol} {name}"
         total = result + value if symbol == "+" else result - value
         steps.append(f"{_digits(result)} {symbol} {value} = {_digits(total)}")
         result = total
+
     return " ; ".join([rule, *steps, f"{formula.target} = {_digits(result)} {formula.unit}"])
 
 
