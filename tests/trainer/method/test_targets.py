@@ -8,42 +8,9 @@ from small_rollouts import LENGTHS, T, make_estimate, make_rollout
 
 from dfpo.config import build_config
 from dfpo.config.types import Estimate
-from dfpo.method.advantages import Returns, rank_advantage
 from dfpo.method.targets import compute_targets, path_targets, whiten
 from dfpo.run.diagnostics import rollout_metrics
 from dfpo_kernels import FlowField, distributional_gae, lambda_mixture_targets
-
-
-def scalar_gae(rewards, values, lengths, gamma, lam):
-    """The textbook recursion, one answer at a time."""
-    advantages = torch.zeros_like(values)
-    for b, length in enumerate(lengths):
-        trace = 0.0
-        for t in reversed(range(length)):
-            last = t == length - 1
-            reward, following = (rewards[b], 0.0) if last else (0.0, values[b, t + 1])
-            trace = reward + gamma * following - values[b, t] + gamma * lam * trace
-            advantages[b, t] = trace
-    return advantages
-
-
-def test_reward_lies_on_the_last_token():
-    rollout = make_rollout((1.0, 2.0, 3.0, 4.0))
-    returns = Returns(rollout, rollout.rewards, None, build_config({}))
-    rewards, last = returns.token_rewards, returns.last
-    assert rewards.sum(-1).tolist() == [1.0, 2.0, 3.0, 4.0]
-    assert [int(row.nonzero()) for row in last] == [4, 2, 0, 4]
-
-
-@pytest.mark.parametrize("gamma", [1.0, 0.9])
-@pytest.mark.parametrize("kind", ["gae", "lambda_mixture"])
-def test_advantage_is_gae_of_the_mean(gamma, kind):
-    config = build_config({"target.gamma": gamma, "target.lam": 0.8, "target.kind": kind})
-    rollout, estimate = make_rollout(), make_estimate()
-    targets = compute_targets(rollout, estimate, config, 0)
-    expected = scalar_gae(rollout.rewards, estimate.quantiles.mean(-1), LENGTHS, gamma, 0.8)
-    mask = rollout.samples.mask
-    torch.testing.assert_close(targets.raw_advantages[mask], expected[mask], atol=1e-5, rtol=1e-5)
 
 
 def test_mixture_at_the_ends_of_lambda():
@@ -74,17 +41,6 @@ def test_targets_do_not_depend_on_the_batch():
     )
     mask = part.samples.mask
     assert torch.equal(some.critic.quantiles[mask], whole.critic.quantiles[rows][mask])
-
-
-def test_truncated_answers_bootstrap_when_asked():
-    rollout = make_rollout(truncated=(True, False, False, False))
-    estimate = make_estimate()
-    settings = {"target.target_lam": 0.0, "target.lam": 0.0}
-    plain = compute_targets(rollout, estimate, build_config(settings), 0)
-    config = build_config({**settings, "target.bootstrap_on_truncation": True})
-    cut = compute_targets(rollout, estimate, config, 0)
-    torch.testing.assert_close(cut.critic.quantiles[0, -1], rollout.rewards[0] + estimate.final[0])
-    assert torch.equal(plain.critic.quantiles[1:], cut.critic.quantiles[1:])
 
 
 @pytest.mark.parametrize(
@@ -183,44 +139,10 @@ def test_quantile_wise_average_loses_the_spread():
 
 
 RANGE = {"reward.low": 0.0, "reward.high": 2.0}
-ROW = lambda value, length: [value] * length + [0.0] * (T - length)  # noqa: E731
 
 
 def targets_of(settings, rollout=None, estimate=None):
     return compute_targets(rollout or make_rollout(), estimate, build_config(settings), 0)
-
-
-def test_group_advantages_by_hand():
-    # Rewards 1, 0 | 1, 0.5. Means 0.5 | 0.75, sample deviations sqrt(.5) | sqrt(.125): both
-    # standardise to +-.70711.
-    found = targets_of({"algorithm": "grpo"}).advantages
-    expected = [ROW(v, n) for v, n in zip((1, -1, 1, -1), LENGTHS, strict=True)]
-    torch.testing.assert_close(found, 0.70711 * torch.tensor(expected), atol=1e-4, rtol=0)
-    found = targets_of({"algorithm": "dr-grpo"}).advantages
-    expected = [ROW(v, n) for v, n in zip((0.5, -0.5, 0.25, -0.25), LENGTHS, strict=True)]
-    torch.testing.assert_close(found, torch.tensor(expected))
-
-
-def test_groups_are_prompts_whatever_is_left_of_them():
-    """An answer whose fellows have no reward learns nothing; equal rewards teach nothing."""
-    rollout = make_rollout((1.0, 0.0, 1.0, 1.0))
-    rollout = dataclasses.replace(rollout, groups=torch.tensor([7, 3, 5, 5]))
-    for algorithm in ("grpo", "dr-grpo"):
-        assert targets_of({"algorithm": algorithm}, rollout).advantages.abs().max() == 0
-
-
-def test_reward_to_go_with_a_kl_penalty_by_hand():
-    # Every token's log-ratio to the first policy is 0.5, the penalty 0.1: each costs 0.05.
-    # Two tokens left: 1 - 0.1, one left: 1 - 0.05.
-    rollout = make_rollout((1.0, 0.0, 1.0, 0.5))
-    rollout = dataclasses.replace(rollout, old_logprobs=torch.full((4, T), 0.5))
-    settings = {"algorithm": "reinforce++", "target.kl_penalty": 0.1}
-    found = targets_of(settings, rollout)
-    assert found.raw_advantages[0].tolist() == pytest.approx([0.75, 0.8, 0.85, 0.9, 0.95])
-    assert found.raw_advantages[2, 0].item() == pytest.approx(0.95)
-    kept = found.advantages[rollout.samples.mask]
-    assert kept.mean().item() == pytest.approx(0, abs=1e-6)
-    assert kept.std(correction=0).item() == pytest.approx(1, abs=1e-5)
 
 
 def test_bounded_advantages_are_bounded_before_they_are_whitened():
@@ -237,32 +159,6 @@ def test_bounded_advantages_are_bounded_before_they_are_whitened():
     assert len(clipped.advantages[mask].unique()) == 2
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "dfpo", "reinforce++"])
-def test_rewards_cut_to_their_range_by_hand(algorithm):
-    settings = {"algorithm": algorithm, "reward.low": -1, "reward.high": 2}
-    rollout = make_rollout((10.5, -9.0, 2.0, 0.5))
-    for clip, kept in ((True, [2.0, -1.0, 2.0, 0.5]), (False, [10.5, -9.0, 2.0, 0.5])):
-        config = build_config({**settings, "reward.clip": clip})
-        assert (
-            Returns(rollout, rollout.rewards, None, config).token_rewards.sum(-1).tolist() == kept
-        )
-
-
-def test_winsorised_rewards_by_hand():
-    # Value 0.5 before each last token, window 0.1 * 2: rewards 1, 0, 1, 0.5 -> .7, .3, .7, .5.
-    quantiles = torch.stack([torch.full((4, T), 0.4), torch.full((4, T), 0.6)], -1)
-    estimate = Estimate(quantiles, torch.zeros(4, 2))
-    config = build_config({"target.winsorise": 0.1, **RANGE})
-    rollout = make_rollout()
-    rewards = Returns(rollout, rollout.rewards, estimate, config).token_rewards
-    assert rewards.sum(-1).tolist() == pytest.approx([0.7, 0.3, 0.7, 0.5])
-    settings = {"algorithm": "ppo-winsorised", "target.winsorise": 0.1, **RANGE}
-    settings |= {"target.lam": 1.0, "target.target_lam": 1.0}
-    found = targets_of(settings, estimate=estimate)
-    assert found.raw_advantages[:, 0].tolist() == pytest.approx([0.2, -0.2, 0.2, 0.0], abs=1e-6)
-    assert found.critic.quantiles[0, 0].tolist() == pytest.approx([0.7, 0.7])  # lam 1: the return
-
-
 def test_expected_targets_are_the_mean_of_the_quantile_wise_average():
     estimate = make_estimate()
     found = targets_of({"algorithm": "dfpo-expected"}, estimate=estimate).critic.quantiles
@@ -270,29 +166,6 @@ def test_expected_targets_are_the_mean_of_the_quantile_wise_average():
     mask = make_rollout().samples.mask
     assert (found == found[..., :1]).all()
     torch.testing.assert_close(found[mask][:, 0], whole[mask].mean(-1))
-
-
-def test_rank_advantages_by_hand():
-    # Z is 0, 0, 1, 4. Of G = 1 it is below with chance 1/2, above with 1/4; of 0: 0 and 1/2;
-    # of 10 and 1000 always below; of the distribution 0 and 10, half each: (-1/2 + 1) / 2.
-    distribution = torch.tensor([4.0, 0.0, 1.0, 0.0]).expand(1, 5, 4)
-    returns = torch.tensor([[1.0, 1], [0, 0], [10, 10], [1000, 1000], [0, 10]]).unsqueeze(0)
-    assert rank_advantage(distribution, returns)[0].tolist() == [0.25, -0.5, 1.0, 1.0, 0.25]
-
-
-def test_rank_advantages_are_gae_where_all_returns_are_0_or_1_and_bounded_elsewhere():
-    quantiles = torch.zeros(4, T, 4)
-    quantiles[..., 3] = 1
-    estimate = Estimate(quantiles, torch.zeros(4, 4))
-    settings = {"target.lam": 1.0, "critic.num_quantiles": 4, "target.advantage": "rank"}
-    mask = make_rollout().samples.mask
-    binary = make_rollout((1.0, 0.0, 1.0, 0.0))
-    rank = targets_of(settings, binary, estimate)
-    mean = targets_of({**settings, "target.advantage": "gae"}, binary, estimate)
-    torch.testing.assert_close(rank.raw_advantages[mask], mean.raw_advantages[mask])
-    wild = targets_of(settings, make_rollout((10.0, -10.0, 1.0, 0.0)), estimate).raw_advantages
-    # Above everything 1, below everything -1; 1 is above 3 of 4, 0 is below 1 of 4.
-    assert wild[:, 0].tolist() == [1.0, -1.0, 0.75, -0.25]
 
 
 @pytest.mark.parametrize("value", [0.7, 333.3, 1e6, -1e-8])

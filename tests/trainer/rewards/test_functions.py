@@ -4,14 +4,9 @@ import math
 
 import pytest
 import torch
-from tiny_models import make_reward_model
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from dfpo.config import ConfigError, build_config
 from dfpo.rewards.functions import Reward, RewardError
-from dfpo.rewards.sources import load_function, load_reward
 
-CPU = torch.device("cpu")
 ROWS = [{"prompt": f"p{i}", "answer": str(i)} for i in range(4)]
 TEXTS = ["0", "x", "2", ""]
 IDS = [[1], [2, 3], [4], [5]]
@@ -136,75 +131,3 @@ def test_a_function_cannot_spoil_what_the_next_one_sees():
         return [0.0] * 4
 
     assert score(spoil, lambda completions, **_: [float(len(completions))] * 4).values[0] == 4.0
-
-
-def test_files_are_loaded_with_their_neighbours(tmp_path):
-    (tmp_path / "neighbour_of_reward.py").write_text("VALUE = 3.0\n")
-    path = tmp_path / "mine.py"
-    path.write_text(
-        "from neighbour_of_reward import VALUE\n"
-        "def f(prompts, **_): return [VALUE] * len(prompts)\n"
-    )
-    reward = load_reward(build_config({"reward": f"{path}:f,{path}:f"}), None, CPU)
-    assert reward.names == ("f", "f-2")
-    assert reward(ROWS, TEXTS, IDS).values.tolist() == [6.0] * 4
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("absent.py:f", ["absent.py", "no file"]),
-        ("{file}", ["FILE.py:FUNCTION"]),
-        ("{file}:g", ["no function g"]),
-        ("{broken}:f", ["broken.py", "SyntaxError"]),
-        ("{raising}:f", ["raising.py", "line 2", "RuntimeError: no"]),
-        ("{folder}", ["config.json"]),
-    ],
-)
-def test_wrong_rewards_are_named(tmp_path, text, words):
-    files = {
-        "file": "f = len\n", "broken": "def f(:\n", "raising": "\nraise RuntimeError('no')\n"
-    }  # fmt: skip
-    for name, content in files.items():
-        (tmp_path / f"{name}.py").write_text(content)
-    places = {name: tmp_path / f"{name}.py" for name in files} | {"folder": tmp_path}
-    with pytest.raises(ConfigError) as error:
-        load_function(text.format(**places), CPU)
-    assert "\n" not in str(error.value)
-    for word in words:
-        assert word in str(error.value)
-
-
-@pytest.fixture(scope="module")
-def reward_model(tmp_path_factory):
-    return make_reward_model(tmp_path_factory.mktemp("reward_model"))
-
-
-def test_a_reward_model_scores_prompt_and_answer(reward_model):
-    """Padding beside other answers changes nothing; the logit is the model's own."""
-    name, function = load_function(str(reward_model), CPU)
-    prompts, answers = ["Add 1 + 2: ", "Say a word: "], ["3", "a much longer answer than that"]
-    scores = function(prompts=prompts, completions=answers, completion_ids=[[1], [1]])
-    tokenizer = AutoTokenizer.from_pretrained(reward_model)
-    model = AutoModelForSequenceClassification.from_pretrained(reward_model).eval()
-    with torch.no_grad():
-        alone = [
-            model(**tokenizer(p + a, return_tensors="pt")).logits.item()
-            for p, a in zip(prompts, answers, strict=True)
-        ]
-    assert scores == pytest.approx(alone, abs=1e-5)
-    assert scores[0] != pytest.approx(scores[1], abs=1e-3)
-
-
-def test_a_reward_model_reads_chats_through_its_template(reward_model):
-    _, function = load_function(str(reward_model), CPU)
-    chat = [{"role": "user", "content": "hi"}]
-    answer = [{"role": "assistant", "content": "ho"}]
-    text = "<user>hi</s><assistant>ho</s>"
-    model = AutoModelForSequenceClassification.from_pretrained(reward_model).eval()
-    ids = AutoTokenizer.from_pretrained(reward_model)(
-        text, add_special_tokens=False, return_tensors="pt"
-    )
-    with torch.no_grad():
-        expected = model(**ids).logits.item()
-    assert function(prompts=[chat], completions=[answer]) == [pytest.approx(expected, abs=1e-6)]

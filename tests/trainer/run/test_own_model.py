@@ -11,9 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from dfpo.__main__ import main
 from dfpo.config import build_config
-from dfpo.config.noise import parse_noise
-from dfpo.rewards.functions import Reward
-from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import load_policy, token_logprobs
 from dfpo.rollout.sampler import Sampler
 from dfpo.run.setup import complete
@@ -133,39 +130,6 @@ def test_sampling_follows_the_trained_distribution(files, family):
     torch.testing.assert_close(together[1][samples.mask[1]], expected, atol=1e-4, rtol=1e-4)
 
 
-def test_unscored_answers_are_left_out_of_training(files):
-    """The rollout holds the scored answers alone, each as it is when all are scored."""
-    policy, tokenizer = load_policy(files / "llama")
-    config = build_config({"rollout.max_new_tokens": 8, "rollout.samples": 3})
-    config = complete(config, policy, torch.tensor([0.0, 1.0]))
-    rows = [{"prompt": "a"}, {"prompt": "bc"}]
-
-    def roll(function):
-        reward = Reward(("f",), (function,), (1.0,))
-        sampler = Sampler.of(policy, tokenizer)
-        return collect(
-            sampler,
-            sampler,
-            rows,
-            reward=reward,
-            noise=parse_noise("flip=0.5"),
-            config=config,
-            step=4,
-        )
-
-    whole = roll(lambda **_: [0.0, 1.0, 0.0, 1.0, 0.0, 1.0])
-    part = roll(lambda completions, **_: [0.0, None, 0.0, 1.0, None, 1.0][: len(completions)])
-    kept = [0, 2, 3, 5]
-    assert part.scored.unscored == 2 and len(part.answers) == 4
-    assert [row["prompt"] for row in part.answers.rows] == ["a", "a", "bc", "bc"]
-    assert part.answers.texts == [whole.answers.texts[i] for i in kept]
-    assert part.answers.sample_ids.tolist() == [24, 26, 27, 29]  # 4 steps of 6 answers before
-    for name in ("rewards", "clean_rewards", "old_logprobs", "entropy"):
-        torch.testing.assert_close(
-            getattr(part, name), getattr(whole, name)[kept], atol=1e-6, rtol=1e-5
-        )
-
-
 def test_evaluation_split_several_rewards_and_trackers(files, tmp_path):
     """One run with what the others leave out."""
     rows = [
@@ -198,26 +162,6 @@ def _check_tensorboard(run, found):
     assert (scalar.step, scalar.value) == (0, pytest.approx(found["reward/clean"]))
     assert {"plots/calibration", "plots/training"} <= set(events.Tags()["images"])
     assert events.Images("plots/calibration")[0].width > 400
-
-
-def test_eval_of_runs_and_models(files, tmp_path, capsys):
-    run = train(tmp_path, *own(files))
-    summary = json.loads((run / "summary.json").read_text())
-    capsys.readouterr()
-    assert main(["eval", str(run), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["mean"] == summary["after"] and found["metric"] == "reward"
-    assert found["domains"]["data"] == summary["domains"]["data"]["after"]
-    # The run as a kill would have left it: its last checkpoint speaks.
-    (run / "summary.json").unlink()
-    shutil.rmtree(run / "policy")
-    assert main(["eval", str(run), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["mean"] == summary["after"]
-
-    words = own(files)[2:]
-    assert main(["eval", str(files / "llama"), *words, *SMALL[8:10], "--eval.prompts", "2"]) == 0
-    said = capsys.readouterr().out
-    assert f"{summary['before']['train']:.3f} ± {summary['before']['train_se']:.3f}" in said
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """The loop end to end, through the command line, on runs of a few steps."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import safetensors.torch
@@ -137,29 +135,3 @@ def test_wrong_input_is_one_line_and_status_2(tmp_path, capsys, flags, words):
     for word in words:
         assert word in message
     assert not runs.exists()
-
-
-def test_a_taken_name_is_an_error(finished, capsys):
-    assert main(["train", "--runs-dir", str(finished.parent), "--name", finished.name]) == 2
-    assert str(finished) in capsys.readouterr().err
-
-
-def test_without_a_name_runs_are_numbered(tmp_path):
-    for _ in range(2):
-        assert main(["train", *SMALL, "--steps", "0", "--runs-dir", str(tmp_path)]) == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["dfpo-seed0", "dfpo-seed0-2"]
-
-
-def test_who_reads_may_go(tmp_path):
-    """`dfpo train --help-all | head`: no traceback, no message of Python's at its end."""
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from dfpo.run.stop import exit_status\n"
-        "sys.exit(exit_status('dfpo', lambda: [print('line', flush=True) for _ in range(10**5)]))",
-    ]
-    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert run.stdout.readline() == "line\n"
-    run.stdout.close()
-    said = run.stderr.read()
-    assert run.wait() == 141 and said == ""

@@ -6,7 +6,6 @@ import yaml
 from dfpo.__main__ import main
 from dfpo.config import ALGORITHMS, ConfigError, build_config, load_yaml, to_yaml
 from dfpo.config.build import RENAMED, flatten, options
-from dfpo.config.rules import only_read
 
 
 def test_defaults_are_dfpo():
@@ -113,27 +112,6 @@ def test_yaml_holds_every_setting():
         assert name in (tree[section] if section else tree)
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"algorithm": "ppo", "critic.coupling": "shared_noise"},
-         ["critic.coupling", "shared_noise", "scalar does not read it", "only value_flow",
-          "critic.heads"]),
-        ({"algorithm": "grpo", "critic.width": 32}, ["critic.width", "none does not read it"]),
-        ({"algorithm": "grpo", "target.winsorise": 0.5}, ["group does not read it", "gae, rank"]),
-        ({"policy.beta": 3.0}, ["policy.beta", "clip does not read it", "trajectory_balance"]),
-        ({"algorithm": "flowrl", "policy.kl_coef": 0.1}, ["trajectory_balance does not read it"]),
-        ({"algorithm": "ppo", "coef.quantile": 0.5}, ["coef.quantile", "value_flow, quantile"]),
-    ],
-)  # fmt: skip
-def test_settings_that_the_chosen_parts_do_not_read_are_refused(settings, words):
-    with pytest.raises(ConfigError) as error:
-        build_config(settings)
-    for word in words:
-        assert word in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_what_a_run_stores_is_what_it_reads(algorithm):
     """The config.yaml of any algorithm, with every setting in it, builds the same run again."""
@@ -161,15 +139,6 @@ def test_settings_of_before_are_answered_by_their_new_names(tmp_path, capsys):
 def test_every_new_name_is_a_setting():
     known = {dotted for dotted, _, _ in options()}
     assert set(RENAMED.values()) <= known and not set(RENAMED) & known
-
-
-def test_shared_settings_hold_for_those_who_read_them():
-    shared = {"critic.num_quantiles": 16, "policy.clip": 0.1, "steps": 3}
-    assert only_read(shared, {"algorithm": "dfpo"}) == shared
-    assert only_read(shared, {"algorithm": "grpo"}) == {"policy.clip": 0.1, "steps": 3}
-    assert only_read(shared, {"algorithm": "dvpo", "critic.kind": "scalar"}) == {
-        "policy.clip": 0.1, "steps": 3,
-    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
