@@ -86,6 +86,12 @@ def check_together(config: Config) -> None:
             "no distribution"
         )
 
+    if config.schedule == "constant" and config.schedule_warmup:
+        raise ConfigError(
+            f"schedule_warmup: is {config.schedule_warmup}, must be 0 with schedule = constant; "
+            "constant_with_warmup rises first"
+        )
+
     if config.shard and kind == "partition":
         raise ConfigError(
             "shard: is true, must be false with a critic of kind partition, which learns by the "

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfpo.config.choices import ADVANTAGES, CRITICS, ENGINES, POLICY_LOSSES
+from dfpo.config.choices import ADVANTAGES, CRITICS, ENGINES, POLICY_LOSSES, SCHEDULES
 from dfpo.config.tables import Choice
 from dfpo_kernels.integrate_flow.reference import METHODS
 from dfpo_kernels.value_flow import ValueFlowCoefs
@@ -290,6 +290,18 @@ class Config:
         "false: each holds all",
     )
     max_grad_norm: float = option(1.0, "gradient clip of policy and critic, each its own", low=0.0)
+    schedule: str = option(
+        "constant",
+        "learning rates of policy and critic over the steps in which each trains, as transformers "
+        "names them",
+        table=SCHEDULES,
+    )
+    schedule_warmup: int = option(
+        0, "steps in which learning rates rise from 0, part of the schedule", low=0
+    )
+    weight_decay: float = option(
+        0.0, "AdamW's, of all matrices of policy and critic; biases and norms have none", low=0.0
+    )
     attention: str = option(
         "auto",
         "attention of the policy; auto takes flash-attn where it is installed and takes the dtype, "
