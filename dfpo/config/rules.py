@@ -146,6 +146,22 @@ def check_together(config: Config) -> None:
             "values it takes"
         )
 
+    for name, value, usual in (
+        ("keep", config.keep, "last"),
+        ("eval.patience", config.eval.patience, 0),
+        ("eval.metric", config.eval.metric, None),
+    ):
+        if value != usual and not config.eval.every:
+            raise ConfigError(
+                f"{name}: is {value}, but eval.every = 0 evaluates before and after training "
+                "alone; set eval.every to a number of steps"
+            )
+
+    if config.eval.every and not config.eval.prompts:
+        raise ConfigError(
+            f"eval.every: is {config.eval.every}, but eval.prompts = 0 leaves nothing to evaluate"
+        )
+
     low, high = config.reward.low, config.reward.high
     if (low is None) != (high is None):
         given, missing = ("low", "high") if high is None else ("high", "low")

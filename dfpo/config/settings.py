@@ -246,6 +246,18 @@ class EvalConfig:
         200, "prompts per domain and split; 0 switches it off", low=0, common=True
     )
     batch_size: int = option(300, "answers generated at once", low=1)
+    every: int = option(
+        0, "steps between evaluations while training; 0: before and after it alone", low=0,
+        common=True,
+    )  # fmt: skip
+    metric: str | None = option(
+        None,
+        "what of an evaluation keep and eval.patience go by: eval/id, eval/ood, or a domain's, as "
+        "eval/math/ood; each also with _greedy; default the mean of the first split",
+    )
+    patience: int = option(
+        0, "evaluations in a row without a new best after which the run ends; 0: never", low=0
+    )
     examples: int = option(
         20, "prompts per domain searched for a right and a wrong answer to plot; 0 for none", low=0
     )
@@ -356,6 +368,12 @@ class Config:
         2, "checkpoints kept: the last, and those to go back to where it is found broken", low=1,
         group=RECORDS,
     )  # fmt: skip
+    keep: str = option(
+        "last",
+        "best: beside the last policy also the best one, by eval.metric, in RUN/best",
+        choices=("last", "best"),
+        group=RECORDS,
+    )
     plots: bool = option(True, "draw plots at the end", group=RECORDS)
     trackers: tuple[str, ...] = option(
         (), "who else gets metrics and plots", choices=TRACKERS, group=RECORDS

@@ -8,7 +8,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
-from dfpo.config import Config
+from dfpo.config import Config, ConfigError
 from dfpo.config.draws import Stream, uniforms
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.policy import decode
@@ -21,6 +21,7 @@ from dfpo.tasks.source import Held, Row
 # reward, each with its standard error "<mode>_se"
 Scores = dict[str, dict[str, dict[str, float]]]
 MODES = ("sampled", "greedy")
+SUFFIXES = {"sampled": "", "greedy": "_greedy"}  # of names of means
 SPLITS = {"id": "in domain", "ood": "out of domain", "train": "on training prompts"}
 
 
@@ -76,10 +77,35 @@ def averages(scores: Scores) -> dict[str, float]:
     """Per split: mean over domains, sampled and "_greedy", each with its "_se"."""
     means = {}
     for split in splits_of(scores):
-        for mode, suffix in (("sampled", ""), ("greedy", "_greedy")):
+        for mode, suffix in SUFFIXES.items():
             means[f"{split}{suffix}"] = average(scores, split, mode)
             means[f"{split}{suffix}_se"] = average_error(scores, split, mode)
     return means
+
+
+def numbers_of(cell: dict[str, float]) -> dict[str, float]:
+    """The same of one domain and split, by suffix."""
+    return {
+        f"{suffix}{error}": cell[f"{mode}{error}"]
+        for mode, suffix in SUFFIXES.items()
+        for error in ("", "_se")
+    }
+
+
+def metric_to_judge_by(config: Config, held_out: Held) -> str | None:
+    """``eval.metric``, by default the mean of the first split that is held out; None where nothing
+    is judged. Raises ConfigError for a name that no evaluation gives."""
+    if not config.eval.every:
+        return config.eval.metric
+    splits = {split for parts in held_out.values() for split, rows in parts.items() if rows}
+    means = [f"eval/{split}" for split in SPLITS if split in splits]
+    own = [f"eval/{name}/{split}" for name, parts in held_out.items() for split in parts]
+    known = [f"{name}{mode}" for name in means + own for mode in ("", "_greedy")]
+
+    wish = config.eval.metric
+    if wish is not None and wish not in known:
+        raise ConfigError(f"eval.metric: is {wish!r}, must be one of {', '.join(known)}")
+    return wish or known[0]
 
 
 def score_table(columns: dict[str, Scores]) -> str:

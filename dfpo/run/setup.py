@@ -42,6 +42,7 @@ from dfpo.rollout.policy import (
 from dfpo.rollout.processes import Processes
 from dfpo.rollout.sampler import Sampler
 from dfpo.rollout.sharding import shard
+from dfpo.run.evaluate import metric_to_judge_by
 from dfpo.run.given import Given
 from dfpo.run.records import choose_run
 from dfpo.run.shared_reward import shared_reward
@@ -106,7 +107,10 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
     )
     place(policy, config)
     config = complete(config, policy, probe_reward(reward, source, sampler, config))
-    config = dataclasses.replace(config, **given.stored(new))
+    judged_by = metric_to_judge_by(config, source.held_out)
+    config = dataclasses.replace(
+        config, eval=dataclasses.replace(config.eval, metric=judged_by), **given.stored(new)
+    )
     if config.gradient_checkpointing:
         checkpoint_gradients(root_of(policy))
     if config.lora.rank:
