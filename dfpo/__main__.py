@@ -85,7 +85,8 @@ GRID = ("algorithm", "seed", "noise", "name", "runs_dir", "plots", "trackers")
 EVALUATED = (
     "device", "attention", "threads", "task", "data", "eval_data",
     "reward.functions", "reward.weights",
-    "rollout.max_new_tokens", "eval.prompts", "eval.batch_size", "eval.seed",
+    "rollout.max_new_tokens", "eval.prompts", "eval.batch_size", "eval.seed", "eval.samples",
+    "eval.pass_at", "eval.right", "eval.temperature", "eval.top_p", "eval.top_k", "eval.stop",
 )  # fmt: skip
 
 
@@ -195,7 +196,8 @@ def run_train(args: argparse.Namespace) -> None:
     config = build_config(settings)
     if args.resume is not None and is_complete(args.resume, config):
         done = len(read_metrics(args.resume))
-        more = "--steps N would go on to N" if done >= config.steps else "--eval.patience 0 would go on"
+        ended_early = done < config.steps
+        more = "--eval.patience 0 would go on" if ended_early else "--steps N would go on to N"
         print(f"{args.resume}: finished after {done} steps; {more}")
         return
     from dfpo.run.train import train
