@@ -157,6 +157,13 @@ def check_together(config: Config) -> None:
                 "alone; set eval.every to a number of steps"
             )
 
+    if most := max(config.eval.pass_at, default=0):
+        if most > config.eval.samples:
+            raise ConfigError(
+                f"eval.pass_at: is {most}, must be at most eval.samples = {config.eval.samples}, "
+                "of which it is estimated"
+            )
+
     if config.eval.every and not config.eval.prompts:
         raise ConfigError(
             f"eval.every: is {config.eval.every}, but eval.prompts = 0 leaves nothing to evaluate"

@@ -246,6 +246,20 @@ class EvalConfig:
         200, "prompts per domain and split; 0 switches it off", low=0, common=True
     )
     batch_size: int = option(300, "answers generated at once", low=1)
+    samples: int = option(1, "sampled answers to each prompt, beside a greedy one", low=1)
+    pass_at: tuple[int, ...] = option(
+        (), "k of pass@k, the chance that one of k answers is right; at most eval.samples", low=1
+    )
+    right: float = option(1.0, "reward from which on an answer is right, for pass@k")
+    temperature: float = option(1.0, "temperature of sampled answers", low=1e-3, high=100.0)
+    top_p: float = option(
+        1.0, "sampled answers: the likeliest tokens with this probability in sum", low=1e-6,
+        high=1.0,
+    )  # fmt: skip
+    top_k: int = option(0, "sampled answers: so many likeliest tokens; 0 for all", low=0)
+    stop: tuple[str, ...] = option(
+        (), "strings before which an answer ends; \\n is a line's end"
+    )
     every: int = option(
         0, "steps between evaluations while training; 0: before and after it alone", low=0,
         common=True,

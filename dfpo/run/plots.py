@@ -137,7 +137,7 @@ def smooth(values: np.ndarray, span: int = 9) -> np.ndarray:
 
 
 def plot_scores(before: Scores, after: Scores, metric: str) -> plt.Figure:
-    """Mean at temperature 1 and greedy, before and after, per domain and split."""
+    """Mean reward, sampled and greedy, before and after, per domain and split."""
     splits = splits_of(before)
     figure, axes = plt.subplots(
         1, len(splits), figsize=(4 * len(splits), 3), sharey=True, constrained_layout=True,
@@ -155,7 +155,7 @@ def plot_scores(before: Scores, after: Scores, metric: str) -> plt.Figure:
                 )
                 place = x + offset
                 ax.plot([place, place], [low, high], color=colour, linewidth=1.5, zorder=1)
-                label = {"sampled": "temperature 1", "greedy": "greedy"}[mode] if x == 0 else None
+                label = mode if x == 0 else None
                 ax.scatter(place, low, facecolor="white", edgecolor=colour, s=28, zorder=2)
                 ax.scatter(place, high, color=colour, s=28, zorder=2, label=label)
         title = SPLITS[split].capitalize()
@@ -182,7 +182,7 @@ def plot_evaluations(
     )  # fmt: skip
 
     for ax, split in zip(axes[0], splits, strict=True):
-        for suffix, label, colour in (("", "temperature 1", BLUE), ("_greedy", "greedy", ORANGE)):
+        for suffix, label, colour in (("", "sampled", BLUE), ("_greedy", "greedy", ORANGE)):
             mean, error = (
                 np.array([row[f"eval/{split}{suffix}{end}"] for _, row in points], dtype=float)
                 for end in ("", "_se")

@@ -224,7 +224,8 @@ def finish(
             f"{progress.best_step}"
         )
     if after:
-        print(score_table({"before": progress.before, "after": after}))
+        scores = {"before": progress.before, "after": after}
+        print(score_table(scores, config.eval.temperature))
     print(
         f"{progress.seconds:.0f} s, {progress.cpu_seconds:.0f} CPU-s, "
         f"{tokens_per_second(log.records):.0f} tokens/s in training, {peak_memory():.1f} GB at "
