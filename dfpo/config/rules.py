@@ -157,12 +157,12 @@ def check_together(config: Config) -> None:
                 "alone; set eval.every to a number of steps"
             )
 
-    if most := max(config.eval.pass_at, default=0):
-        if most > config.eval.samples:
-            raise ConfigError(
-                f"eval.pass_at: is {most}, must be at most eval.samples = {config.eval.samples}, "
-                "of which it is estimated"
-            )
+    most = max(config.eval.pass_at, default=0)
+    if most > config.eval.samples:
+        raise ConfigError(
+            f"eval.pass_at: is {most}, must be at most eval.samples = {config.eval.samples}, of "
+            "which it is estimated"
+        )
 
     if config.eval.every and not config.eval.prompts:
         raise ConfigError(

@@ -257,9 +257,7 @@ class EvalConfig:
         high=1.0,
     )  # fmt: skip
     top_k: int = option(0, "sampled answers: so many likeliest tokens; 0 for all", low=0)
-    stop: tuple[str, ...] = option(
-        (), "strings before which an answer ends; \\n is a line's end"
-    )
+    stop: tuple[str, ...] = option((), "strings before which an answer ends; \\n is a line's end")
     every: int = option(
         0, "steps between evaluations while training; 0: before and after it alone", low=0,
         common=True,

@@ -46,8 +46,11 @@ class Decoding:
             return text, ids
 
         # From the end, since an engine stops there or soon after.
+        def stops_within(count: int) -> bool:
+            return self.stops(tokenizer.decode(ids[:count], skip_special_tokens=True))
+
         count = len(ids)
-        while count > 1 and self.stops(tokenizer.decode(ids[: count - 1], skip_special_tokens=True)):
+        while count > 1 and stops_within(count - 1):
             count -= 1
         return text[: min(places)], ids[:count]
 

@@ -285,9 +285,7 @@ def count_processes(samples: Samples, config: Config) -> dict[str, float]:
     return {"perf/processes": processes.count, **shown}
 
 
-def headline(
-    record: dict[str, float], progress: Progress, config: Config
-) -> dict[str, str]:
+def headline(record: dict[str, float], progress: Progress, config: Config) -> dict[str, str]:
     """What the progress bar shows."""
     shown = {
         "reward": record.get("reward/noisy"),
