@@ -62,6 +62,13 @@ examples:
   dfpo critic runs/a runs/b --plot critics.png two critics side by side
 """
 
+MEMORY_EPILOG = """\
+examples:
+  dfpo memory --model my-model --answers 64 --length 512 --device cuda
+  dfpo memory --model config.json --lora.rank 16 --micro-tokens 8192 --device cuda
+  dfpo memory --model config.json --processes 8 --shard --gradient-checkpointing true --device cuda
+"""
+
 COMPARE_EPILOG = """\
 examples:
   dfpo compare --quick                         does it work here: two arms, ten minutes of two cores
@@ -81,6 +88,12 @@ RESUMABLE = (
 )  # fmt: skip
 # What a recipe gives, or the grid.
 GRID = ("algorithm", "seed", "noise", "name", "runs_dir", "plots", "trackers")
+# What the memory of a run depends on.
+WEIGHED = (
+    "algorithm", "device", "dtype", "model", "micro_tokens", "gradient_checkpointing", "lora.rank",
+    "lora.alpha", "lora.targets", "policy.minibatches", "critic.kind", "critic.num_quantiles",
+    "critic.width", "critic.heads",
+)  # fmt: skip
 # What an evaluation depends on.
 EVALUATED = (
     "device", "attention", "threads", "task", "data", "eval_data",
@@ -148,6 +161,24 @@ def add_critic(parser: Parser, everything: bool) -> None:
         "--plot", type=Path, metavar="FILE", help="draw the runs' scores side by side"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_memory(parser: Parser, everything: bool) -> None:
+    for name, default, what in (
+        ("answers", 64, "answers of a step: rollout.prompts times rollout.samples"),
+        ("length", 512, "tokens of the longest answer: rollout.max_new_tokens"),
+        ("prompt-length", 256, "tokens of the longest prompt"),
+        ("processes", 1, "processes, one a device; what is printed is for each"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=positive, default=default, metavar="N", help=f"{what} ({default})"
+        )
+    parser.add_argument(
+        "--shard", nargs="?", const="true", default="false", metavar="BOOL",
+        help="each process holds a share of models and optimisers",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
+    add_settings(parser, chosen=WEIGHED, everything=True)
 
 
 def add_compare(parser: Parser, everything: bool) -> None:
@@ -259,6 +290,18 @@ def run_critic(args: argparse.Namespace) -> None:
     print(to_json(reports) if args.json else critic_report(reports))
 
 
+def run_memory(args: argparse.Namespace) -> None:
+    own = ("command", "answers", "length", "prompt_length", "processes", "json")
+    settings = {k: v for k, v in vars(args).items() if k not in own}
+    if "model" not in settings:
+        raise ConfigError("model: is not given, must be a model's directory or its config.json")
+    known = {"rollout.max_new_tokens": args.length, "reward.low": 0.0, "reward.high": 1.0}
+    config = build_config(known | settings)
+    from dfpo.run.memory import forecast_report
+
+    print(forecast_report(config, args.answers, args.prompt_length, args.processes, args.json))
+
+
 def run_compare(args: argparse.Namespace) -> None:
     if (args.recipe is None) != args.quick:
         raise ConfigError("recipe: must be given, or --quick instead of it")
@@ -352,6 +395,13 @@ COMMANDS = {
         add_critic, run_critic,
         "dfpo critic RUN [RUN ...] [--answers N] [--plays N] [--plot FILE] [--json]",
         CRITIC_EPILOG,
+    ),
+    "memory": Command(
+        "foretell the peak memory of a run from a model's config.json",
+        "Peak memory of a run on a model that need not be there: its configuration is enough.",
+        add_memory, run_memory,
+        "dfpo memory --model DIR_OR_CONFIG [--answers N] [--length L] [--SETTING VALUE ...]",
+        MEMORY_EPILOG,
     ),
     "info": Command(
         "versions, backends of the kernels, device",

@@ -228,9 +228,13 @@ def micro_tokens(config: Config, policy: PreTrainedModel) -> int:
     Of a small model the calls take the time, not the tokens."""
     if config.micro_tokens:
         return config.micro_tokens
-    if policy.num_parameters() < SMALL_MODEL:
+    return usual_micro_tokens(policy.num_parameters(), policy.device.type)
+
+
+def usual_micro_tokens(parameters: int, device: str) -> int:
+    if parameters < SMALL_MODEL:
         return 65536
-    return 8192 if policy.device.type == "cpu" else 32768
+    return 8192 if device == "cpu" else 32768
 
 
 def start_processes(config: Config) -> torch.device:
