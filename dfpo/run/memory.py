@@ -30,7 +30,7 @@ from dfpo.rollout import policy as policies
 from dfpo.rollout.adapters import View, add_adapters, check_peft, root_of
 from dfpo.rollout.engines.hf_generate import CACHE, _CounterSampler
 from dfpo.rollout.policy import checkpoint_gradients, recomputing, token_logprobs
-from dfpo.run.meter import most_bytes
+from dfpo.run.meter import Bytes, most_bytes
 from dfpo.run.setup import has_trunk, usual_micro_tokens
 
 # What a run takes above its imports before its models count: the shipped policy's, measured.
@@ -79,13 +79,27 @@ class Forecast:
     parameters: int  # of the policy
     trained: dict[str, int]  # parameters that learn, of policy and critic
     held: dict[str, int]  # throughout, by what it is
-    stages: dict[str, int]  # beside that, by what a step does
+    stages: dict[str, Bytes]  # beside that, by what a step does
     base: int  # Python and libraries, where they share the memory; 0 on a GPU
     shape: Shape
 
     @property
     def peak(self) -> int:
-        return self.base + sum(self.held.values()) + max(self.stages.values())
+        return self.base + sum(self.held.values()) + self.highest.together + self.unreturned
+
+    @property
+    def highest(self) -> Bytes:
+        """The stage that holds most."""
+        return max(self.stages.values(), key=lambda stage: stage.together)
+
+    @property
+    def unreturned(self) -> int:
+        """What the process keeps of freed small blocks while another stage holds large ones. None
+        on a GPU, whose allocator gives freed memory to whoever asks next."""
+        if not self.base:
+            return 0
+        apart = Bytes.most(*self.stages.values())
+        return apart.small + apart.large - self.highest.together
 
 
 @dataclass(frozen=True)
@@ -115,11 +129,11 @@ def foretell(
     parameters = count(weight for name, weight in named if "lora_" not in name)
     micro = config.micro_tokens or usual_micro_tokens(parameters, device)
     shape = Shape.of(config, answers, prompt, micro, processes)
-    trained = {name: count(own) for name, own in models.trained().items()}
-
+    learning = models.trained()
+    trained = {name: count(own) for name, own in learning.items()}
     share = processes if config.shard else 1
     held = held_bytes(config, models, parameters, trained, share, shape)
-    stages = stage_bytes(config, models, trained, share, shape)
+    stages = stage_bytes(config, models, learning, share, shape)
     outside = base + LIBRARIES if device == "cpu" else 0
     return Forecast(parameters, trained, held, stages, outside, shape)
 
@@ -159,35 +173,31 @@ def rollout_bytes(config: Config, shape: Shape) -> int:
 
 
 def stage_bytes(
-    config: Config, models: Models, trained: dict[str, int], share: int, shape: Shape
-) -> dict[str, int]:
+    config: Config, models: Models, trained: dict[str, list[nn.Parameter]], share: int, shape: Shape
+) -> dict[str, Bytes]:
     """The most that each stage of a step holds beside what stays, gradients included."""
     samples, known = shape.samples(), models.known()
-    gradients = {name: FLOAT * n // share for name, n in trained.items()}
-    both = sum(gradients.values())
-    policy_whole, critic_whole = gathered(config, models, share)
+    gradients = {
+        name: Bytes.of(*(FLOAT * p.numel() // share for p in own)) for name, own in trained.items()
+    }
+    both = gradients["policy"] + gradients["critic"]
+    policy, critic = models.policy, models.critic
 
-    def meter(compute: Callable[[], Any], model: nn.Module | View) -> int:
+    def look(model: nn.Module | View, *works: Callable[[], Any]) -> Bytes:
+        """Without gradients of its own, and with all weights of the model there."""
         with torch.no_grad():
-            return most_bytes(compute, known) + casts(models, model, share)
+            most = Bytes.most(*(most_bytes(work, known) for work in works))
+        return both + gathered(models, model, share) + casts(models, model, share) + most
 
-    policy = models.policy
     stages = {
-        "sampling": both + policy_whole
-        + max(meter(work, policy) for work in sampling(policy, samples, shape)),
-        "log-probabilities": both + policy_whole
-        + meter(lambda: token_logprobs(policy, samples, 1.0), policy),
-    }  # fmt: skip
-
+        "sampling": look(policy, *sampling(policy, samples, shape)),
+        "log-probabilities": look(policy, lambda: token_logprobs(policy, samples, 1.0)),
+    }
     if has_trunk(config):
-        critic = models.critic
-        stages["values"] = (
-            both
-            + critic_whole
-            + meter(lambda: critic.estimate(samples, noise_of(critic, samples)), critic)
-        )
+        noise = noise_of(critic, samples)
+        stages["values"] = look(critic, lambda: critic.estimate(samples, noise))
         stages["critic update"] = gradients["policy"] + update_bytes(
-            lambda: critic_loss(models, config, samples), models, critic, shape, share
+            lambda: critic_loss(models, samples), models, critic, shape, share
         )
     stages["policy update"] = gradients["critic"] + update_bytes(
         lambda: policy_loss(models, config, samples), models, policy, shape, share
@@ -195,17 +205,25 @@ def stage_bytes(
     return stages
 
 
-def casts(models: Models, model: nn.Module | View, share: int) -> int:
-    """Bytes of a model's weights in half precision beside the float32 ones, by autocast. What is
-    shared out comes in half precision where it is gathered."""
+def casts(models: Models, model: nn.Module | View, share: int) -> Bytes:
+    """A model's weights in half precision beside the float32 ones, by autocast. What is shared out
+    comes in half precision where it is gathered."""
     if models.bytes_per_weight == FLOAT or share > 1:
-        return 0
-    return models.bytes_per_weight * count(root_of(getattr(model, "trunk", model)).parameters())
+        return Bytes()
+    weights = root_of(getattr(model, "trunk", model)).parameters()
+    return Bytes.of(*(models.bytes_per_weight * weight.numel() for weight in weights))
+
+
+def gathered(models: Models, model: nn.Module | View, share: int) -> Bytes:
+    """A sharded model while it is whole, where nothing is trained."""
+    if share == 1:
+        return Bytes()
+    return Bytes.of(*(models.bytes_per_weight * weight.numel() for weight in model.parameters()))
 
 
 def update_bytes(
     loss: Callable[[], Tensor], models: Models, model: nn.Module | View, shape: Shape, share: int
-) -> int:
+) -> Bytes:
     """One backward pass, or a second one that adds to the gradients of the first."""
     own = list(model.parameters())
 
@@ -217,43 +235,34 @@ def update_bytes(
         # Layer by layer weights come when they are needed, and gradients are shared out.
         for parameter in own:
             parameter.register_post_accumulate_grad_hook(_let_go)
-        most = most_bytes(backward, models.known())
-        return most + FLOAT * count(own) // share + 2 * largest_part(models, model)
+        shared = Bytes.of(*(FLOAT * p.numel() // share for p in own))
+        return most_bytes(backward, models.known()) + shared + largest_part(models, model)
 
-    most = 0
+    most = Bytes()
     for _ in range(min(2, shape.passes)):
         # Gradients that an earlier pass left are there.
         there = [p.grad for p in own if p.grad is not None]
-        before = sum(g.numel() * g.element_size() for g in there)
-        most = max(most, before + most_bytes(backward, models.known() + there))
+        before = Bytes.of(*(g.numel() * g.element_size() for g in there))
+        most = Bytes.most(most, before + most_bytes(backward, models.known() + there))
     for parameter in own:
         _let_go(parameter)
 
     # Gradients are float32, though they are metered in half precision.
-    missing = (FLOAT - models.bytes_per_weight) * count(own)
-    return most + casts(models, model, share) + missing
+    missing = FLOAT - models.bytes_per_weight
+    return most + casts(models, model, share) + Bytes.of(*(missing * p.numel() for p in own))
 
 
 def _let_go(parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def largest_part(models: Models, model: nn.Module | View) -> int:
-    """Bytes of what FSDP gathers at once: what is in no block, and the largest of these."""
+def largest_part(models: Models, model: nn.Module | View) -> Bytes:
+    """What FSDP gathers at once, what is in no block and the largest of these, and its gradient."""
     trunk = root_of(getattr(model, "trunk", model))
     names = getattr(trunk, "_no_split_modules", None) or ()
     blocks = [count(m.parameters()) for m in trunk.modules() if type(m).__name__ in names]
     rest = count(trunk.parameters()) - sum(blocks)
-    return models.bytes_per_weight * (rest + max(blocks, default=0))
-
-
-def gathered(config: Config, models: Models, share: int) -> tuple[int, int]:
-    """Bytes of a sharded policy and critic while they are whole, where nothing is trained."""
-    if share == 1:
-        return 0, 0
-    return tuple(
-        models.bytes_per_weight * count(m.parameters()) for m in (models.policy, models.critic)
-    )
+    return Bytes.of(2 * models.bytes_per_weight * (rest + max(blocks, default=0)))
 
 
 def policy_loss(models: Models, config: Config, samples: Samples) -> Tensor:
@@ -265,7 +274,7 @@ def policy_loss(models: Models, config: Config, samples: Samples) -> Tensor:
     return POLICY_LOSSES[config.policy.loss].load()(models.policy, models.critic, batch, config)[0]
 
 
-def critic_loss(models: Models, config: Config, samples: Samples) -> Tensor:
+def critic_loss(models: Models, samples: Samples) -> Tensor:
     """Of targets that have the shape of what the critic estimates."""
     critic = models.critic
     with torch.no_grad():
@@ -376,17 +385,20 @@ def forecast_report(
 
 def report(config: Config, forecast: Forecast, as_json: bool) -> str:
     """What ``dfpo memory`` prints: GB of one process."""
-    largest = max(forecast.stages, key=forecast.stages.get)
+    totals = {name: stage.together for name, stage in forecast.stages.items()}
+    largest = max(totals, key=totals.get)
     if as_json:
-        plain = dataclasses.asdict(forecast) | {"peak": forecast.peak, "largest_stage": largest}
-        return json.dumps(plain, indent=2)
+        more = {"peak": forecast.peak, "stages": totals, "largest_stage": largest}
+        return json.dumps(dataclasses.asdict(forecast) | more, indent=2)
 
-    shape, kinds = forecast.shape, "one stage at a time"
+    shape = forecast.shape
     lines = [[name, "throughout", gigabytes(size)] for name, size in forecast.held.items()]
     if forecast.base:
         lines.insert(0, ["Python and libraries", "throughout", gigabytes(forecast.base)])
-    lines += [[name, kinds, gigabytes(size)] for name, size in forecast.stages.items()]
-    lines.append(["peak", f"all of the first, and {largest}", gigabytes(forecast.peak)])
+    lines += [[name, "one stage at a time", gigabytes(size)] for name, size in totals.items()]
+    if forecast.unreturned:
+        lines.append(["freed and not returned", "of other stages", gigabytes(forecast.unreturned)])
+    lines.append(["peak", f"the first, and {largest}", gigabytes(forecast.peak)])
     head = (
         f"{config.algorithm}, {forecast.parameters / 1e6:.4g} M parameters of which "
         f"{forecast.trained['policy'] / 1e6:.4g} M learn, {shape.answers} answers of "

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,33 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+# From this size on a block of memory is the system's again as soon as it is free (glibc's
+# M_MMAP_THRESHOLD_MAX); smaller ones stay with the process, for other small ones.
+LARGE = 32 * 2**20
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """The most that is held at once, and the most of small and of large blocks, each by itself."""
+
+    together: int = 0
+    small: int = 0
+    large: int = 0
+
+    def __add__(self, other: Bytes) -> Bytes:
+        return Bytes(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @staticmethod
+    def of(*sizes: int) -> Bytes:
+        """Blocks that are there together."""
+        large = sum(size for size in sizes if size >= LARGE)
+        return Bytes(sum(sizes), sum(sizes) - large, large)
+
+    @staticmethod
+    def most(*several: Bytes) -> Bytes:
+        """Of what is there in turn."""
+        return Bytes(*map(max, zip(*map(astuple, several), strict=True)))
+
 
 class Meter(TorchDispatchMode):
     """Counts bytes of storages made inside that are alive: now, and at most."""
@@ -25,7 +53,7 @@ class Meter(TorchDispatchMode):
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         """Storages of the ``known`` tensors are there already, and not counted."""
         super().__init__()
-        self.now = self.most = 0
+        self.now = self.most = Bytes()
         self._alive: dict[int, Any] = {}
         for tensor in known:
             storage = tensor.untyped_storage()
@@ -47,11 +75,11 @@ class Meter(TorchDispatchMode):
 
         def end(_: Any) -> None:
             self._alive.pop(key, None)
-            self.now -= size
+            self.now += Bytes(*(-part for part in astuple(Bytes.of(size))))
 
         self._alive[key] = weakref.ref(storage, end)
-        self.now += size
-        self.most = max(self.most, self.now)
+        self.now += Bytes.of(size)
+        self.most = Bytes.most(self.most, self.now)
 
 
 @contextmanager
@@ -79,7 +107,7 @@ def _attend(
     return fused(query, key, value, attn_mask=attn_mask, scale=options.get("scale"))[0]
 
 
-def most_bytes(compute: Callable[[], Any], known: Iterable[Tensor] = ()) -> int:
+def most_bytes(compute: Callable[[], Any], known: Iterable[Tensor] = ()) -> Bytes:
     """The most bytes that ``compute`` would hold at once, beside the ``known`` tensors; what it
     returns is still held then."""
     with fused_attention(), Meter(known) as meter:
