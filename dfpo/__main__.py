@@ -39,6 +39,7 @@ examples:
   dfpo train --model DIR --data prompts.jsonl --reward score.py:reward
                                                your model, your prompts, your reward
   dfpo train --config runs/NAME/config.yaml    the same run again
+  dfpo train --dry-run                         how long, how large; writes nothing
   dfpo train --resume runs/NAME                go on where a run stopped, bit for bit
   dfpo train --help-all                        every setting, each choice on a line of its own
 
@@ -84,7 +85,7 @@ flags hold for every cell; one that an arm, a noise or a domain sets is refused.
 # What may change when a run goes on: how long and how it is watched, never what it computes.
 RESUMABLE = (
     "steps", "checkpoint_every", "max_unscored_steps", "eval.patience", "trackers", "plots",
-    "device", "threads",
+    "push_to_hub", "quiet", "device", "threads",
 )  # fmt: skip
 # What a recipe gives, or the grid.
 GRID = ("algorithm", "seed", "noise", "name", "runs_dir", "plots", "trackers")
@@ -129,6 +130,10 @@ def add_train(parser: Parser, everything: bool) -> None:
     parser.add_argument(
         "--resume", type=Path, metavar="RUN",
         help="directory of a run to continue, bit for bit",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="load and try everything, say how long and how large the run would be, write nothing",
     )  # fmt: skip
     add_settings(parser, everything=everything)
 
@@ -218,7 +223,10 @@ def add_completion(parser: Parser, everything: bool) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    flags = {k: v for k, v in vars(args).items() if k not in ("command", "config", "resume")}
+    own = ("command", "config", "resume", "dry_run")
+    flags = {k: v for k, v in vars(args).items() if k not in own}
+    if args.dry_run and args.resume is not None:
+        raise ConfigError("dry-run: is for a new run, must not be given with --resume")
     if args.resume is not None:
         settings = _resumed_settings(args, flags)
     else:
@@ -230,6 +238,12 @@ def run_train(args: argparse.Namespace) -> None:
         ended_early = done < config.steps
         more = "--eval.patience 0 would go on" if ended_early else "--steps N would go on to N"
         print(f"{args.resume}: finished after {done} steps; {more}")
+        return
+    if args.dry_run:
+        from dfpo.run.dry_run import dry_run
+
+        if said := dry_run(config):
+            print(said)
         return
     from dfpo.run.train import train
 

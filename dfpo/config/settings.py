@@ -387,6 +387,11 @@ class Config:
         group=RECORDS,
     )
     plots: bool = option(True, "draw plots at the end", group=RECORDS)
+    push_to_hub: str | None = option(
+        None, "OWNER/NAME of a model hub's repository that gets the policy and its card at the end",
+        group=RECORDS,
+    )  # fmt: skip
+    quiet: bool = option(False, "say nothing but what is wrong", group=RECORDS)
     trackers: tuple[str, ...] = option(
         (), "who else gets metrics and plots", choices=TRACKERS, group=RECORDS
     )

@@ -44,6 +44,7 @@ from dfpo.rollout.sampler import Sampler
 from dfpo.rollout.sharding import shard
 from dfpo.run.evaluate import metric_to_judge_by
 from dfpo.run.given import Given
+from dfpo.run.hub import check_hub
 from dfpo.run.records import choose_run
 from dfpo.run.shared_reward import shared_reward
 from dfpo.run.stop import RunError
@@ -99,6 +100,7 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
         first_policy = copy.deepcopy(policy)
 
     check_trackers(config)
+    check_hub(config)
     new = Processes.here().from_lead(lambda: run or choose_run(config))
     config = dataclasses.replace(config, micro_tokens=micro_tokens(config, policy))
     sampler, first = (
