@@ -28,7 +28,9 @@ def notebook(monkeypatch):
         return handle
 
     shell = SimpleNamespace(kernel=object())
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(
+        sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell, version_info=(9,))
+    )
     monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
     monkeypatch.setattr(live, "SECONDS", 0.0)
     # Which would ask the stand-in for IPython's events.
