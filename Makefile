@@ -90,7 +90,7 @@ wheel:
 # Numbers and machine code of the GPU kernels, on a machine without a GPU; ends with one table.
 gpu-proof: $(VENV)/installed
 	$(BIN)/pytest tests/kernels/test_triton.py tests/kernels/test_cuda_emulation.py \
-	    tests/kernels/test_cuda_dispatch.py tests/kernels/test_gpu_code.py $(ARGS)
+	    tests/kernels/test_cuda_dispatch.py tests/kernels/test_gpu_code.py -m "long or not long" $(ARGS)
 	PYTHONPATH=tests $(BIN)/python -m kernels.gpu_proof
 
 # On a machine with a GPU and no network, with what PYTHON has there (bench/README.md): everything
