@@ -82,6 +82,22 @@ ALGORITHMS: dict[str, Algorithm] = {
         "control of dfpo; winsorising: Tukey 1962, 'The future of data analysis'",
         {"critic.kind": "scalar", "target.winsorise": 0.75, **GAE_TARGETS},
     ),
+    "ppo-cdf": Algorithm(
+        "ppo on rewards through their running distribution function: a rank without a critic's "
+        "distribution",
+        "control of dfpo-rank; ranks as scores: Conover and Iman 1981, 'Rank transformations'",
+        {"critic.kind": "scalar", "reward.space": "cdf", **GAE_TARGETS},
+    ),
+    "ppo-domain": Algorithm(
+        "ppo on rewards standardised by the running mean and spread of their domain",
+        "control of dfpo-rank; running scales of several tasks: arXiv 1602.07714",
+        {
+            "critic.kind": "scalar",
+            "reward.space": "standard",
+            "reward.space_by": "domain",
+            **GAE_TARGETS,
+        },
+    ),
     "grpo": Algorithm(
         "no critic: rewards standardised within the answers to one prompt, a mean per answer",
         "arXiv 2402.03300",

@@ -5,6 +5,7 @@ To add one, write a file or a function and a row (CONTRIBUTING.md walks through 
 
 from __future__ import annotations
 
+from dfpo.config.spaces import SPACES
 from dfpo.config.tables import Choice
 
 _TRUNK = ("critic.learning_rate", "critic.warmup_steps", "critic.warmup_epochs")
@@ -115,4 +116,5 @@ TABLES: dict[str, dict[str, Choice]] = {
     "critic.kind": CRITICS,
     "policy.loss": POLICY_LOSSES,
     "target.advantage": ADVANTAGES,
+    "reward.space": SPACES,
 }

@@ -12,6 +12,7 @@ from dfpo.config.errors import ConfigError
 from dfpo.config.noise import parse_noise
 from dfpo.config.risk import parse_risk
 from dfpo.config.settings import Config
+from dfpo.config.spaces import SPACES
 from dfpo.config.tables import readers
 
 
@@ -173,6 +174,15 @@ def check_together(config: Config) -> None:
             f"policy.minibatches: is {config.policy.minibatches}, must be at most the "
             f"{answers} answers of a step"
         )
+
+
+def value_range(config: Config) -> tuple[float, float]:
+    """The range that critics are scaled by, and that bounds and windows count in: that of
+    rewards, or that of the space into which they are mapped."""
+    if config.reward.space == "raw":
+        return config.reward.low, config.reward.high
+    space = SPACES[config.reward.space]
+    return space.low, space.high
 
 
 def predicts(config: Config) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dfpo.config.choices import ADVANTAGES, CRITICS, ENGINES, POLICY_LOSSES
+from dfpo.config.spaces import SPACES
 from dfpo.config.tables import Choice
 from dfpo_kernels.integrate_flow.reference import METHODS
 from dfpo_kernels.value_flow import ValueFlowCoefs
@@ -232,6 +233,11 @@ class RewardConfig:
         common=True,
     )
     clip: bool = option(False, "cuts each reward to that range")
+    space: str = option("raw", "scale in which advantages are made and critics learn", table=SPACES)
+    space_by: str | None = option(
+        None, "a running map for each value of this column (domain); default one for all rewards"
+    )
+    space_window: int = option(4096, "latest told rewards that a running map knows", low=2)
     timeout: float = option(
         600.0, "seconds that a function may take for a batch, after which it failed; 0: no limit",
         low=0.0,

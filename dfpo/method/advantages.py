@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dfpo.config import Config
 from dfpo.config.risk import parse_risk
+from dfpo.config.rules import value_range
 from dfpo.config.types import Estimate, Rollout
 from dfpo.method.risk import risk_value
 from dfpo.rollout.collect import last_tokens
@@ -47,7 +48,8 @@ class Returns:
             rewards = rewards.clamp(reward.low, reward.high)
         if settings.winsorise and self.estimate is not None:
             value = torch.where(self.last, self.estimate.quantiles.mean(-1), 0.0).sum(-1)
-            window = settings.winsorise * (reward.high - reward.low)
+            low, high = value_range(self.config)
+            window = settings.winsorise * (high - low)
             rewards = rewards.clamp(value - window, value + window)
 
         on_token = torch.where(self.last, rewards.unsqueeze(-1), 0.0)

@@ -10,6 +10,7 @@ from torch import Tensor
 from dfpo.config import Config
 from dfpo.config.choices import ADVANTAGES
 from dfpo.config.draws import Stream, uniforms
+from dfpo.config.rules import value_range
 from dfpo.config.types import CriticTargets, Estimate, Rollout, Targets
 from dfpo.method.advantages import Returns
 from dfpo.method.losses import masked_mean
@@ -31,7 +32,8 @@ def compute_targets(
 
     advantages = raw
     if settings.advantage_clip:
-        bound = settings.advantage_clip * (config.reward.high - config.reward.low)
+        low, high = value_range(config)
+        bound = settings.advantage_clip * (high - low)
         advantages = advantages.clamp(-bound, bound)
     if settings.advantage in WHITENED:
         advantages = whiten(advantages, mask)

@@ -20,11 +20,13 @@ from dfpo.config import Config, ConfigError
 from dfpo.config.draws import Stream, uniforms
 from dfpo.config.noise import Noise, parse_noise
 from dfpo.config.rules import is_read
+from dfpo.config.spaces import SPACES
 from dfpo.config.types import Row
 from dfpo.method.critics import build_critic
 from dfpo.method.update import Learner
 from dfpo.rewards.functions import Reward, RewardError
 from dfpo.rewards.sources import PYTHON, load_reward
+from dfpo.rewards.spaces import RewardSpace
 from dfpo.rollout.adapters import add_adapters, check_peft, name_base, root_of
 from dfpo.rollout.policy import (
     SMALL_MODEL,
@@ -69,6 +71,7 @@ class Setup:
     source: Source
     reward: Reward
     noise: Noise
+    space: RewardSpace
     given: Given
 
     @property
@@ -136,6 +139,7 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
         source=source,
         reward=reward,
         noise=noise,
+        space=RewardSpace.of(config),
         given=given,
     )
 
@@ -366,6 +370,8 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
             low, high = range_of(probed)
         bounded = binary or not reward.functions
 
+    if reward.space != "raw":
+        bounded = SPACES[reward.space].bounded
     if clip is None and is_read(config, "critic.clip_returns"):
         clip = bounded
     return dataclasses.replace(
