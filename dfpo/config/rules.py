@@ -141,12 +141,14 @@ def check_together(config: Config) -> None:
             "values it takes"
         )
 
-    low, high = config.reward.low, config.reward.high
-    if (low is None) != (high is None):
-        given, missing = ("low", "high") if high is None else ("high", "low")
-        raise ConfigError(f"reward.{missing}: is not given, but reward.{given} is")
-    if low is not None and not low < high:
-        raise ConfigError(f"reward.low: is {low}, must be below reward.high = {high}")
+    _check_range("", config.reward.low, config.reward.high)
+    _check_range("told_", config.reward.told_low, config.reward.told_high)
+    if config.reward.told_low is not None and not parse_noise(config.noise).hides_range:
+        raise ConfigError(
+            f"reward.told_low: is {config.reward.told_low}, must be given with a noise that leaves "
+            f"the range of rewards alone, which {config.noise} does not; give reward.low"
+        )
+
     if config.data is not None and config.task is not None:
         raise ConfigError(f"task: is {config.task}, but data gives the prompts; give one of them")
 
@@ -176,11 +178,23 @@ def check_together(config: Config) -> None:
         )
 
 
+def _check_range(prefix: str, low: float | None, high: float | None) -> None:
+    if (low is None) != (high is None):
+        given, missing = ("low", "high") if high is None else ("high", "low")
+        raise ConfigError(f"reward.{prefix}{missing}: is not given, but reward.{prefix}{given} is")
+    if low is not None and not low < high:
+        raise ConfigError(
+            f"reward.{prefix}low: is {low}, must be below reward.{prefix}high = {high}"
+        )
+
+
 def value_range(config: Config) -> tuple[float, float]:
-    """The range that critics are scaled by, and that bounds and windows count in: that of
+    """The range that critics are scaled by, and that bounds and windows count in: that of told
     rewards, or that of the space into which they are mapped."""
-    if config.reward.space == "raw":
-        return config.reward.low, config.reward.high
+    reward = config.reward
+    if reward.space == "raw":
+        hidden = reward.told_low is not None
+        return (reward.told_low, reward.told_high) if hidden else (reward.low, reward.high)
     space = SPACES[config.reward.space]
     return space.low, space.high
 

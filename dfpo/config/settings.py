@@ -232,6 +232,12 @@ class RewardConfig:
         "high end of the reward's range; default 1, or measured where rewards leave [0, 1]",
         common=True,
     )
+    told_low: float | None = option(
+        None,
+        "low end of the range after a noise that leaves it; default measured from the first "
+        "answers' told rewards",
+    )
+    told_high: float | None = option(None, "high end of that range")
     clip: bool = option(False, "cuts each reward to that range")
     space: str = option("raw", "scale in which advantages are made and critics learn", table=SPACES)
     space_by: str | None = option(

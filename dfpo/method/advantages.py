@@ -45,7 +45,7 @@ class Returns:
         """
         settings, reward, rewards = self.config.target, self.config.reward, self.rewards
         if reward.clip:
-            rewards = rewards.clamp(reward.low, reward.high)
+            rewards = rewards.clamp(*value_range(self.config))
         if settings.winsorise and self.estimate is not None:
             value = torch.where(self.last, self.estimate.quantiles.mean(-1), 0.0).sum(-1)
             low, high = value_range(self.config)

@@ -19,7 +19,7 @@ from torch import Tensor
 from dfpo.config import Config
 from dfpo.config.spaces import SPACES
 from dfpo.config.types import Estimate, Rollout, Row
-from dfpo.tasks.source import domain_of
+from dfpo.tasks.source import column_of
 
 # A normal distribution's standard deviation over its median, and its mean, absolute deviation.
 MEDIAN_TO_DEVIATION, MEAN_TO_DEVIATION = 1.4826, 1.2533
@@ -166,7 +166,7 @@ class RewardSpace:
         return result
 
     def _groups(self, rows: Sequence[Row]) -> dict[str, list[int]]:
-        names = [group_of(row, self.by) for row in rows]
+        names = ["all" if self.by is None else column_of(row, self.by) for row in rows]
         groups: dict[str, list[int]] = {name: [] for name in names}
         for i, name in enumerate(names):
             groups[name].append(i)
@@ -187,13 +187,6 @@ class RewardSpace:
             return Standard(torch.tensor(0.0), torch.tensor(1.0))
         told = torch.cat([self.told[group] for group in groups])
         return SPACES[self.kind].load()(told.double())
-
-
-def group_of(row: Row, by: str | None) -> str:
-    """Which map a row's rewards go through."""
-    if by is None:
-        return "all"
-    return domain_of(row) if by == "domain" else str(row.get(by))
 
 
 def _interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:  # [...], [N], [N]

@@ -14,6 +14,7 @@ import torch
 from accelerate.tracking import GeneralTracker
 
 from dfpo.config import Config, ConfigError, to_yaml
+from dfpo.config.rules import value_range
 from dfpo.config.types import Samples
 from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
@@ -322,8 +323,10 @@ def describe_start(setup: Setup, progress: Progress) -> str:
         f"{policy.num_parameters() / 1e6:.2f} M parameters on {policy.device}{_others()}, "
         f"noise {config.noise}"
     )
-    low, high = config.reward.low, config.reward.high
-    if (low, high) != (0.0, 1.0):
+    low, high = value_range(config)
+    if config.reward.space != "raw":
+        text += f", rewards through {config.reward.space}"
+    elif (low, high) != (0.0, 1.0):
         text += f", rewards scaled by [{low:g}, {high:g}]"
     if progress.step:
         text += f"; continues after {progress.step} of {config.steps} steps"
