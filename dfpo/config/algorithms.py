@@ -98,6 +98,32 @@ ALGORITHMS: dict[str, Algorithm] = {
             **GAE_TARGETS,
         },
     ),
+    "ppo-hl-gauss": Algorithm(
+        "ppo whose critic classifies: bins of the expected return, by cross-entropy",
+        "arXiv 2403.03950",
+        {"critic.kind": "categorical", **GAE_TARGETS},
+    ),
+    "vc-ppo": Algorithm(
+        "ppo whose critic is pretrained for longer and learns whole returns, with shorter traces "
+        "for the policy",
+        "arXiv 2503.01491",
+        {
+            "critic.kind": "scalar",
+            "critic.warmup_steps": 30,
+            "target.target_lam": 1.0,
+            **GAE_TARGETS,
+        },
+    ),
+    "ppo-backward": Algorithm(
+        "ppo told the rates of flips, which it takes off the rewards: a ceiling, nobody knows them",
+        "arXiv 2510.00915",
+        {"critic.kind": "scalar", "target.correction": "backward", **GAE_TARGETS},
+    ),
+    "reinforce-forward": Algorithm(
+        "no critic: score function weighted by the known rate of false negatives: a ceiling",
+        "arXiv 2510.00915",
+        {"target.advantage": "forward", **PLAIN_CLIP, **CRITIC_FREE},
+    ),
     "grpo": Algorithm(
         "no critic: rewards standardised within the answers to one prompt, a mean per answer",
         "arXiv 2402.03300",
@@ -115,6 +141,28 @@ ALGORITHMS: dict[str, Algorithm] = {
             "target.advantage": "group_mean",
             "policy.average": "constant",
             "policy.kl_coef": 0.0,
+            **PLAIN_CLIP,
+            **CRITIC_FREE,
+        },
+    ),
+    "qae": Algorithm(
+        "grpo whose baseline is a quantile of the prompt's rewards in place of their mean",
+        "arXiv 2509.22611",
+        {
+            "target.advantage": "group_quantile",
+            "policy.average": "answer",
+            **PLAIN_CLIP,
+            **CRITIC_FREE,
+        },
+    ),
+    "rloo": Algorithm(
+        "no critic: reward, KL taken off, less the mean of its prompt's other answers",
+        "arXiv 2402.14740; without clip where a step is one update",
+        {
+            "target.advantage": "leave_one_out",
+            "target.kl_penalty": 0.01,
+            "policy.kl_coef": 0.0,
+            "policy.average": "constant",
             **PLAIN_CLIP,
             **CRITIC_FREE,
         },

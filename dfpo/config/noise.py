@@ -126,6 +126,12 @@ class Noise:
         return int(self.levels.get("vote", 0))
 
     @property
+    def flip_rates(self) -> tuple[float, float]:
+        """How often a low reward is told as a high one, and a high one as a low one."""
+        flip = self.levels.get("flip", 0.0)
+        return self.levels.get("fp", flip), self.levels.get("fn", flip)
+
+    @property
     def hides_range(self) -> bool:
         """Whether the range of told rewards is unknown to who learns from them."""
         if self.mixture:

@@ -122,6 +122,18 @@ class TargetConfig:
         "off",
         low=0.0,
     )
+    quantile: float = option(
+        0.4, "level of the quantile of a prompt's rewards that group_quantile takes off them",
+        low=0.0, high=1.0,
+    )  # fmt: skip
+    correction: str = option(
+        "none",
+        "what is done to told rewards about flips whose rates are known, from noise",
+        table={
+            "none": Choice("nothing"),
+            "backward": Choice("(r - false positives) / (1 - false positives - negatives)"),
+        },
+    )
     kl_penalty: float = option(
         0.0, "taken off each token's reward, times the k1 estimate of KL to the first policy",
         low=0.0,
@@ -143,6 +155,10 @@ class CriticConfig:
         1, "heads of a scalar critic, whose least is its value, or of a quantile critic, whose "
         "mean is", low=1,
     )  # fmt: skip
+    bins: int = option(51, "bins of a categorical critic", low=2)
+    smoothing: float = option(
+        0.75, "deviation of a categorical critic's smoothed targets, in bins", low=0.01
+    )
     conditioner: bool = option(
         False, "scalar critic: read the value off the flow head's conditioner, not the trunk"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -81,7 +82,11 @@ def clean_advantages(raw: Tensor, returns: Returns) -> Tensor:  # [B, T]
     rollout, config = returns.rollout, returns.config
     if rollout.rewards is rollout.clean_rewards:
         return raw
-    clean = Returns(rollout, rollout.clean_rewards, returns.estimate, config)
+    # Nothing is wrong with clean rewards that a correction would know.
+    told = dataclasses.replace(
+        config, noise="none", target=dataclasses.replace(config.target, correction="none")
+    )
+    clean = Returns(rollout, rollout.clean_rewards, returns.estimate, told)
     if config.target.advantage not in ("gae", "return"):
         return ADVANTAGES[config.target.advantage].load()(clean)
 
