@@ -23,6 +23,8 @@ class Stream(IntEnum):
     PROMPT_NOISE = 5
     VOTE = 6
     ORDER = 7
+    KIND_NOISE = 8
+    NOISE_SIZE = 9
 
 
 def uniforms(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dfpo.config.choices import ADVANTAGES, CRITICS, ENGINES, POLICY_LOSSES
+from dfpo.config.spaces import SPACES
 from dfpo.config.tables import Choice
 from dfpo_kernels.integrate_flow.reference import METHODS
 from dfpo_kernels.value_flow import ValueFlowCoefs
@@ -121,6 +122,18 @@ class TargetConfig:
         "off",
         low=0.0,
     )
+    quantile: float = option(
+        0.4, "level of the quantile of a prompt's rewards that group_quantile takes off them",
+        low=0.0, high=1.0,
+    )  # fmt: skip
+    correction: str = option(
+        "none",
+        "what is done to told rewards about flips whose rates are known, from noise",
+        table={
+            "none": Choice("nothing"),
+            "backward": Choice("(r - false positives) / (1 - false positives - negatives)"),
+        },
+    )
     kl_penalty: float = option(
         0.0, "taken off each token's reward, times the k1 estimate of KL to the first policy",
         low=0.0,
@@ -142,6 +155,10 @@ class CriticConfig:
         1, "heads of a scalar critic, whose least is its value, or of a quantile critic, whose "
         "mean is", low=1,
     )  # fmt: skip
+    bins: int = option(51, "bins of a categorical critic", low=2)
+    smoothing: float = option(
+        0.75, "deviation of a categorical critic's smoothed targets, in bins", low=0.01
+    )
     conditioner: bool = option(
         False, "scalar critic: read the value off the flow head's conditioner, not the trunk"
     )
@@ -231,7 +248,18 @@ class RewardConfig:
         "high end of the reward's range; default 1, or measured where rewards leave [0, 1]",
         common=True,
     )
+    told_low: float | None = option(
+        None,
+        "low end of the range after a noise that leaves it; default measured from the first "
+        "answers' told rewards",
+    )
+    told_high: float | None = option(None, "high end of that range")
     clip: bool = option(False, "cuts each reward to that range")
+    space: str = option("raw", "scale in which advantages are made and critics learn", table=SPACES)
+    space_by: str | None = option(
+        None, "a running map for each value of this column (domain); default one for all rewards"
+    )
+    space_window: int = option(4096, "latest told rewards that a running map knows", low=2)
     timeout: float = option(
         600.0, "seconds that a function may take for a batch, after which it failed; 0: no limit",
         low=0.0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from dfpo.config import Config
 from dfpo.config.choices import ADVANTAGES
 from dfpo.config.draws import Stream, uniforms
+from dfpo.config.rules import value_range
 from dfpo.config.types import CriticTargets, Estimate, Rollout, Targets
 from dfpo.method.advantages import Returns
 from dfpo.method.losses import masked_mean
@@ -31,7 +33,8 @@ def compute_targets(
 
     advantages = raw
     if settings.advantage_clip:
-        bound = settings.advantage_clip * (config.reward.high - config.reward.low)
+        low, high = value_range(config)
+        bound = settings.advantage_clip * (high - low)
         advantages = advantages.clamp(-bound, bound)
     if settings.advantage in WHITENED:
         advantages = whiten(advantages, mask)
@@ -79,7 +82,11 @@ def clean_advantages(raw: Tensor, returns: Returns) -> Tensor:  # [B, T]
     rollout, config = returns.rollout, returns.config
     if rollout.rewards is rollout.clean_rewards:
         return raw
-    clean = Returns(rollout, rollout.clean_rewards, returns.estimate, config)
+    # Nothing is wrong with clean rewards that a correction would know.
+    told = dataclasses.replace(
+        config, noise="none", target=dataclasses.replace(config.target, correction="none")
+    )
+    clean = Returns(rollout, rollout.clean_rewards, returns.estimate, told)
     if config.target.advantage not in ("gae", "return"):
         return ADVANTAGES[config.target.advantage].load()(clean)
 

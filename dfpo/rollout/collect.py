@@ -10,11 +10,11 @@ from dfpo.config.draws import Stream, uniforms
 from dfpo.config.noise import Noise
 from dfpo.config.types import Answers, Rollout, Row, Samples
 from dfpo.rewards.functions import Reward
-from dfpo.rewards.noise import NoiseInputs, corrupt, prompt_id
+from dfpo.rewards.noise import NoiseInputs, corrupt, kind_id, prompt_id, prompt_text
 from dfpo.rollout.policy import decode, logprobs_by_parts
 from dfpo.rollout.sampler import Sampler
 from dfpo.rollout.votes import agreement, cast_votes
-from dfpo.tasks.source import domain_of
+from dfpo.tasks.source import column_of, domain_of
 
 
 @torch.no_grad()
@@ -103,12 +103,19 @@ def noisy_rewards(
         votes = agreement(voted, answers, reward.extract).to(clean.device)
 
     prompt_ids = [prompt_id(row["prompt"]) for row in answers.rows]
+    domains = [domain_of(row) for row in answers.rows]
+    kinds = [kind_id(*pair) for pair in zip(domains, answers.texts, strict=True)]
     inputs = NoiseInputs(
         sample_ids=answers.sample_ids,
         prompt_ids=torch.tensor(prompt_ids, device=clean.device),
         lengths=torch.tensor(answers.lengths, device=clean.device),
-        domains=[domain_of(row) for row in answers.rows],
+        domains=domains,
         votes=votes,
+        prompt_lengths=torch.tensor(
+            [len(prompt_text(row["prompt"])) for row in answers.rows], device=clean.device
+        ),
+        kinds=torch.tensor(kinds, device=clean.device),
+        values=[column_of(row, noise.by) for row in answers.rows],
     )
 
     return corrupt(

@@ -18,6 +18,7 @@ from dfpo.config.build import flatten
 from dfpo.config.rules import predicts
 from dfpo.config.types import Estimate, Samples
 from dfpo.method.critics import build_critic, estimate_values
+from dfpo.rewards.spaces import RewardSpace
 from dfpo.rollout.policy import encode, load_policy
 from dfpo.run import checkpoint
 from dfpo.run.eval_command import evaluate_model, policy_of
@@ -227,9 +228,18 @@ class Run:
         """``dfpo.evaluate`` of this run."""
         return evaluate(self, **settings)
 
-    def values(self, prompt: str | list[dict[str, str]], answer: str) -> Values:
+    @cached_property
+    def space(self) -> RewardSpace:
+        """The map of rewards in whose space the critic learned."""
+        space = RewardSpace.of(self.config)
+        folder = policy_of(self.directory).parent
+        checkpoint.load_told(space, folder, self.policy.device)
+        return space
+
+    def values(self, prompt: str | list[dict[str, str]], answer: str, **columns: Any) -> Values:
         """What the critic predicts along an answer to a prompt, as [T, Q] quantiles of the return
-        before each token. Raises ConfigError for an answer of no tokens, or without a critic."""
+        before each token. ``columns`` are the prompt's others, of which ``reward.space_by`` may
+        name one. Raises ConfigError for an answer of no tokens, or without a critic."""
         ids = encode(self.tokenizer, prompt)
         tokens = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
         if not tokens:
@@ -245,6 +255,7 @@ class Run:
 
         draws = torch.Generator(device).manual_seed(self.config.seed)
         estimate: Estimate = estimate_values(self.critic, samples, draws)
+        estimate = self.space.readout(estimate, [{"prompt": prompt, **columns}])
         return Values(
             tokens=[self.tokenizer.decode([token]).strip() for token in tokens],
             quantiles=estimate.quantiles[0].float().cpu(),

@@ -19,8 +19,8 @@ def rollout_metrics(
     targets: Targets,
     metric: str,
 ) -> dict[str, float]:
-    """Metrics of a rollout; those of values, which need a critic, are against the
-    clean return where they say so."""
+    """Metrics of a rollout; those of values, which need a critic, are against the clean return
+    where they say so. ``estimate`` is in units of told rewards."""
     mask = rollout.samples.mask
     kept = mask.float()
     log_ratio = ((rollout.old_logprobs - rollout.ref_logprobs) * kept).sum(-1)
@@ -38,7 +38,7 @@ def rollout_metrics(
     }
 
     if estimate is not None:
-        numbers |= _describe_values(rollout, estimate, targets)
+        numbers |= _describe_values(rollout, estimate)
     metrics = {name: float(value) for name, value in numbers.items()}
     prefix = "accuracy" if metric == "accuracy" else "domain"
     names = [domain_of(row) for row in rollout.answers.rows]
@@ -50,14 +50,14 @@ def rollout_metrics(
     return metrics
 
 
-def _describe_values(rollout: Rollout, estimate: Estimate, targets: Targets) -> dict[str, Tensor]:
+def _describe_values(rollout: Rollout, estimate: Estimate) -> dict[str, Tensor]:
     mask = rollout.samples.mask
-    values = estimate.quantiles.mean(-1)
+    values, spread = estimate.quantiles.mean(-1), estimate.quantiles.std(-1, correction=0)
     clean = rollout.clean_rewards.unsqueeze(-1).expand_as(values)
     return {
         "value/mean": masked_mean(values, mask),
-        "value/spread": masked_mean(targets.critic.spread, mask),
-        "value/last_spread": masked_mean(targets.critic.spread, last_tokens(mask)),
+        "value/spread": masked_mean(spread, mask),
+        "value/last_spread": masked_mean(spread, last_tokens(mask)),
         "value/bias": masked_mean(values - clean, mask),
         "value/explained_variance": explained_variance(values[mask], clean[mask]),
     }

@@ -13,6 +13,7 @@ from dfpo.config.draws import Stream, uniforms
 from dfpo.config.types import Row, Samples
 from dfpo.method.critics import Critic, estimate_values
 from dfpo.rewards.functions import Reward
+from dfpo.rewards.spaces import RewardSpace
 from dfpo.rollout.policy import decode
 from dfpo.rollout.sampler import Sampler
 from dfpo.tasks import DOMAINS, slip_position
@@ -25,6 +26,7 @@ class Example(NamedTuple):
     """A right and a wrong answer to one prompt, in this order."""
 
     domain: str
+    row: Row
     samples: Samples
     words: list[list[str]]  # of each answer, one a token
     slip: int | None  # first token of the wrong answer that is off, where the right one is known
@@ -61,12 +63,16 @@ def find_examples(
     return shown
 
 
-def predict(critic: Critic, examples: list[Example], config: Config) -> list[Fan]:
-    """The critic's present predictions along the examples."""
+def predict(
+    critic: Critic, space: RewardSpace, examples: list[Example], config: Config
+) -> list[Fan]:
+    """The critic's present predictions along the examples, in units of told rewards."""
     fans = []
     for example in examples:
         generator = torch.Generator(example.samples.mask.device).manual_seed(config.seed)
-        quantiles = estimate_values(critic, example.samples, generator).quantiles.float().cpu()
+        estimate = estimate_values(critic, example.samples, generator)
+        rows = [example.row] * len(example.words)
+        quantiles = space.returns(estimate.quantiles, rows).float().cpu()
         mask = example.samples.mask.cpu()
         verified = _verified(example.domain, config)
         labels = ("right", "wrong") if verified else ("best-rewarded", "worst-rewarded")
@@ -101,7 +107,7 @@ def _right_and_wrong(
     if _verified(domain, config):
         slip = slip_position(texts[chosen[1]].split(), row["answer"].split())
 
-    return Example(domain, samples.select(chosen), words, slip)
+    return Example(domain, row, samples.select(chosen), words, slip)
 
 
 def _verified(domain: str, config: Config) -> bool:

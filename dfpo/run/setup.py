@@ -20,12 +20,15 @@ from dfpo.config import Config, ConfigError
 from dfpo.config.draws import Stream, uniforms
 from dfpo.config.noise import Noise, parse_noise
 from dfpo.config.rules import is_read
-from dfpo.config.types import Row
+from dfpo.config.spaces import SPACES
+from dfpo.config.types import Answers, Row
 from dfpo.method.critics import build_critic
 from dfpo.method.update import Learner
 from dfpo.rewards.functions import Reward, RewardError
 from dfpo.rewards.sources import PYTHON, load_reward
+from dfpo.rewards.spaces import RewardSpace
 from dfpo.rollout.adapters import add_adapters, check_peft, name_base, root_of
+from dfpo.rollout.collect import noisy_rewards
 from dfpo.rollout.policy import (
     SMALL_MODEL,
     checkpoint_gradients,
@@ -69,6 +72,7 @@ class Setup:
     source: Source
     reward: Reward
     noise: Noise
+    space: RewardSpace
     given: Given
 
     @property
@@ -104,7 +108,14 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
         for model, engine in ((policy, config.rollout.engine), (first_policy, "transformers"))
     )
     place(policy, config)
-    config = complete(config, policy, probe_reward(reward, source, sampler, config))
+    answers, probed = probe_reward(reward, source, sampler, config)
+    config = complete(config, policy, probed[probed.isfinite()])
+    if noise.hides_range and config.reward.told_low is None:
+        told = noisy_rewards(
+            probed.to(device), answers,
+            noise=noise, reward=reward, first=first, config=config, step=0,
+        )  # fmt: skip
+        config = with_told_range(config, told[told.isfinite()].cpu())
     config = dataclasses.replace(config, **given.stored(new))
     if config.gradient_checkpointing:
         checkpoint_gradients(root_of(policy))
@@ -136,6 +147,7 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
         source=source,
         reward=reward,
         noise=noise,
+        space=RewardSpace.of(config),
         given=given,
     )
 
@@ -310,10 +322,11 @@ def probe_reward(
     source: Source,
     sampler: Sampler,
     config: Config,
-) -> Tensor:  # [N]
+) -> tuple[Answers, Tensor]:  # [N]
     """Scores the policy's answers to a few prompts of the first step, in which nothing may fail.
 
-    Raises ConfigError naming the reward and what it did. Returns the scores that are not None.
+    Raises ConfigError naming the reward and what it did. Returns the answers and their scores, NaN
+    for None.
     """
     rows = source.training(0, min(config.rollout.prompts, PROBED_PROMPTS))
     length = config.rollout.max_new_tokens
@@ -330,14 +343,13 @@ def probe_reward(
     except RewardError as error:
         raise ConfigError(f"reward: {error}") from error
 
-    scored = values[values.isfinite()]
-    if not len(scored):
+    if not values.isfinite().any():
         raise RunError(
             f"reward: {', '.join(reward.names)} scores none of {len(rows)} answers to the first "
             "prompts (None for all), so there is nothing to learn from"
         )
 
-    return scored
+    return Answers(rows=rows, texts=completions, token_ids=token_ids, sample_ids=ids), values
 
 
 def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
@@ -366,6 +378,10 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
             low, high = range_of(probed)
         bounded = binary or not reward.functions
 
+    if parse_noise(config.noise).hides_range:
+        bounded = reward.told_low is not None
+    if reward.space != "raw":
+        bounded = SPACES[reward.space].bounded
     if clip is None and is_read(config, "critic.clip_returns"):
         clip = bounded
     return dataclasses.replace(
@@ -383,6 +399,13 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
             learning_rate=critic_rate, clip_returns=clip,
         ),
     )  # fmt: skip
+
+
+def with_told_range(config: Config, told: Tensor) -> Config:  # [N]
+    """The range after a noise that leaves the reward's own, as well as first answers tell it."""
+    low, high = range_of(told) if len(told) else (config.reward.low, config.reward.high)
+    reward = dataclasses.replace(config.reward, told_low=low, told_high=high)
+    return dataclasses.replace(config, reward=reward)
 
 
 def range_of(probed: Tensor) -> tuple[float, float]:

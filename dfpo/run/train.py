@@ -14,6 +14,7 @@ import torch
 from accelerate.tracking import GeneralTracker
 
 from dfpo.config import Config, ConfigError, to_yaml
+from dfpo.config.rules import value_range
 from dfpo.config.types import Samples
 from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
@@ -81,7 +82,7 @@ def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:
         progress.before = _evaluate(setup, setup.first)
     examples = examples_of(setup, progress)
     if progress.step == 0:
-        progress.fans = predict(setup.critic, examples, setup.config)
+        progress.fans = predict(setup.critic, setup.space, examples, setup.config)
     run_steps(setup, stop, progress, examples, log, trackers)
     finish(setup, progress, log, trackers)
 
@@ -239,20 +240,23 @@ def train_step(
             estimate = estimate_values(
                 setup.critic, rollout.samples, setup.generator, config.micro_tokens
             )
-            targets = compute_targets(rollout, estimate, config, step)
+            setup.space.tell(rollout)
+            targets = compute_targets(setup.space.mapped(rollout), estimate, config, step)
         with clock("update"):
             train_policy = step >= config.critic.warmup_steps
             losses = update(
                 setup.learner, rollout, targets, config, step, train_policy=train_policy
             )
             setup.sampler.engine.update()
+        if estimate is not None:
+            estimate = setup.space.readout(estimate, rollout.answers.rows)
         metrics |= rollout_metrics(rollout, estimate, targets, setup.source.metric) | losses
         if estimate is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
             progress.records.append(ValueRecord.from_rollout(rollout, estimate))
 
     if examples and step + 1 == config.critic.warmup_steps:
         # The last moment at which the examples are the policy's own.
-        progress.fans = predict(setup.critic, examples, config)
+        progress.fans = predict(setup.critic, setup.space, examples, config)
     progress.count(rollout.scored, tokens)
     return {**metrics, **clock.report(tokens), **count_processes(rollout.samples, config)}
 
@@ -319,8 +323,10 @@ def describe_start(setup: Setup, progress: Progress) -> str:
         f"{policy.num_parameters() / 1e6:.2f} M parameters on {policy.device}{_others()}, "
         f"noise {config.noise}"
     )
-    low, high = config.reward.low, config.reward.high
-    if (low, high) != (0.0, 1.0):
+    low, high = value_range(config)
+    if config.reward.space != "raw":
+        text += f", rewards through {config.reward.space}"
+    elif (low, high) != (0.0, 1.0):
         text += f", rewards scaled by [{low:g}, {high:g}]"
     if progress.step:
         text += f"; continues after {progress.step} of {config.steps} steps"

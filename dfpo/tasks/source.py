@@ -157,6 +157,11 @@ def domain_of(row: Row) -> str:
     return row.get("domain") or "data"
 
 
+def column_of(row: Row, name: str) -> str:
+    """A row's value of a column, as text; "domain" is that of ``domain_of``."""
+    return domain_of(row) if name == "domain" else str(row.get(name))
+
+
 def _from_rows(config: Config, rows: list[Row] | None, evaluated: list[Row] | None) -> Source:
     """Rows that are given, else those of the files of ``data`` and ``eval_data``."""
     rows = with_system(rows or read_rows("data", Path(config.data)), config.system_prompt)

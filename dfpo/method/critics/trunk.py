@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from dfpo.config import Config
+from dfpo.config.rules import value_range
 from dfpo.config.types import CriticTargets, Samples
 from dfpo.rollout.adapters import CRITIC, View
 from dfpo.rollout.policy import positions
@@ -57,6 +58,6 @@ def seeded_trunk(policy: PreTrainedModel | View, config: Config) -> PreTrainedMo
 
 
 def return_units(config: Config) -> tuple[float, float]:
-    """Middle and half-width of the reward's range: heads predict (return - middle) / half-width."""
-    low, high = config.reward.low, config.reward.high
+    """Middle and half-width of ``value_range``: heads predict (return - middle) / half-width."""
+    low, high = value_range(config)
     return (low + high) / 2, (high - low) / 2

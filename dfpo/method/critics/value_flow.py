@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dfpo.config import Config
+from dfpo.config.rules import value_range
 from dfpo.config.types import Counts, CriticTargets, Estimate, Samples
 from dfpo.method.critics.trunk import TrunkCritic, return_units, seeded_trunk
 from dfpo_kernels import FlowField
@@ -89,7 +90,7 @@ def flow_head(trunk: PreTrainedModel, config: Config) -> ValueFlowHead:
         trunk.config.hidden_size,
         return_mean=mean,
         return_scale=scale,
-        return_range=((config.reward.low, config.reward.high) if settings.clip_returns else None),
+        return_range=value_range(config) if settings.clip_returns else None,
         **{name: value for name, value in dataclasses.asdict(settings).items() if name in names},
     )
 

@@ -111,13 +111,14 @@ def probe(setup: Setup, played: Played) -> Probe:
     # The critic's own settings make its advantages.
     own = dataclasses.replace(setup.config, seed=config.seed)
     advantages = [
-        compute_targets(draw, estimate, own, UNREACHED).raw_advantages[mask]
+        compute_targets(setup.space.mapped(draw), estimate, own, UNREACHED).raw_advantages[mask]
         for draw in _noise_draws(setup, rollout, config)
     ]
+    shown = setup.space.readout(estimate, rollout.answers.rows)
     ids = rollout.answers.token_ids
 
     return Probe(
-        *(x[mask].float().cpu().numpy() for x in (estimate.quantiles, clean, noisy, after)),
+        *(x[mask].float().cpu().numpy() for x in (shown.quantiles, clean, noisy, after)),
         torch.stack(advantages).float().cpu().numpy(),
         mask.nonzero()[:, 0].cpu().numpy(),
         tuple(domain_of(row) for row in rollout.answers.rows),
