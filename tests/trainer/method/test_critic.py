@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from dfpo.config import build_config
 from dfpo.config.draws import Stream, uniforms
@@ -120,6 +121,26 @@ def test_shared_noise_is_shared_along_the_answer(policy, samples):
     assert torch.equal(found.base[:, 0], found.base[:, -1])
     assert not torch.equal(found.base[0], found.base[1])
     assert found.field is not None
+
+
+@pytest.mark.parametrize("algorithm", ["dfpo", "ppo", "dvpo"])
+def test_a_model_with_dropout_has_one_value_of_an_answer(samples, algorithm):
+    """GPT-2's default of .1: values differed from call to call by more than their own spread."""
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=80, n_positions=256, n_embd=16, n_layer=2, n_head=2,
+            bos_token_id=1, eos_token_id=2, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5,
+        )
+    ).eval()  # fmt: skip
+    config = build_config({"algorithm": algorithm, "reward.low": 0, "reward.high": 1})
+    critic = build_critic(model, complete(config, model, torch.tensor([0.0, 1.0])))
+    with torch.no_grad():
+        for parameter in critic.parameters():  # a head that starts at zero would hide it
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator()))
+    before = torch.get_rng_state()
+    first, second = (estimate_values(critic, samples, generator()) for _ in range(2))
+    assert torch.equal(first.quantiles, second.quantiles)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_heads_of_one_seed_are_equal(policy):
