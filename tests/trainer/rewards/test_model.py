@@ -1,5 +1,7 @@
 """Reward models."""
 
+import json
+
 import pytest
 import torch
 from tiny_models import make_reward_model, make_tokenizer
@@ -52,17 +54,16 @@ def test_a_reward_model_reads_chats_through_its_template(reward_model):
 
 def learned_positions(folder, **tokenizer_settings):
     """A judge of learned positions whose tokenizer pads on the left."""
-    tokenizer = make_tokenizer(300)
-    tokenizer.padding_side = "left"
-    for name, value in tokenizer_settings.items():
-        setattr(tokenizer, name, value)
     torch.manual_seed(1)
     config = GPT2Config(
         vocab_size=300, n_positions=128, n_embd=32, n_layer=2, n_head=2, num_labels=1,
         bos_token_id=1, eos_token_id=2, pad_token_id=0,
     )  # fmt: skip
     GPT2ForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    make_tokenizer(300).save_pretrained(folder)
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text()) | {"padding_side": "left"} | tokenizer_settings
+    path.write_text(json.dumps(settings))
     return load_function(str(folder), CPU)[1]
 
 
