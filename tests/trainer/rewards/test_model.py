@@ -79,6 +79,7 @@ def test_a_score_does_not_depend_on_its_neighbours(tmp_path):
 
 def test_what_a_judge_cannot_read_is_counted_and_told_once(tmp_path, capsys):
     judge = learned_positions(tmp_path / "judge", model_max_length=12)
+    capsys.readouterr()
     logged = []
 
     def score(*answers):
