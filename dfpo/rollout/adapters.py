@@ -138,6 +138,8 @@ def add_adapters(model: PreTrainedModel, config: Config, has_critic: bool) -> tu
 
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    # New layers are in training mode, in which an adapter with dropout draws at every call.
+    model.eval()
 
     model._lora_config = lora
     views = View(model, POLICY), View(model, FIRST if began else None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +37,8 @@ from dfpo.rollout.sharding import as_forward, whole
 SMALL_MODEL = 2_000_000
 SHIPPED = Path(str(resources.files("dfpo.tasks"))) / "starting_policies"
 SHIPPED_POLICY = SHIPPED / "suite"
+# Numbers of a layer by which it draws in training mode.
+RANDOM_IN_TRAINING = re.compile("drop|jitter")
 
 
 def shipped_policy(task: str | None) -> Path:
@@ -106,13 +110,24 @@ def checkpoint_gradients(model: nn.Module) -> None:
     """From here on, where ``recomputing`` says so, backward computes each layer again from the
     state before it. transformers does so in training mode alone, in which nothing may be dropped:
     a policy's log-probabilities are those it sampled with."""
+    config = copy.copy(model.config)
+    _draw_nothing(config)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        # What layers hand to functional dropout, skip a whole layer by, or jitter a router by.
+        _draw_nothing(module)
+        # Some ask the configuration at each call; the model's own, which is saved, stays.
+        if module is not model and getattr(module, "config", None) is model.config:
+            module.config = config
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.recomputes = True
+
+
+def _draw_nothing(owner: Any) -> None:
+    for name, value in list(vars(owner).items()):
+        if isinstance(value, float) and RANDOM_IN_TRAINING.search(name):
+            setattr(owner, name, 0.0)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -26,7 +27,7 @@ from dfpo.rollout.processes import Processes, ProcessLost
 from dfpo.rollout.sampler import Sampler
 from dfpo.run import checkpoint
 from dfpo.run.bars import bar
-from dfpo.run.diagnostics import count_rewards, rollout_metrics
+from dfpo.run.diagnostics import count_rewards, rollout_metrics, warn_of_drift
 from dfpo.run.evaluate import Scores, averages, evaluate, score_table
 from dfpo.run.examples import Example, find_examples, predict
 from dfpo.run.given import Given
@@ -163,6 +164,9 @@ def run_steps(
             for tracker in trackers:
                 tracker.log(log.records[-1], step=step)
             progress_bar.set_postfix(headline(record, progress))
+            drift = warn_of_drift(log.records, config)
+            if drift and Processes.here().leads:
+                progress_bar.write(drift, file=sys.stderr)
             exhausted = progress.steps_unscored >= config.max_unscored_steps
             stop.agree()
             due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps

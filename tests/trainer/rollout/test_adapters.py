@@ -1,6 +1,7 @@
 """LoRA: one base, adapters of their own, the right reference, what peft reads."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -110,6 +111,18 @@ def test_training_goes_on_from_an_adapter_and_is_held_to_it(run, tmp_path):
     more = train(config(tmp_path, model=str(run / "policy"), name="more"))
     first = json.loads((more / "metrics.jsonl").read_text().splitlines()[0])
     assert first["kl"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_an_adapter_with_dropout_drops_nothing(run, tmp_path):
+    """peft's new layers are in training mode; an answer has one log-probability."""
+    adapter = tmp_path / "adapter"
+    shutil.copytree(run / "policy", adapter)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_dropout": 0.5}))
+    setup = set_up(config(tmp_path, model=str(adapter)), None)
+    expected = logits(load_policy(run / "policy")[0])
+    for view in (setup.policy, setup.first.policy):
+        torch.testing.assert_close(logits(view), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_an_adapter_of_the_output_layer_counts(tmp_path):

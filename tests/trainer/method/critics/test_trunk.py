@@ -5,9 +5,12 @@ import dataclasses
 import pytest
 import torch
 from small_critics import critic_of, generator
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from dfpo.config import build_config
 from dfpo.config.types import Samples
-from dfpo.method.critics import estimate_values
+from dfpo.method.critics import build_critic, estimate_values
+from dfpo.run.setup import complete
 
 
 @pytest.mark.parametrize("algorithm", ["dfpo", "ppo"])
@@ -52,3 +55,23 @@ def test_value_before_a_token_does_not_see_it(policy, samples):
     after = estimate_values(critic, samples, generator()).quantiles
     assert torch.equal(before[:, :5], after[:, :5])
     assert not torch.equal(before[:, 5], after[:, 5])
+
+
+@pytest.mark.parametrize("algorithm", ["dfpo", "ppo", "dvpo"])
+def test_a_model_with_dropout_has_one_value_of_an_answer(samples, algorithm):
+    """GPT-2's default of .1: values differed from call to call by more than their own spread."""
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=80, n_positions=256, n_embd=16, n_layer=2, n_head=2,
+            bos_token_id=1, eos_token_id=2, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5,
+        )
+    ).eval()  # fmt: skip
+    config = build_config({"algorithm": algorithm, "reward.low": 0, "reward.high": 1})
+    critic = build_critic(model, complete(config, model, torch.tensor([0.0, 1.0])))
+    with torch.no_grad():
+        for parameter in critic.parameters():  # a head that starts at zero would hide it
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator()))
+    before = torch.get_rng_state()
+    first, second = (estimate_values(critic, samples, generator()) for _ in range(2))
+    assert torch.equal(first.quantiles, second.quantiles)
+    assert torch.equal(torch.get_rng_state(), before)
