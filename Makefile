@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-integrations real-model lint bench sanitize sanitize-emulation portable \
-    wheel golden gpu-proof gpu-day compare leads docs fuzz soak clean
+    wheel release golden gpu-proof gpu-day compare leads docs fuzz soak \
+    clean
 
 # Trains DFPO on the shipped three-domain suite; plots and policy land in runs/.
 demo: $(VENV)/installed
@@ -86,6 +87,10 @@ golden: $(VENV)/installed
 # A manylinux wheel in dist/, tested in a fresh environment.
 wheel:
 	.ci/wheel $(PYTHON) '$(TORCH)' $(ARGS)
+
+# Checks, tests, builds and tags VERSION=x.y.z; pushes nothing. DRY=1: checks, and says what follows.
+release:
+	DRY=$(DRY) $(PYTHON) .ci/release.py '$(VERSION)' '$(PYTHON)' '$(TORCH)'
 
 # Numbers and machine code of the GPU kernels, on a machine without a GPU; ends with one table.
 gpu-proof: $(VENV)/installed
