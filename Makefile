@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-integrations real-model lint bench sanitize sanitize-emulation portable \
-    wheel golden gpu-proof gpu-day compare leads docs fuzz soak clean
+    wheel release matrix golden gpu-proof gpu-day compare leads docs fuzz soak \
+    clean
 
 # Trains DFPO on the shipped three-domain suite; plots and policy land in runs/.
 demo: $(VENV)/installed
@@ -86,6 +87,26 @@ golden: $(VENV)/installed
 # A manylinux wheel in dist/, tested in a fresh environment.
 wheel:
 	.ci/wheel $(PYTHON) '$(TORCH)' $(ARGS)
+
+# Checks, tests, builds and tags VERSION=x.y.z; pushes nothing. DRY=1: checks, and says what follows.
+release:
+	DRY=$(DRY) $(PYTHON) .ci/release.py '$(VERSION)' '$(PYTHON)' '$(TORCH)'
+
+# The wheel and a selection of tests under each Python, torch and transformers of .ci/matrix.ini;
+# ends with one line a cell. Environments stay in the user's cache. CELLS: some of them, by commas;
+# SELECT: other tests, or `tests` for all of them.
+CELLS ?= ALL
+SELECT ?= tests/kernels/test_public_api.py tests/kernels/test_integrate_flow.py \
+    tests/kernels/test_distributional_gae.py tests/kernels/test_quantile_huber_loss.py \
+    tests/trainer/run/test_api.py tests/test_examples.py
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dfpo
+matrix: $(CACHE)/tox/bin/tox
+	PATH="$$PATH:$$(ls -d $$(pyenv root 2>/dev/null)/versions/*/bin 2>/dev/null | paste -sd:)" \
+	    $< run --conf .ci/matrix.ini --root . --workdir $(CACHE)/matrix -e $(CELLS) -- $(SELECT)
+
+$(CACHE)/tox/bin/tox:
+	$(PYTHON) -m venv $(CACHE)/tox
+	$(CACHE)/tox/bin/pip install --quiet tox tox-uv
 
 # Numbers and machine code of the GPU kernels, on a machine without a GPU; ends with one table.
 gpu-proof: $(VENV)/installed
