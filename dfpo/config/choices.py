@@ -8,7 +8,9 @@ from __future__ import annotations
 from dfpo.config.tables import Choice
 
 _TRUNK = ("critic.learning_rate", "critic.warmup_steps", "critic.warmup_epochs")
-_CLIPPED = ("policy.average", "policy.dual_clip", "policy.kl_coef")
+_CLIPPED = (
+    "policy.average", "policy.dual_clip", "policy.kl_coef", "policy.importance_clip",
+)  # fmt: skip
 _RATIO = ("policy.clip", "policy.clip_high")
 _VALUES = ("target.lam", "target.bootstrap_on_truncation", "target.winsorise", "risk")
 _BOUND = ("target.advantage_clip",)

@@ -118,6 +118,5 @@ def noisy_rewards(
 
 
 def last_tokens(mask: Tensor) -> Tensor:  # [B, T] bool -> [B, T] bool
-    """The mark of each answer's last token."""
-    position = torch.arange(mask.shape[1], device=mask.device)
-    return (position == mask.sum(-1, keepdim=True) - 1) & mask
+    """The mark of each answer's last token that counts."""
+    return (mask.cumsum(-1) == mask.sum(-1, keepdim=True)) & mask

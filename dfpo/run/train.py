@@ -25,7 +25,7 @@ from dfpo.rollout.processes import Processes, ProcessLost
 from dfpo.rollout.sampler import Sampler
 from dfpo.run import checkpoint
 from dfpo.run.bars import bar
-from dfpo.run.diagnostics import count_rewards, rollout_metrics
+from dfpo.run.diagnostics import count_rewards, engine_metrics, rollout_metrics
 from dfpo.run.evaluate import Scores, averages, evaluate, score_table
 from dfpo.run.examples import Example, find_examples, predict
 from dfpo.run.given import Given
@@ -247,6 +247,7 @@ def train_step(
             )
             setup.sampler.engine.update()
         metrics |= rollout_metrics(rollout, estimate, targets, setup.source.metric) | losses
+        metrics |= engine_metrics(rollout, config)
         if estimate is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
             progress.records.append(ValueRecord.from_rollout(rollout, estimate))
 
