@@ -25,6 +25,7 @@ class Stream(IntEnum):
     VOTE = 6
     ORDER = 7
 
+
 # The further calls of one rollout function have streams of their own, that far apart.
 NEXT_CALL = 256
 

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from dfpo.config import Config
-from dfpo.config.draws import Stream, uniforms
+from dfpo.config.draws import Draws, Stream
 from dfpo.config.noise import Noise
 from dfpo.config.types import Answers, Rollout, Row, Samples
 from dfpo.rewards.functions import Reward
 from dfpo.rewards.noise import NoiseInputs, corrupt, prompt_id
+from dfpo.rollout.play import play
 from dfpo.rollout.policy import decode, logprobs_by_parts
 from dfpo.rollout.sampler import Sampler
 from dfpo.rollout.votes import agreement, cast_votes
@@ -74,10 +75,10 @@ def sample(sampler: Sampler, rows: list[Row], config: Config, step: int) -> tupl
     first = step * len(rows)
     sample_ids = torch.arange(first, first + len(rows), device=sampler.policy.device)
 
-    draws = uniforms(config.seed, Stream.SAMPLING, step, sample_ids, settings.max_new_tokens)
-    samples = sampler.answer(
-        [row["prompt"] for row in rows], settings.max_new_tokens,
-        uniforms=draws, temperature=settings.temperature,
+    samples, rows = play(
+        sampler, rows, settings.max_new_tokens,
+        draws=Draws(config.seed, Stream.SAMPLING, step, sample_ids),
+        temperature=settings.temperature,
     )  # fmt: skip
 
     texts, token_ids = decode(sampler.tokenizer, samples)

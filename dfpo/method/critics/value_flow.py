@@ -45,7 +45,9 @@ class ValueFlowCritic(TrunkCritic):
         if self.coefs.path:
             field = FlowField(*(x[:, :-1] for x in velocity[:3]), *self.field_weights())
         shared = None if noise is None else base[:, :-1]
-        return Estimate(quantiles=values[:, :-1], final=after_last(values, samples), base=shared, field=field)
+        return Estimate(
+            quantiles=values[:, :-1], final=after_last(values, samples), base=shared, field=field
+        )
 
     def field_weights(self) -> list[Tensor]:
         """What the velocity fields of all tokens share, frozen as it is now."""

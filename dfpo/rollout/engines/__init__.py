@@ -22,6 +22,8 @@ class Generated(NamedTuple):
 
 
 class Engine(Protocol):
+    tells_logprobs: bool  # whether what it generates comes with log-probabilities of its own
+
     def generate(
         self,
         prompts: list[list[int]],

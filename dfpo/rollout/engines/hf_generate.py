@@ -67,6 +67,8 @@ class _UntilSomeEnd(StoppingCriteria):
 class HFGenerate:
     """The policy itself draws, by ``generate``; its weights are always the newest."""
 
+    tells_logprobs = False
+
     def __init__(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.policy, self.tokenizer = policy, tokenizer
 
