@@ -111,7 +111,7 @@ def read_played(
         if value is not None or key not in KNOWN
     }
     for key in (*RESERVED, "prompt"):
-        if key in lists:
+        if key in lists and key not in KNOWN:
             raise RolloutError(
                 f"rollout: {name} returned {key}, must not: the reward function is given it anyway"
             )
