@@ -1,7 +1,7 @@
 """Rollout functions: a user's own way from prompts to answers, of several turns and with tools.
 
-A function gets keywords, lists with one item per answer: ``prompts``, ``generate``, and where its
-signature takes them ``tokenizer`` and the columns of the data. It returns a mapping with TRL's
+A function gets the keyword ``prompts``, a list with one item per answer, and where its signature
+takes them ``generate``, ``tokenizer`` and the columns of the data. It returns a mapping with TRL's
 names: ``completion_ids``, and if it likes ``env_mask`` (0 on tokens of a tool or an environment,
 which are not trained on), ``logprobs`` and ``prompt_ids``; what else it returns is a column for the
 reward. What it does wrong is one line.

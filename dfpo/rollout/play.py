@@ -71,11 +71,11 @@ class _Table:
         prompts = [row["prompt"] for row in rows]
         ids = [encode(self.sampler.tokenizer, prompt) for prompt in prompts]
         function, tokenizer = self.sampler.function, self.sampler.tokenizer
-        extra = columns(rows) | {"tokenizer": tokenizer}
+        extra = columns(rows) | {"generate": self.generate, "tokenizer": tokenizer}
 
         try:
-            keywords = {"prompts": prompts, "generate": self.generate}
-            played = read_played(function, call(function, keywords, extra), ids, self.room())
+            returned = call(function, {"prompts": prompts}, extra)
+            played = read_played(function, returned, ids, self.room())
         except RolloutError as error:
             failed = error
             return processes.from_lead(lambda: _raise(failed))
