@@ -110,6 +110,10 @@ ENGINES: dict[str, Choice] = {
         "transformers' generate, from the policy itself; answers that have ended leave the batch",
         "dfpo.rollout.engines.hf_generate:build",
     ),
+    "continuous": Choice(
+        "transformers' continuous batching, in pages and without padding; tells log-probabilities",
+        "dfpo.rollout.engines.continuous:build",
+    ),
 }
 
 # Which setting chooses a row of which table.

@@ -20,6 +20,7 @@ from dfpo.method.targets import compute_targets
 from dfpo.method.update import update
 from dfpo.rollout.batches import parts_of
 from dfpo.rollout.collect import collect
+from dfpo.rollout.engines import EngineError
 from dfpo.rollout.functions import RolloutError
 from dfpo.rollout.policy import shipped_policy
 from dfpo.rollout.processes import Processes, ProcessLost
@@ -67,7 +68,7 @@ def train(config: Config, resume: Path | None = None, given: Given = NOTHING) ->
                 return _train(setup, stop, resuming=resume is not None)
         except OSError as error:
             raise RunError(f"cannot write: {error}; {how_to_resume(setup.run)}") from error
-        except (ProcessLost, RolloutError) as error:
+        except (EngineError, ProcessLost, RolloutError) as error:
             raise RunError(f"{error}; {how_to_resume(setup.run)}") from error
 
 

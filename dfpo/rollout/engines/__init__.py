@@ -14,6 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dfpo.config.choices import ENGINES
 
 
+class EngineError(RuntimeError):
+    """Why an engine gave no answers, in one line."""
+
+
 class Generated(NamedTuple):
     """Answers; what stands behind an answer's end token is of no matter."""
 

@@ -102,10 +102,12 @@ def test_masked_tokens_get_no_gradient(model):
         Counts.of(rollout.samples.counts),
     )  # fmt: skip
     kept = []
-    head = model[0].get_output_embeddings()
-    hook = head.register_forward_hook(
-        lambda *parts: kept.append(parts[2]) or parts[2].retain_grad()
-    )
+
+    def watch(head, inputs, logits):
+        logits.retain_grad()
+        kept.append(logits)
+
+    hook = model[0].get_output_embeddings().register_forward_hook(watch)
     clip(model[0], None, batch, config)[0].backward()
     hook.remove()
     seen = kept[0].grad.abs().sum(-1)[:, -mask.shape[1] - 1 : -1] > 0
