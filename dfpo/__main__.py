@@ -84,7 +84,7 @@ GRID = ("algorithm", "seed", "noise", "name", "runs_dir", "plots", "trackers")
 EVALUATED = (
     "device", "attention", "threads", "task", "data", "eval_data",
     "reward.functions", "reward.weights",
-    "rollout.max_new_tokens", "eval.prompts", "eval.batch_size", "eval.seed",
+    "rollout.max_new_tokens", "rollout.function", "eval.prompts", "eval.batch_size", "eval.seed",
 )  # fmt: skip
 
 

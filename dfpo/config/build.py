@@ -21,7 +21,7 @@ from dfpo.config.settings import Config
 
 MOST_ENTRIES = 100_000  # of a YAML file
 # A word that people type for a setting.
-SHORT = {"reward": "reward.functions"}
+SHORT = {"reward": "reward.functions", "rollout": "rollout.function"}
 # What settings were called before, so that an old file is answered in its own words.
 RENAMED = {
     "critic.return_low": "reward.low",

@@ -9,7 +9,9 @@ from dfpo.config.spaces import SPACES
 from dfpo.config.tables import Choice
 
 _TRUNK = ("critic.learning_rate", "critic.warmup_steps", "critic.warmup_epochs")
-_CLIPPED = ("policy.average", "policy.dual_clip", "policy.kl_coef")
+_CLIPPED = (
+    "policy.average", "policy.dual_clip", "policy.kl_coef", "policy.importance_clip",
+)  # fmt: skip
 _RATIO = ("policy.clip", "policy.clip_high")
 _VALUES = ("target.lam", "target.bootstrap_on_truncation", "target.winsorise", "risk")
 _BOUND = ("target.advantage_clip",)
@@ -128,6 +130,10 @@ ENGINES: dict[str, Choice] = {
     "transformers": Choice(
         "transformers' generate, from the policy itself; answers that have ended leave the batch",
         "dfpo.rollout.engines.hf_generate:build",
+    ),
+    "continuous": Choice(
+        "transformers' continuous batching, in pages and without padding; tells log-probabilities",
+        "dfpo.rollout.engines.continuous:build",
     ),
 }
 

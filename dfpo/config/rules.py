@@ -174,6 +174,12 @@ def check_together(config: Config) -> None:
         )
 
     answers = config.rollout.prompts * config.rollout.samples
+    if config.rollout.function is not None and parse_noise(config.noise).vote:
+        raise ConfigError(
+            f"noise: is {config.noise}, must be without votes with rollout.function: votes "
+            "compare single answers of the policy"
+        )
+
     if config.policy.minibatches > answers:
         raise ConfigError(
             f"policy.minibatches: is {config.policy.minibatches}, must be at most the "

@@ -53,6 +53,12 @@ class RolloutConfig:
     samples: int = option(4, "answers sampled per prompt", low=1, common=True)
     max_new_tokens: int = option(64, "longest answer, in tokens", low=1, common=True)
     engine: str = option("transformers", "what samples answers in training", table=ENGINES)
+    function: str | None = option(
+        None,
+        "FILE.py:FUNCTION that plays the answers: several turns, tools, an environment; default "
+        "one answer of the policy to each prompt",
+        common=True,
+    )
     temperature: float = option(
         1.0, "sampling temperature in training", low=1e-3, high=100.0, common=True
     )
@@ -89,6 +95,12 @@ class PolicyConfig:
     )
     kl_coef: float = option(
         0.001, "weight of the k3 estimate of KL to the first policy", low=0.0, common=True
+    )
+    importance_clip: float = option(
+        2.0,
+        "truncated importance sampling: bound on the weight exp(trainer - engine) of a token whose "
+        "log-probability an engine or a rollout function tells; 0 switches the weights off",
+        low=0.0,
     )
     epochs: int = option(1, "passes over each step's rollouts", low=1)
     minibatches: int = option(1, "optimiser steps per pass", low=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from dfpo.config import Config
 from dfpo.config.types import Estimate, Rollout, Scored, Targets
-from dfpo.method.losses import masked_mean
+from dfpo.method.losses import importance_weights, masked_mean
 from dfpo.rollout.collect import last_tokens
 from dfpo.tasks.source import domain_of
 
@@ -67,6 +68,18 @@ def _describe_values(rollout: Rollout, estimate: Estimate) -> dict[str, Tensor]:
         "value/bias": masked_mean(values - clean, mask),
         "value/explained_variance": explained_variance(values[mask], clean[mask]),
     }
+
+
+@torch.no_grad()
+def engine_metrics(rollout: Rollout, config: Config) -> dict[str, float]:
+    """How far the distribution that drew the answers is from the policy's own; nothing where the
+    policy itself drew."""
+    samples = rollout.samples
+    if samples.logprobs is None:
+        return {}
+    bound = config.policy.importance_clip or math.inf
+    _, metrics = importance_weights(rollout.old_logprobs, samples.logprobs, samples.mask, bound)
+    return {f"engine/{name}": float(value) for name, value in metrics.items()}
 
 
 def count_rewards(scored: Scored, config: Config) -> dict[str, float]:

@@ -9,8 +9,9 @@ from tabulate import tabulate
 from torch import Tensor
 
 from dfpo.config import Config
-from dfpo.config.draws import Stream, uniforms
+from dfpo.config.draws import Draws, Stream
 from dfpo.rewards.functions import Reward
+from dfpo.rollout.play import play
 from dfpo.rollout.policy import decode
 from dfpo.rollout.processes import Processes
 from dfpo.rollout.sampler import Sampler
@@ -127,7 +128,7 @@ def _rewards(
         draws = None
         if mode == "sampled":
             ids = torch.arange(start, start + len(chunk), device=sampler.policy.device)
-            draws = uniforms(config.eval.seed, Stream.EVALUATION, 0, ids, length)
+            draws = Draws(config.eval.seed, Stream.EVALUATION, 0, ids)
         rewards.append(answer(sampler, chunk, reward, length, draws)[1])
 
     return torch.cat(rewards)
@@ -138,10 +139,9 @@ def answer(
     rows: list[Row],
     reward: Reward,
     length: int,
-    draws: Tensor | None,
+    draws: Draws | None,
 ) -> tuple[list[str], Tensor]:
     """One answer to each row, greedy without draws, and its reward, [N]."""
-    prompts = [row["prompt"] for row in rows]
-    samples = sampler.answer(prompts, length, uniforms=draws)
+    samples, rows = play(sampler, rows, length, draws=draws)
     completions, token_ids = decode(sampler.tokenizer, samples)
     return completions, reward(rows, completions, token_ids).values

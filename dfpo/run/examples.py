@@ -9,11 +9,12 @@ import numpy as np
 import torch
 
 from dfpo.config import Config
-from dfpo.config.draws import Stream, uniforms
+from dfpo.config.draws import Draws, Stream
 from dfpo.config.types import Row, Samples
 from dfpo.method.critics import Critic, estimate_values
 from dfpo.rewards.functions import Reward
 from dfpo.rewards.spaces import RewardSpace
+from dfpo.rollout.play import play
 from dfpo.rollout.policy import decode
 from dfpo.rollout.sampler import Sampler
 from dfpo.tasks import DOMAINS, slip_position
@@ -95,10 +96,10 @@ def _right_and_wrong(
 ) -> Example | None:
     length = config.rollout.max_new_tokens
     ids = torch.arange(number * TRIES, (number + 1) * TRIES, device=sampler.policy.device)
-    draws = uniforms(config.eval.seed, Stream.EVALUATION, 1, ids, length)
-    samples = sampler.answer([row["prompt"]] * TRIES, length, uniforms=draws)
+    draws = Draws(config.eval.seed, Stream.EVALUATION, 1, ids)
+    samples, rows = play(sampler, [row] * TRIES, length, draws=draws)
     texts, token_ids = decode(sampler.tokenizer, samples)
-    scores = reward([row] * TRIES, texts, token_ids).values.numpy()
+    scores = reward(rows, texts, token_ids).values.numpy()
     if np.isnan(scores).all() or np.nanmax(scores) == np.nanmin(scores):
         return None
     chosen = [int(np.nanargmax(scores)), int(np.nanargmin(scores))]

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from dfpo.config import Config, ConfigError
-from dfpo.config.draws import Stream, uniforms
+from dfpo.config.draws import Draws, Stream
 from dfpo.config.noise import Noise, parse_noise
 from dfpo.config.rules import is_read
 from dfpo.config.spaces import SPACES
@@ -29,6 +29,8 @@ from dfpo.rewards.sources import PYTHON, load_reward
 from dfpo.rewards.spaces import RewardSpace
 from dfpo.rollout.adapters import add_adapters, check_peft, name_base, root_of
 from dfpo.rollout.collect import noisy_rewards
+from dfpo.rollout.functions import RolloutError, load_rollout
+from dfpo.rollout.play import play
 from dfpo.rollout.policy import (
     SMALL_MODEL,
     checkpoint_gradients,
@@ -103,8 +105,9 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
     check_trackers(config)
     new = Processes.here().from_lead(lambda: run or choose_run(config))
     config = dataclasses.replace(config, micro_tokens=micro_tokens(config, policy))
+    function = load_rollout(config, given.rollout)
     sampler, first = (
-        Sampler.of(model, tokenizer, engine, config.micro_tokens)
+        Sampler.of(model, tokenizer, engine, config.micro_tokens, function)
         for model, engine in ((policy, config.rollout.engine), (first_policy, "transformers"))
     )
     place(policy, config)
@@ -331,11 +334,12 @@ def probe_reward(
     rows = source.training(0, min(config.rollout.prompts, PROBED_PROMPTS))
     length = config.rollout.max_new_tokens
     ids = torch.arange(len(rows), device=sampler.policy.device)
-    draws = uniforms(config.seed, Stream.SAMPLING, 0, ids, length)
-    prompts = [row["prompt"] for row in rows]
-    samples = sampler.answer(
-        prompts, length, uniforms=draws, temperature=config.rollout.temperature
-    )
+    draws = Draws(config.seed, Stream.SAMPLING, 0, ids)
+    temperature = config.rollout.temperature
+    try:
+        samples, rows = play(sampler, rows, length, draws=draws, temperature=temperature)
+    except RolloutError as error:
+        raise ConfigError(str(error)) from error
     completions, token_ids = decode(sampler.tokenizer, samples)
 
     try:
@@ -391,7 +395,10 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
         data=_absolute(config.data),
         eval_data=_absolute(config.eval_data),
         reward=dataclasses.replace(
-            reward, functions=tuple(map(_absolute_reward, reward.functions)), low=low, high=high
+            reward, functions=tuple(map(_absolute_function, reward.functions)), low=low, high=high
+        ),
+        rollout=dataclasses.replace(
+            config.rollout, function=_absolute_function(config.rollout.function)
         ),
         policy=dataclasses.replace(optimiser, learning_rate=policy_rate),
         critic=dataclasses.replace(
@@ -428,8 +435,8 @@ def range_of(probed: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def _absolute_reward(text: str) -> str:
-    return text if text.startswith(PYTHON) else str(Path(text).absolute())
+def _absolute_function(text: str | None) -> str | None:
+    return text if not text or text.startswith(PYTHON) else str(Path(text).absolute())
 
 
 def _absolute(path: str | None) -> str | None:

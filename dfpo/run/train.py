@@ -22,12 +22,14 @@ from dfpo.method.targets import compute_targets
 from dfpo.method.update import update
 from dfpo.rollout.batches import parts_of
 from dfpo.rollout.collect import collect
+from dfpo.rollout.engines import EngineError
+from dfpo.rollout.functions import RolloutError
 from dfpo.rollout.policy import shipped_policy
 from dfpo.rollout.processes import Processes, ProcessLost
 from dfpo.rollout.sampler import Sampler
 from dfpo.run import checkpoint
 from dfpo.run.bars import bar
-from dfpo.run.diagnostics import count_rewards, rollout_metrics, warn_of_drift
+from dfpo.run.diagnostics import count_rewards, engine_metrics, rollout_metrics, warn_of_drift
 from dfpo.run.evaluate import Scores, averages, evaluate, score_table
 from dfpo.run.examples import Example, find_examples, predict
 from dfpo.run.given import Given
@@ -68,7 +70,7 @@ def train(config: Config, resume: Path | None = None, given: Given = NOTHING) ->
                 return _train(setup, stop, resuming=resume is not None)
         except OSError as error:
             raise RunError(f"cannot write: {error}; {how_to_resume(setup.run)}") from error
-        except ProcessLost as error:
+        except (EngineError, ProcessLost, RolloutError) as error:
             raise RunError(f"{error}; {how_to_resume(setup.run)}") from error
 
 
@@ -255,6 +257,7 @@ def train_step(
         if estimate is not None:
             estimate = setup.space.readout(estimate, rollout.answers.rows)
         metrics |= rollout_metrics(rollout, estimate, targets, setup.source.metric) | losses
+        metrics |= engine_metrics(rollout, config)
         if estimate is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
             progress.records.append(ValueRecord.from_rollout(rollout, estimate))
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dfpo.config import ConfigError, build_config, load_yaml
+from dfpo.rollout.functions import load_rollout
 from dfpo.run.lock import AtWork, hold
 from dfpo.run.setup import load_parts
 from dfpo.run.stop import RunError, StopRequest
@@ -94,11 +95,13 @@ def check_loads(cells: list[Cell]) -> None:
     for cell in cells:
         config = build_config(cell.settings)
         key = (config.model, config.task, config.data, config.eval_data, config.reward.functions)
+        key = (*key, config.rollout.function)
         parts.setdefault((*key, config.device), (cell, config))
 
     for cell, config in parts.values():
         try:
             load_parts(config)
+            load_rollout(config)
         except ConfigError as error:
             raise ConfigError(f"{cell.label}: {error}") from None
 

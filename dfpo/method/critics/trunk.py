@@ -45,6 +45,12 @@ class TrunkCritic(nn.Module):
         return states[:, -length - 1 :]
 
 
+def after_last(values: Tensor, samples: Samples) -> Tensor:  # [B, T + 1, Q] -> [B, Q]
+    """Those of the state after each answer's last token."""
+    last = samples.present.sum(-1).long().view(-1, 1, 1)
+    return values.gather(1, last.expand(-1, 1, values.shape[-1])).squeeze(1)
+
+
 def seeded_trunk(policy: PreTrainedModel | View, config: Config) -> PreTrainedModel | View:
     """The policy without its language head, with weights of its own, or with an adapter of its own
     where the policy is one. What is drawn next, a head, is drawn from ``config.seed``."""

@@ -14,6 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from dfpo.config.choices import ENGINES
 
 
+class EngineError(RuntimeError):
+    """Why an engine gave no answers, in one line."""
+
+
 class Generated(NamedTuple):
     """Answers; what stands behind an answer's end token is of no matter."""
 
@@ -22,6 +26,8 @@ class Generated(NamedTuple):
 
 
 class Engine(Protocol):
+    tells_logprobs: bool  # whether what it generates comes with log-probabilities of its own
+
     def generate(
         self,
         prompts: list[list[int]],

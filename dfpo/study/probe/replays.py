@@ -59,6 +59,11 @@ def play(setup: Setup, answers: int, plays: int) -> Played:
     """Samples ``answers`` answers per domain to held-out prompts, and plays on from each of their
     states ``plays`` times with the same policy. The draws depend on ``eval.seed`` alone, and the
     answers not on the noise."""
+    if (function := setup.config.rollout.function) is not None:
+        raise ConfigError(
+            f"rollout: is {function}, must be none to probe a critic: plays go on from the middle "
+            "of a turn, where a rollout function cannot begin"
+        )
     config = dataclasses.replace(
         setup.config,
         seed=setup.config.eval.seed,

@@ -7,9 +7,11 @@ import torch
 from small_rollouts import LENGTHS, T, make_estimate, make_rollout
 
 from dfpo.config import ConfigError, build_config
+from dfpo.config.choices import ADVANTAGES
 from dfpo.config.types import Estimate
 from dfpo.method.advantages import Returns, group_quantile, rank_advantage
 from dfpo.method.targets import compute_targets
+from dfpo_kernels import distributional_gae
 
 
 def scalar_gae(rewards, values, lengths, gamma, lam):
@@ -253,3 +255,58 @@ def test_rank_advantages_are_gae_where_all_returns_are_0_or_1_and_bounded_elsewh
     wild = targets_of(settings, make_rollout((10.0, -10.0, 1.0, 0.0)), estimate).raw_advantages
     # Above everything 1, below everything -1; 1 is above 3 of 4, 0 is below 1 of 4.
     assert wild[:, 0].tolist() == [1.0, -1.0, 0.75, -0.25]
+
+
+# An answer a b [tool tool] c with reward 1, values .2 .4 (9 9) .5, gamma .9, lam .5.
+HOLES = torch.tensor([[True, True, False, False, True]])
+TOOL_VALUES = torch.tensor([[0.2, 0.4, 9.0, 9.0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        # c: 1 - .5 = .5;  b: .9 * .5 - .4 + .45 * .5 = .275;  a: .9 * .4 - .2 + .45 * .275
+        ("carry", [0.28375, 0.275, 0.5]),
+        # tools are steps of value 0: .9 * .5 + .45 * .5 = .675;  .45 * .675 = .30375
+        # b: -.4 + .45 * .30375;  a: .16 + .45 * -.2633125
+        ("zero", [0.041509375, -0.2633125, 0.5]),
+        # tools are steps of value 9: .45 - 9 + .225 = -8.325;  8.1 - 9 + .45 * -8.325 = -4.64625
+        # b: 8.1 - .4 + .45 * -4.64625;  a: .16 + .45 * 5.6091875
+        ("none", [2.684134375, 5.6091875, 0.5]),
+    ],
+)
+def test_mask_modes_with_a_tool_in_the_middle(mode, expected):
+    rewards = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0]])
+    advantages, _ = distributional_gae(
+        rewards, TOOL_VALUES.unsqueeze(-1), HOLES, gamma=0.9, lam=0.5, mask_mode=mode
+    )
+    assert advantages[HOLES].flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"algorithm": "ppo", "target.lam": 0.5}, [0.28375, 0.275, 0.5]),
+        ({"algorithm": "dfpo", "target.lam": 0.5}, [0.28375, 0.275, 0.5]),
+        # Returns .81 .9 1, all above the values .2 .4 .5.
+        ({"algorithm": "dfpo-rank", "target.lam": 1.0}, [1.0, 1.0, 1.0]),
+        ({"algorithm": "reinforce++"}, [0.81, 0.9, 1.0]),
+        # Rewards 1 and 0: mean .5, standard deviation .7071 of a sample.
+        ({"algorithm": "grpo"}, [0.5 / (0.5**0.5 + 1e-6)] * 3),
+        ({"algorithm": "dr-grpo"}, [0.5] * 3),
+    ],
+)
+def test_a_tools_tokens_are_no_steps(settings, expected):
+    """Every advantage by hand: its tokens take neither reward nor discount, and pass values on."""
+    config = build_config({"target.gamma": 0.9, "reward.low": 0.0, "reward.high": 1.0, **settings})
+    rollout = make_rollout((1.0, 0.0, 1.0, 0.0))
+    mask = rollout.samples.mask.clone()
+    mask[0] = HOLES[0]
+    samples = dataclasses.replace(rollout.samples, mask=mask)
+    rollout = dataclasses.replace(rollout, samples=samples)
+    values = TOOL_VALUES.expand(4, -1).unsqueeze(-1).contiguous()
+    estimate = Estimate(quantiles=values, final=torch.zeros(4, 1))
+    raw = ADVANTAGES[config.target.advantage].load()(
+        Returns(rollout, rollout.rewards, estimate, config)
+    )
+    assert raw[0][HOLES[0]].tolist() == pytest.approx(expected, abs=1e-6)
