@@ -28,7 +28,7 @@ from dfpo.config.flags import (
     positive,
 )
 from dfpo.config.rules import only_read
-from dfpo.run.records import is_complete
+from dfpo.run.records import is_complete, read_metrics
 from dfpo.run.stop import exit_status
 
 TRAIN_EPILOG = """\
@@ -76,7 +76,8 @@ flags hold for every cell; one that an arm, a noise or a domain sets is refused.
 
 # What may change when a run goes on: how long and how it is watched, never what it computes.
 RESUMABLE = (
-    "steps", "checkpoint_every", "max_unscored_steps", "trackers", "plots", "device", "threads",
+    "steps", "checkpoint_every", "max_unscored_steps", "eval.patience", "trackers", "plots",
+    "device", "threads",
 )  # fmt: skip
 # What a recipe gives, or the grid.
 GRID = ("algorithm", "seed", "noise", "name", "runs_dir", "plots", "trackers")
@@ -85,6 +86,8 @@ EVALUATED = (
     "device", "attention", "threads", "task", "data", "eval_data",
     "reward.functions", "reward.weights",
     "rollout.max_new_tokens", "rollout.function", "eval.prompts", "eval.batch_size", "eval.seed",
+    "eval.samples", "eval.pass_at", "eval.right", "eval.temperature", "eval.top_p", "eval.top_k",
+    "eval.stop",
 )  # fmt: skip
 
 
@@ -193,7 +196,10 @@ def run_train(args: argparse.Namespace) -> None:
 
     config = build_config(settings)
     if args.resume is not None and is_complete(args.resume, config):
-        print(f"{args.resume}: finished after {config.steps} steps; --steps N would go on to N")
+        done = len(read_metrics(args.resume))
+        ended_early = done < config.steps
+        more = "--eval.patience 0 would go on" if ended_early else "--steps N would go on to N"
+        print(f"{args.resume}: finished after {done} steps; {more}")
         return
     from dfpo.run.train import train
 

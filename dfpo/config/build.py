@@ -31,6 +31,12 @@ RENAMED = {
     "reward_weights": "reward.weights",
     "policy.dtype": "dtype",
     "policy.max_grad_norm": "max_grad_norm",
+    # As others call them, or where one looks first: each governs policy and critic.
+    "policy.schedule": "schedule",
+    "critic.schedule": "schedule",
+    "lr_scheduler_type": "schedule",
+    "policy.weight_decay": "weight_decay",
+    "critic.weight_decay": "weight_decay",
 }
 
 

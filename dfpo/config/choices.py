@@ -137,6 +137,15 @@ ENGINES: dict[str, Choice] = {
     ),
 }
 
+# By transformers' names; each is a formula of its get_scheduler that needs the warm-up alone.
+SCHEDULES: dict[str, Choice] = {
+    "constant": Choice("as set, from the first step to the last"),
+    "constant_with_warmup": Choice("rises over schedule_warmup steps and stays"),
+    "linear": Choice("falls in a straight line to 0 at the end"),
+    "cosine": Choice("falls along half a cosine to 0 at the end"),
+    "inverse_sqrt": Choice("falls with the square root of the step"),
+}
+
 # Which setting chooses a row of which table.
 TABLES: dict[str, dict[str, Choice]] = {
     "critic.kind": CRITICS,

@@ -87,6 +87,12 @@ def check_together(config: Config) -> None:
             "no distribution"
         )
 
+    if config.schedule == "constant" and config.schedule_warmup:
+        raise ConfigError(
+            f"schedule_warmup: is {config.schedule_warmup}, must be 0 with schedule = constant; "
+            "constant_with_warmup rises first"
+        )
+
     if config.shard and kind == "partition":
         raise ConfigError(
             "shard: is true, must be false with a critic of kind partition, which learns by the "
@@ -150,6 +156,29 @@ def check_together(config: Config) -> None:
         raise ConfigError(
             f"reward.told_low: is {config.reward.told_low}, must be given with a noise that leaves "
             f"the range of rewards alone, which {config.noise} does not; give reward.low"
+        )
+
+    for name, value, usual in (
+        ("keep", config.keep, "last"),
+        ("eval.patience", config.eval.patience, 0),
+        ("eval.metric", config.eval.metric, None),
+    ):
+        if value != usual and not config.eval.every:
+            raise ConfigError(
+                f"{name}: is {value}, but eval.every = 0 evaluates before and after training "
+                "alone; set eval.every to a number of steps"
+            )
+
+    most = max(config.eval.pass_at, default=0)
+    if most > config.eval.samples:
+        raise ConfigError(
+            f"eval.pass_at: is {most}, must be at most eval.samples = {config.eval.samples}, of "
+            "which it is estimated"
+        )
+
+    if config.eval.every and not config.eval.prompts:
+        raise ConfigError(
+            f"eval.every: is {config.eval.every}, but eval.prompts = 0 leaves nothing to evaluate"
         )
 
     if config.data is not None and config.task is not None:

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfpo.config.choices import ADVANTAGES, CRITICS, ENGINES, POLICY_LOSSES
+from dfpo.config.choices import ADVANTAGES, CRITICS, ENGINES, POLICY_LOSSES, SCHEDULES
 from dfpo.config.spaces import SPACES
 from dfpo.config.tables import Choice
 from dfpo_kernels.integrate_flow.reference import METHODS
@@ -286,6 +286,30 @@ class EvalConfig:
         200, "prompts per domain and split; 0 switches it off", low=0, common=True
     )
     batch_size: int = option(300, "answers generated at once", low=1)
+    samples: int = option(1, "sampled answers to each prompt, beside a greedy one", low=1)
+    pass_at: tuple[int, ...] = option(
+        (), "k of pass@k, the chance that one of k answers is right; at most eval.samples", low=1
+    )
+    right: float = option(1.0, "reward from which on an answer is right, for pass@k")
+    temperature: float = option(1.0, "temperature of sampled answers", low=1e-3, high=100.0)
+    top_p: float = option(
+        1.0, "sampled answers: the likeliest tokens with this probability in sum", low=1e-6,
+        high=1.0,
+    )  # fmt: skip
+    top_k: int = option(0, "sampled answers: so many likeliest tokens; 0 for all", low=0)
+    stop: tuple[str, ...] = option((), "strings before which an answer ends; \\n is a line's end")
+    every: int = option(
+        0, "steps between evaluations while training; 0: before and after it alone", low=0,
+        common=True,
+    )  # fmt: skip
+    metric: str | None = option(
+        None,
+        "what of an evaluation keep and eval.patience go by: eval/id, eval/ood, or a domain's, as "
+        "eval/math/ood; each also with _greedy; default the mean of the first split",
+    )
+    patience: int = option(
+        0, "evaluations in a row without a new best after which the run ends; 0: never", low=0
+    )
     examples: int = option(
         20, "prompts per domain searched for a right and a wrong answer to plot; 0 for none", low=0
     )
@@ -330,6 +354,18 @@ class Config:
         "false: each holds all",
     )
     max_grad_norm: float = option(1.0, "gradient clip of policy and critic, each its own", low=0.0)
+    schedule: str = option(
+        "constant",
+        "learning rates of policy and critic over the steps in which each trains, as transformers "
+        "names them",
+        table=SCHEDULES,
+    )
+    schedule_warmup: int = option(
+        0, "steps in which learning rates rise from 0, part of the schedule", low=0
+    )
+    weight_decay: float = option(
+        0.0, "AdamW's, of all matrices of policy and critic; biases and norms have none", low=0.0
+    )
     attention: str = option(
         "auto",
         "attention of the policy; auto takes flash-attn where it is installed and takes the dtype, "
@@ -384,6 +420,12 @@ class Config:
         2, "checkpoints kept: the last, and those to go back to where it is found broken", low=1,
         group=RECORDS,
     )  # fmt: skip
+    keep: str = option(
+        "last",
+        "best: beside the last policy also the best one, by eval.metric, in RUN/best",
+        choices=("last", "best"),
+        group=RECORDS,
+    )
     plots: bool = option(True, "draw plots at the end", group=RECORDS)
     trackers: tuple[str, ...] = option(
         (), "who else gets metrics and plots", choices=TRACKERS, group=RECORDS

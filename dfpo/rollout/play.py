@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dfpo.config.draws import Draws
 from dfpo.config.types import Prompt, Row, Samples
+from dfpo.rollout.decoding import PLAIN, Decoding
 from dfpo.rollout.functions import Played, RolloutError, Room, Turn, call, read_played
 from dfpo.rollout.policy import context_length, decode, encode, end_tokens
 from dfpo.rollout.processes import Processes
@@ -28,17 +29,18 @@ def play(
     *,
     draws: Draws | None,
     temperature: float = 1.0,
+    decoding: Decoding = PLAIN,
 ) -> tuple[Samples, list[Row]]:
     """An answer to each row, greedy without ``draws``, and the rows with the columns that the
     sampler's rollout function, if any, adds to them. Raises RolloutError."""
     if sampler.function is None:
         samples = sampler.answer(
             [row["prompt"] for row in rows], limit,
-            uniforms=draws and draws.uniforms(limit), temperature=temperature,
+            uniforms=draws and draws.uniforms(limit), temperature=temperature, decoding=decoding,
         )  # fmt: skip
         return samples, rows
 
-    table = _Table(sampler, limit, draws, temperature)
+    table = _Table(sampler, limit, draws, temperature, decoding)
     played = table.lead(rows) if Processes.here().leads else table.follow()
     more = [
         dict(zip(played.columns, own, strict=True))
@@ -63,6 +65,7 @@ class _Table:
     limit: int
     draws: Draws | None
     temperature: float
+    decoding: Decoding
     calls: int = field(default=0)
 
     def lead(self, rows: list[Row]) -> Played:
@@ -127,8 +130,9 @@ class _Table:
         uniforms = self.draws and self.draws.of_call(self.calls, len(ask.prompts), ask.limit)
         self.calls += 1
         samples = self.sampler.continue_from(
-            ask.prompts, ask.limit, uniforms=uniforms, temperature=self.temperature
-        )
+            ask.prompts, ask.limit,
+            uniforms=uniforms, temperature=self.temperature, decoding=self.decoding,
+        )  # fmt: skip
         texts, token_ids = decode(self.sampler.tokenizer, samples)
         told = [None] * len(texts)
         if samples.logprobs is not None:

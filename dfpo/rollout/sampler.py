@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config.types import Prompt, Samples, row_index
 from dfpo.rollout.batches import micro_batches, share_of
+from dfpo.rollout.decoding import PLAIN, Decoding
 from dfpo.rollout.engines import Engine, build_engine
 from dfpo.rollout.functions import RolloutFunction
 from dfpo.rollout.policy import encode, end_tokens
@@ -45,10 +46,13 @@ class Sampler:
         *,
         uniforms: Tensor | None = None,  # [B, limit]
         temperature: float = 1.0,
+        decoding: Decoding = PLAIN,
     ) -> Samples:
         """Answers to the prompts: sampled with the given uniforms, or greedy without them."""
         ids = [encode(self.tokenizer, prompt) for prompt in prompts]
-        return self.continue_from(ids, limit, uniforms=uniforms, temperature=temperature)
+        return self.continue_from(
+            ids, limit, uniforms=uniforms, temperature=temperature, decoding=decoding
+        )
 
     @torch.no_grad()
     def continue_from(
@@ -58,12 +62,14 @@ class Sampler:
         *,
         uniforms: Tensor | None = None,  # [B, limit]
         temperature: float = 1.0,
+        decoding: Decoding = PLAIN,
     ) -> Samples:
         """The same from token ids, of a prompt or of a prompt and the beginning of an answer."""
         processes, device = Processes.here(), self.policy.device
         lengths, limits = [len(prompt) for prompt in ids], [limit] * len(ids)
         batches = micro_batches(lengths, limits, self.micro_tokens, processes.count)
 
+        asked = {} if decoding == PLAIN else {"decoding": decoding}
         tokens = torch.zeros(len(ids), limit, dtype=torch.int64, device=device)
         logprobs = None
         if self.engine.tells_logprobs:
@@ -74,7 +80,7 @@ class Sampler:
                 if uniforms is not None and len(rows) < len(ids):
                     draws = uniforms[row_index(rows, device)]
                 made = self.engine.generate(
-                    [ids[i] for i in rows], limit, uniforms=draws, temperature=temperature
+                    [ids[i] for i in rows], limit, uniforms=draws, temperature=temperature, **asked
                 )
                 place = slice(None) if len(rows) == len(ids) else row_index(rows, device)
                 tokens[place, : made.tokens.shape[1]] = made.tokens

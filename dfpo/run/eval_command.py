@@ -40,8 +40,7 @@ def evaluate_model(
     rows = [row for splits in source.held_out.values() for part in splits.values() for row in part]
     shown = []
     if show:
-        length = config.rollout.max_new_tokens
-        texts, rewards = answer(sampler, rows[:show], reward, length, None)
+        texts, rewards = answer(sampler, rows[:show], reward, config, None)
         for row, text, value in zip(rows, texts, rewards.tolist(), strict=False):
             score = None if math.isnan(value) else value
             shown.append({"prompt": row["prompt"], "answer": text, "reward": score})
@@ -62,7 +61,8 @@ def evaluate_target(target: Path, config: Config, show: int, as_json: bool) -> s
         }
         return json.dumps(report | ({"answers": shown} if show else {}), indent=2)
 
-    lines = [f"{policy}: {metric}, mean ± standard error", score_table({"": scores})]
+    temperature = config.eval.temperature
+    lines = [f"{policy}: {metric}, mean ± standard error", score_table({"": scores}, temperature)]
     for line in shown:
         lines += ["", f"prompt: {_last_text(line['prompt'])}"]
         lines += [f"greedy answer (reward {line['reward']}): {line['answer']}"]

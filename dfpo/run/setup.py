@@ -8,6 +8,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -46,6 +47,7 @@ from dfpo.rollout.policy import (
 from dfpo.rollout.processes import Processes
 from dfpo.rollout.sampler import Sampler
 from dfpo.rollout.sharding import shard
+from dfpo.run.evaluate import metric_to_judge_by
 from dfpo.run.given import Given
 from dfpo.run.records import choose_run
 from dfpo.run.shared_reward import shared_reward
@@ -119,7 +121,10 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
             noise=noise, reward=reward, first=first, config=config, step=0,
         )  # fmt: skip
         config = with_told_range(config, told[told.isfinite()].cpu())
-    config = dataclasses.replace(config, **given.stored(new))
+    judged_by = metric_to_judge_by(config, source.held_out)
+    config = dataclasses.replace(
+        config, eval=dataclasses.replace(config.eval, metric=judged_by), **given.stored(new)
+    )
     if config.gradient_checkpointing:
         checkpoint_gradients(root_of(policy))
     if config.lora.rank:
@@ -172,16 +177,27 @@ def build_optimizers(
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
     """One for the policy and one for the critic, unless the critic's parameters, if any, are
     trained by the policy's loss."""
-    trained = {"weight_decay": 0.0, "fused": True}
-    rate, own = config.policy.learning_rate, list(critic.parameters())
-    groups = [{"params": list(policy.parameters()), "lr": rate}]
+    policy_groups = parameter_groups(policy, config.policy.learning_rate, config.weight_decay)
+    own = parameter_groups(critic, config.critic.learning_rate, config.weight_decay)
     if not has_trunk(config):
-        if own:
-            groups.append({"params": own, "lr": config.critic.learning_rate})
-        return torch.optim.AdamW(groups, **trained), None
+        return torch.optim.AdamW(policy_groups + own, fused=True), None
 
-    critic_optimizer = torch.optim.AdamW(own, lr=config.critic.learning_rate, **trained)
-    return torch.optim.AdamW(groups, **trained), critic_optimizer
+    critic_optimizer = torch.optim.AdamW(own, fused=True)
+    return torch.optim.AdamW(policy_groups, fused=True), critic_optimizer
+
+
+def parameter_groups(
+    model: torch.nn.Module, rate: float | None, decay: float
+) -> list[dict[str, Any]]:
+    """A model's parameters for an optimiser; with a decay those that are vectors, which are biases,
+    norms and the like, in a group of their own that has none. No group where there are none."""
+    parameters = list(model.parameters())
+    groups = [(parameters, 0.0)]
+    if decay:
+        matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+        vectors = [parameter for parameter in parameters if parameter.dim() <= 1]
+        groups = [(matrices, decay), (vectors, 0.0)]
+    return [{"params": params, "lr": rate, "weight_decay": own} for params, own in groups if params]
 
 
 def load_parts(

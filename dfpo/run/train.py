@@ -26,11 +26,10 @@ from dfpo.rollout.engines import EngineError
 from dfpo.rollout.functions import RolloutError
 from dfpo.rollout.policy import shipped_policy
 from dfpo.rollout.processes import Processes, ProcessLost
-from dfpo.rollout.sampler import Sampler
-from dfpo.run import checkpoint
+from dfpo.run import checkpoint, watch
 from dfpo.run.bars import bar
 from dfpo.run.diagnostics import count_rewards, engine_metrics, rollout_metrics, warn_of_drift
-from dfpo.run.evaluate import Scores, averages, evaluate, score_table
+from dfpo.run.evaluate import Scores, averages, score_table
 from dfpo.run.examples import Example, find_examples, predict
 from dfpo.run.given import Given
 from dfpo.run.lock import AtWork, hold
@@ -82,7 +81,9 @@ def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:
     if leads:
         print(describe_start(setup, progress))
     if progress.before is None:
-        progress.before = _evaluate(setup, setup.first)
+        progress.before = watch.evaluate_apart(setup, setup.first)
+        if setup.config.eval.every:
+            watch.judge(setup, progress, progress.before)
     examples = examples_of(setup, progress)
     if progress.step == 0:
         progress.fans = predict(setup.critic, setup.space, examples, setup.config)
@@ -160,18 +161,24 @@ def run_steps(
     )  # fmt: skip
 
     for step in progress_bar:
+        if watch.has_stopped_gaining(progress, config):
+            progress_bar.close()
+            break
         with stop.step():
             record = train_step(setup, progress, examples, step)
+            if watch.is_due(progress, config):
+                record |= watch.look(setup, progress)
             log.append(record)
             for tracker in trackers:
                 tracker.log(log.records[-1], step=step)
-            progress_bar.set_postfix(headline(record, progress))
+            progress_bar.set_postfix(headline(record, progress, config))
             drift = warn_of_drift(log.records, config)
             if drift and Processes.here().leads:
                 progress_bar.write(drift, file=sys.stderr)
             exhausted = progress.steps_unscored >= config.max_unscored_steps
             stop.agree()
-            due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps
+            ends = progress.step == config.steps or watch.has_stopped_gaining(progress, config)
+            due = progress.step % config.checkpoint_every == 0 or ends
             if due or exhausted or stop.signum is not None:
                 started = time.perf_counter()
                 checkpoint.save(setup, progress)
@@ -194,7 +201,9 @@ def finish(
 ) -> None:
     """Evaluates, and writes models, plots and summary."""
     config, run = setup.config, setup.run
-    after = _evaluate(setup, setup.sampler)
+    after = progress.latest
+    if progress.evaluated != progress.step:
+        after = watch.evaluate_apart(setup, setup.sampler)
     models = checkpoint.gather_models(setup)
     if not Processes.here().leads:
         return
@@ -206,7 +215,7 @@ def finish(
         plot_run(
             run / "plots", config,
             metric=setup.source.metric, metrics=log.records, before=progress.before, after=after,
-            records=progress.records, fans=progress.fans,
+            records=progress.records, fans=progress.fans, best_step=progress.best_step,
         )  # fmt: skip
         track_images(trackers, run / "plots", config.steps)
 
@@ -215,8 +224,15 @@ def finish(
 
     progress.tick()
     write_json(run / "summary.json", run_summary(setup, progress, after, log.records))
+    if watch.has_stopped_gaining(progress, config):
+        print(
+            f"ended after {progress.step} of {config.steps} steps: {progress.stale} evaluations "
+            f"without {config.eval.metric} above {progress.best:.3f}, that of step "
+            f"{progress.best_step}"
+        )
     if after:
-        print(score_table({"before": progress.before, "after": after}))
+        scores = {"before": progress.before, "after": after}
+        print(score_table(scores, config.eval.temperature))
     print(
         f"{progress.seconds:.0f} s, {progress.cpu_seconds:.0f} CPU-s, "
         f"{tokens_per_second(log.records):.0f} tokens/s in training, {peak_memory():.1f} GB at "
@@ -280,7 +296,7 @@ def count_processes(samples: Samples, config: Config) -> dict[str, float]:
     return {"perf/processes": processes.count, **shown}
 
 
-def headline(record: dict[str, float], progress: Progress) -> dict[str, str]:
+def headline(record: dict[str, float], progress: Progress, config: Config) -> dict[str, str]:
     """What the progress bar shows."""
     shown = {
         "reward": record.get("reward/noisy"),
@@ -288,6 +304,8 @@ def headline(record: dict[str, float], progress: Progress) -> dict[str, str]:
         "kl": record.get("kl"),
     }
     words = {name: f"{value:.3g}" for name, value in shown.items() if value is not None}
+    if config.eval.metric in record:
+        words[config.eval.metric] = f"{record[config.eval.metric]:.3f}"
     if progress.unscored:
         words["unscored"] = str(progress.unscored)
     if progress.invalid:
@@ -312,11 +330,6 @@ class Clock:
         total = sum(self.seconds.values())
         stages = {f"perf/{stage}_seconds": value for stage, value in self.seconds.items()}
         return {**stages, "perf/seconds": total, "perf/tokens_per_second": tokens / total}
-
-
-def _evaluate(setup: Setup, sampler: Sampler) -> Scores:
-    with checkpoint.apart(setup.generator, setup.config.eval.seed):
-        return evaluate(sampler, setup.source.held_out, setup.reward, setup.config)
 
 
 def _from_lead(make: Callable[[], None]) -> None:
@@ -359,7 +372,11 @@ def run_summary(
     setup: Setup, progress: Progress, after: Scores, records: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Means at temperature 1 unless the key says greedy; averages over domains."""
-    before = progress.before
+    before, config = progress.before, setup.config
+    judged = {}
+    if config.eval.every:
+        judged["best"] = watch.score_of(progress, config)
+        judged["evaluations_without_gain"] = progress.stale
     rewards = [m["reward/clean"] for m in records if m.get("reward/clean") is not None]
     tenth = max(1, len(rewards) // 10)
     return {
@@ -375,6 +392,7 @@ def run_summary(
             "reward_last_tenth": sum(rewards[-tenth:]) / tenth if rewards else None,
             "unscored": progress.unscored,
             "invalid": progress.invalid,
+            **judged,
         },
         "seconds": progress.seconds,
         "cpu_seconds": progress.cpu_seconds,

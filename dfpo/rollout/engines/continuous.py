@@ -24,6 +24,7 @@ from transformers.generation.continuous_batching import cb_logits_processors as 
 
 from dfpo.config import ConfigError
 from dfpo.rollout.adapters import View
+from dfpo.rollout.decoding import PLAIN, Decoding
 from dfpo.rollout.engines import EngineError, Generated
 from dfpo.rollout.engines.hf_generate import inverse
 from dfpo.rollout.policy import end_tokens
@@ -39,9 +40,12 @@ class _Chooser(processors.ContinuousBatchingLogitsProcessor):
     supported_kwargs: dict[str, type] = {}
     ignored_kwargs: tuple[str, ...] = ()
 
-    def __init__(self, uniforms: Tensor | None, temperature: float) -> None:
+    def __init__(
+        self, uniforms: Tensor | None, temperature: float, decoding: Decoding = PLAIN
+    ) -> None:
         self.uniforms = None if uniforms is None else uniforms.cpu()  # [B, T]
         self.temperature = temperature
+        self.decoding = decoding
         self.logprobs: dict[tuple[int, int], Tensor] = {}  # (answer, position) -> scalar
         self._places: list[tuple[int, int]] = []  # of the pass at hand
 
@@ -63,6 +67,7 @@ class _Chooser(processors.ContinuousBatchingLogitsProcessor):
         draws = tensor_arg[: len(scores)].view(torch.float32).unsqueeze(-1)
         chosen = scaled.argmax(-1, keepdim=True)
         if self.uniforms is not None:
+            scaled = self.decoding.narrow(None, scaled)
             chosen = inverse(scaled, draws)
         told = scaled.log_softmax(-1).gather(-1, chosen).squeeze(-1)
         self.logprobs |= zip(self._places, told, strict=False)
@@ -96,8 +101,9 @@ class Continuous:
         *,
         uniforms: Tensor | None,
         temperature: float,
+        decoding: Decoding = PLAIN,
     ) -> Generated:
-        chooser = _Chooser(uniforms, temperature)
+        chooser = _Chooser(uniforms, temperature, decoding)
         with self._manager(prompts, limit, chooser) as manager:
             ends = end_tokens(self.policy, self.tokenizer) or None
             for i, prompt in enumerate(prompts):
