@@ -145,6 +145,8 @@ def is_complete(run: Path, config: Config) -> bool:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """One mapping a step; a run of no steps has no file."""
+    """One mapping a step; a run of no steps has no file. A line that is being written counts as
+    not there yet."""
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]

@@ -29,6 +29,7 @@ from dfpo.run.diagnostics import count_rewards, rollout_metrics
 from dfpo.run.evaluate import Scores, averages, evaluate, score_table
 from dfpo.run.examples import Example, find_examples, predict
 from dfpo.run.given import Given
+from dfpo.run.kept import forget_after, keep
 from dfpo.run.lock import AtWork, hold
 from dfpo.run.manifest import fingerprint
 from dfpo.run.progress import Progress, ValueRecord
@@ -73,6 +74,8 @@ def train(config: Config, resume: Path | None = None, given: Given = NOTHING) ->
 def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:
     progress = begin(setup, resuming)
     leads = Processes.here().leads
+    if leads:
+        forget_after(setup.run, progress.step)
     log = MetricsLog(setup.run / "metrics.jsonl", progress.step, writes=leads)
     trackers = start_trackers(setup.config, setup.run) if leads else []
     if leads:
@@ -246,6 +249,11 @@ def train_step(
                 setup.learner, rollout, targets, config, step, train_policy=train_policy
             )
             setup.sampler.engine.update()
+        if Processes.here().leads:
+            keep(
+                setup.run, setup.tokenizer, rollout,
+                estimate=estimate, targets=targets, config=config, step=step,
+            )  # fmt: skip
         metrics |= rollout_metrics(rollout, estimate, targets, setup.source.metric) | losses
         if estimate is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
             progress.records.append(ValueRecord.from_rollout(rollout, estimate))
