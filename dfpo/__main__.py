@@ -163,6 +163,14 @@ def add_show(parser: Parser, everything: bool) -> None:
     )
 
 
+def add_report(parser: Parser, everything: bool) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="directory of a run")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE",
+        help="where to write (default: report.html, in the run where there is one)",
+    )  # fmt: skip
+
+
 def add_runs(parser: Parser, everything: bool) -> None:
     parser.add_argument(
         "folder", metavar="FOLDER", type=Path, nargs="?", default=Path("runs"),
@@ -284,6 +292,13 @@ def run_show(args: argparse.Namespace) -> None:
     print(show(args.run, step=args.step, domain=args.domain, right=right, most=args.most))
 
 
+def run_report(args: argparse.Namespace) -> None:
+    from dfpo.run.report.page import NAME, write_report
+
+    first = args.runs[0] / NAME if len(args.runs) == 1 else Path(NAME)
+    print(write_report(args.runs, args.output or first))
+
+
 def run_runs(args: argparse.Namespace) -> None:
     from dfpo.run.listing import list_runs, runs_json, runs_table
 
@@ -363,6 +378,12 @@ COMMANDS = {
         "Print some of a run's answers with what they were told and what the critic thought.",
         add_show, run_show,
         "dfpo show RUN [--step N] [--domain NAME] [--right | --wrong] [--most N]",
+    ),
+    "report": Command(
+        "write one or several runs as an HTML page",
+        "Curves, kept answers coloured by value, noise, settings, plots: one file, no network.",
+        add_report, run_report,
+        "dfpo report RUN [RUN ...] [-o FILE]",
     ),
     "runs": Command(
         "list the runs in a folder and how far each is",

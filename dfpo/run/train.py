@@ -39,6 +39,7 @@ from dfpo.run.records import (
     replace_text,
     write_json,
 )
+from dfpo.run.report.page import NAME, write_report
 from dfpo.run.setup import NOTHING, Setup, check_prompts, set_up
 from dfpo.run.stop import RunError, Stopped, StopRequest, how_to_resume
 from dfpo.run.trackers import start_trackers, track_images
@@ -211,12 +212,14 @@ def finish(
 
     progress.tick()
     write_json(run / "summary.json", run_summary(setup, progress, after, log.records))
+    if config.plots:
+        write_report([run], run / NAME)
     if after:
         print(score_table({"before": progress.before, "after": after}))
     print(
         f"{progress.seconds:.0f} s, {progress.cpu_seconds:.0f} CPU-s, "
         f"{tokens_per_second(log.records):.0f} tokens/s in training, {peak_memory():.1f} GB at "
-        f"most; plots, policy and metrics in {run}"
+        f"most; {'report.html, ' if config.plots else ''}policy and metrics in {run}"
     )
 
 
