@@ -56,6 +56,14 @@ class KeptAnswer:
         """Whether noise changed the reward."""
         return self.told != self.clean
 
+    @property
+    def changes(self) -> list[float]:
+        """T, by how much each token moves the value."""
+        if not self.values:
+            return []
+        after = [*self.values[1:], sum(self.final) / len(self.final)]
+        return [b - a for a, b in zip(self.values, after, strict=True)]
+
     def is_right(self, middle: float) -> bool:
         """Whether the clean reward is above the middle of its range."""
         return self.clean > middle

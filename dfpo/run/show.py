@@ -108,11 +108,11 @@ def colour_at(share: float) -> tuple[int, int, int]:
 
 def value_line(answer: KeptAnswer) -> str:
     """Where the predicted value begins and ends, and the token at which it moves most."""
-    values = np.array([*answer.values, float(np.mean(answer.final))])
-    changes = np.diff(values)
+    first, changes = answer.values[0], np.array(answer.changes)
     most = int(np.argmax(np.abs(np.nan_to_num(changes))))
+    last = first + changes.sum()
     return (
-        f"{values[0]:.3g} before the first token, {values[-1]:.3g} after the last; moves most, "
+        f"{first:.3g} before the first token, {last:.3g} after the last; moves most, "
         f"{changes[most]:+.3g}, at token {most + 1}, {printable(answer.tokens[most])!r}"
     )
 

@@ -6,7 +6,7 @@ import base64
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dfpo.run.records import labels, read_metrics
 FOR_CURVES, FOR_ANSWERS, FOR_PLOTS = 1_200_000, 3_600_000, 2_400_000
 MOST_POINTS, FEWEST_POINTS = 2000, 20  # of one curve
 MISSING = 65535  # a quantile that is not finite
+MOST_PAIRS = 12  # rewards before and after noise that are listed one by one
 NO_PLACE = ("name", "runs_dir")  # settings that say where a run is, not what
 
 
@@ -34,14 +35,18 @@ def gather(runs: list[Path]) -> dict[str, Any]:
         describe_run(run, config, name, len(runs))
         for run, config, name in zip(runs, configs, names, strict=True)
     ]
-    return {"runs": described}
+    return {
+        "runs": described,
+        "overview": overview(described),
+        "settings": settings_table(configs, names),
+    }
 
 
 def describe_run(run: Path, config: Config, name: str, count: int) -> dict[str, Any]:
     """One of ``count`` runs, which share the page's budget evenly."""
     listed, metrics = describe(run, run), read_metrics(run)
-    summary = _read_json(run / "summary.json")
-    steps, answers = fit_answers(run, config, FOR_ANSWERS // count)
+    kept = {step: read_kept(run, step) for step in kept_steps(run)}
+    steps, answers = fit_answers(kept, middle_of(config), FOR_ANSWERS // count)
     x, curves, per_point = fit_curves(metrics, FOR_CURVES // count)
 
     return {
@@ -54,16 +59,14 @@ def describe_run(run: Path, config: Config, name: str, count: int) -> dict[str, 
         "steps": config.steps,
         "low": config.reward.low,
         "high": config.reward.high,
-        "before": summary.get("before"),
-        "after": summary.get("after"),
+        "scores": scores_of(_read_json(run / "summary.json")),
         "x": x,
         "curves": curves,
         "per_point": per_point,
         "answers": answers,
-        "kept_steps": len(kept_steps(run)),
+        "kept_steps": len(kept),
         "shown_steps": steps,
-        "settings": settings_of(config),
-        "defaults": settings_of(build_config({"algorithm": config.algorithm})),
+        "noise_tables": noise_tables([one for step in kept.values() for one in step]),
         "plots": fit_plots(run, FOR_PLOTS // count),
     }
 
@@ -92,11 +95,13 @@ def _short(value: float, digits: int = 5) -> float | None:
     return float(f"{value:.{digits}g}") if math.isfinite(value) else None
 
 
-def fit_answers(run: Path, config: Config, letters: int) -> tuple[int, list[dict[str, Any]]]:
+def fit_answers(
+    kept: dict[int, list[KeptAnswer]], middle: float, letters: int
+) -> tuple[int, list[dict[str, Any]]]:
     """(steps, answers): those of every kept step, or of evenly fewer where they need more room, in
     the end of one step with fewer answers. The last kept step is always among them."""
-    steps = kept_steps(run)
-    packed = {step: [pack(kept, config) for kept in read_kept(run, step)] for step in steps}
+    steps = list(kept)
+    packed = {step: [pack(one, middle) for one in kept[step]] for step in steps}
     sizes = {step: [len(json.dumps(one)) for one in packed[step]] for step in steps}
 
     while len(steps) > 1 and sum(sum(sizes[step]) for step in steps) > letters:
@@ -108,7 +113,7 @@ def fit_answers(run: Path, config: Config, letters: int) -> tuple[int, list[dict
     return len(steps), [one for step in steps for one in packed[step]]
 
 
-def pack(kept: KeptAnswer, config: Config) -> dict[str, Any]:
+def pack(kept: KeptAnswer, middle: float) -> dict[str, Any]:
     """One answer as the page wants it, its quantiles as 16-bit integers."""
     numbers = {
         name: [_short(value, 4) for value in getattr(kept, name)]
@@ -124,10 +129,11 @@ def pack(kept: KeptAnswer, config: Config) -> dict[str, Any]:
         "truncated": kept.truncated,
         "told": _short(kept.told),
         "clean": _short(kept.clean),
-        "right": kept.is_right(middle_of(config)),
+        "right": kept.is_right(middle),
         "tokens": kept.tokens,
         "cut": len(kept.tokens) == MOST_TOKENS,
         **numbers,
+        "changes": [_short(change, 4) for change in kept.changes],
         "packed": pack_quantiles([*kept.quantiles, kept.final] if kept.final else []),
     }
 
@@ -147,12 +153,91 @@ def pack_quantiles(rows: list[list[float]]) -> dict[str, Any]:
     }
 
 
+def overview(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Head and rows of the table of runs."""
+    scored = list(dict.fromkeys(name for run in runs for name in run["scores"]))
+    head = ["algorithm", "noise", "seed", "state", "steps"]
+    rows = [
+        [
+            run["algorithm"], run["noise"], str(run["seed"]), run["state"],
+            f"{run['done']} of {run['steps']}", *(run["scores"].get(name, "-") for name in scored),
+        ]
+        for run in runs
+    ]  # fmt: skip
+    return {"head": [*head, *scored], "rows": rows}
+
+
+def scores_of(summary: dict[str, Any]) -> dict[str, str]:
+    """Which mean -> its value before and after training, as summary.json has them."""
+    before, after = summary.get("before") or {}, summary.get("after") or {}
+    return {
+        f"{name.replace('_', ', ')}: before, after": f"{before[name]:.3f}, {after[name]:.3f}"
+        for name in after
+        if not name.endswith("_se") and None not in (before.get(name), after[name])
+    }
+
+
+def noise_tables(kept: list[KeptAnswer]) -> list[dict[str, Any]]:
+    """What noise did to the rewards of kept answers: by domain, and reward by reward where there
+    are few, else how far it moved them."""
+    if not kept:
+        return []
+    domains = list(dict.fromkeys(one.domain for one in kept))
+    groups = [("all", kept)]
+    groups += [(name, [one for one in kept if one.domain == name]) for name in domains]
+    head = ["kept answers", "count", "changed by noise", "mean clean", "mean told"]
+    by_domain = [
+        [
+            name, str(len(group)), _share(sum(one.noisy for one in group), len(group)),
+            f"{np.mean([one.clean for one in group]):.3f}",
+            f"{np.mean([one.told for one in group]):.3f}",
+        ]
+        for name, group in groups
+    ]  # fmt: skip
+
+    return [{"head": head, "rows": by_domain}, _moved(kept)]
+
+
+def _moved(kept: list[KeptAnswer]) -> dict[str, Any]:
+    pairs = Counter((one.clean, one.told) for one in kept)
+    if len(pairs) <= MOST_PAIRS:
+        rows = [
+            [f"{clean:.4g}", f"{told:.4g}", _share(count, len(kept))]
+            for (clean, told), count in sorted(pairs.items())
+        ]
+        return {"head": ["clean reward", "told reward", "answers"], "rows": rows}
+
+    levels = (0, 5, 25, 50, 75, 95, 100)
+    found = np.percentile([one.told - one.clean for one in kept], levels)
+    head = ["share of answers", *(f"{level} %" for level in levels)]
+    return {"head": head, "rows": [["told less clean below", *(f"{x:.4g}" for x in found)]]}
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count} ({100 * count / total:.0f} %)"
+
+
+def settings_table(configs: list[Config], names: list[str]) -> dict[str, Any]:
+    """Every setting of every run; of one run beside what its algorithm has by default."""
+    columns = [settings_of(config) for config in configs]
+    head = ["setting", *names]
+    what = "only what differs between the runs"
+    if len(configs) == 1:
+        columns.append(settings_of(build_config({"algorithm": configs[0].algorithm})))
+        head.append("default")
+        what = "only what is not the algorithm's default"
+    rows = []
+    for name in columns[0]:
+        values = [column[name] for column in columns]
+        rows.append({"cells": [name, *values], "differs": len(set(values)) > 1})
+    return {"head": head, "rows": rows, "what": what}
+
+
 def settings_of(config: Config) -> dict[str, str]:
     """Dotted name -> value in words."""
-    tree: Mapping[str, Any] = dataclasses.asdict(config)
     return {
         name: ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-        for name, value in flatten(tree)
+        for name, value in flatten(dataclasses.asdict(config))
         if name not in NO_PLACE
     }
 

@@ -18,7 +18,9 @@ from dfpo.run.report.data import gather
 
 NAME = "report.html"
 LARGEST = 8_000_000  # bytes of a page
-SCRIPTS, STYLES = ("uPlot.iife.min.js", "report.js"), ("uPlot.min.css", "report.css")
+# One after the other, in one element.
+SCRIPTS = ("uPlot.iife.min.js", "elements.js", "curves.js", "answers.js", "report.js")
+STYLES = ("uPlot.min.css", "report.css")
 # What could end the data's element or a line of script.
 ESCAPED = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
