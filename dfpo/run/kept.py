@@ -69,9 +69,15 @@ class KeptAnswer:
         return self.clean > middle
 
 
+def reward_range(config: Config) -> tuple[float, float]:
+    """[0, 1] of settings that no run has completed."""
+    low, high = config.reward.low, config.reward.high
+    return (0.0, 1.0) if low is None or high is None else (low, high)
+
+
 def middle_of(config: Config) -> float:
     """What parts right from wrong: the middle of the reward's range."""
-    return (config.reward.low + config.reward.high) / 2
+    return sum(reward_range(config)) / 2
 
 
 def is_due(step: int, every: int) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dfpo.config import Config, ConfigError, build_config, stored_settings
-from dfpo.run.kept import KeptAnswer, kept_steps, middle_of, read_kept
+from dfpo.run.kept import KeptAnswer, kept_steps, middle_of, read_kept, reward_range
 
 # Five of the colours of cividis, which grows in lightness for every eye, from low to high.
 CIVIDIS = ((0, 32, 76), (65, 77, 107), (124, 123, 120), (187, 173, 108), (255, 233, 69))
@@ -88,7 +88,7 @@ def describe(answer: KeptAnswer, config: Config, coloured: bool) -> str:
 
 def coloured_tokens(answer: KeptAnswer, config: Config) -> str:
     """Each token on the colour of the value predicted before it: blue is low, yellow high."""
-    low, high = config.reward.low, config.reward.high
+    low, high = reward_range(config)
     shares = np.clip((np.array(answer.values) - low) / ((high - low) or 1.0), 0.0, 1.0)
     words = []
     for token, share in zip(answer.tokens, np.nan_to_num(shares, nan=0.5), strict=True):

@@ -14,7 +14,14 @@ import numpy as np
 
 from dfpo.config import Config, ConfigError, build_config, stored_settings
 from dfpo.config.build import flatten
-from dfpo.run.kept import MOST_TOKENS, KeptAnswer, kept_steps, middle_of, read_kept
+from dfpo.run.kept import (
+    MOST_TOKENS,
+    KeptAnswer,
+    kept_steps,
+    middle_of,
+    read_kept,
+    reward_range,
+)
 from dfpo.run.listing import describe
 from dfpo.run.records import labels, read_metrics
 
@@ -45,6 +52,7 @@ def gather(runs: list[Path]) -> dict[str, Any]:
 def describe_run(run: Path, config: Config, name: str, count: int) -> dict[str, Any]:
     """One of ``count`` runs, which share the page's budget evenly."""
     listed, metrics = describe(run, run), read_metrics(run)
+    low, high = reward_range(config)
     kept = {step: read_kept(run, step) for step in kept_steps(run)}
     steps, answers = fit_answers(kept, middle_of(config), FOR_ANSWERS // count)
     x, curves, per_point = fit_curves(metrics, FOR_CURVES // count)
@@ -57,8 +65,8 @@ def describe_run(run: Path, config: Config, name: str, count: int) -> dict[str, 
         "state": listed.state,
         "done": listed.step,
         "steps": config.steps,
-        "low": config.reward.low,
-        "high": config.reward.high,
+        "low": low,
+        "high": high,
         "scores": scores_of(_read_json(run / "summary.json")),
         "x": x,
         "curves": curves,
