@@ -44,7 +44,9 @@ def make_run(folder, kept=None, metrics=None, **settings):
     )
     (folder / "config.yaml").write_text(to_yaml(config))
     if metrics is None:
-        metrics = [{"reward/clean": 0.1 * i, "kl": 0.01 * i, "perf/seconds": 1.0} for i in range(10)]
+        metrics = [
+            {"reward/clean": 0.1 * i, "kl": 0.01 * i, "perf/seconds": 1.0} for i in range(10)
+        ]
     lines = [json.dumps({"step": step, **values}) + "\n" for step, values in enumerate(metrics)]
     (folder / "metrics.jsonl").write_text("".join(lines))
     kept = {step: answers_of(step) for step in (0, 4, 9)} if kept is None else kept

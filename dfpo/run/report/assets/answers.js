@@ -133,8 +133,7 @@ function twins(answer) {
 function beside(answer, other) {
   if (!other) return;
   view.held = answer;
-  view.chosen = other;
-  drawList();
+  choose(other);
 }
 
 function holdBeside(answer) {
