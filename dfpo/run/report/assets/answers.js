@@ -115,8 +115,9 @@ function panel(answer) {
   }));
   node.append(scaleOf(answer), parts.tokens, parts.fan, parts.dots, parts.words);
   if (answer.cut) node.append(make("p", { class: "note" }, `the first ${colours.length} tokens`));
-  node.move = (by) => at(Math.max(0, Math.min(answer.tokens.length - 1, view.token + by)));
-  if (answer.tokens.length) node.move(0);
+  node.last = answer.tokens.length - 1;
+  node.point = (i) => node.last >= 0 && pointAt(answer, parts, Math.min(i, node.last));
+  node.point(view.token);
   return node;
 }
 

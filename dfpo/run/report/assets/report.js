@@ -54,11 +54,17 @@ function toggleKeys() {
   $("keys-button").setAttribute("aria-expanded", !$("keys").hidden);
 }
 
-const movePanels = (by) => document.querySelectorAll(".panel").forEach((node) => node.move(by));
+function move(by) {
+  const panels = [...document.querySelectorAll(".panel")];
+  const last = Math.max(...panels.map((node) => node.last)); // of the longer answer
+  view.token = Math.max(0, Math.min(view.token + by, last));
+  panels.forEach((node) => node.point(view.token));
+}
+
 const KEYS = {
   "/": () => $("f-search").focus(), j: () => step(1), k: () => step(-1), v: cyclePaint,
   b: () => holdBeside(view.chosen), Escape: () => holdBeside(null), "?": toggleKeys,
-  ArrowRight: () => movePanels(1), ArrowLeft: () => movePanels(-1),
+  ArrowRight: () => move(1), ArrowLeft: () => move(-1),
 };
 
 addEventListener("keydown", (event) => {
