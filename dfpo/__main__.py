@@ -77,7 +77,7 @@ flags hold for every cell; one that an arm, a noise or a domain sets is refused.
 # What may change when a run goes on: how long and how it is watched, never what it computes.
 RESUMABLE = (
     "steps", "checkpoint_every", "max_unscored_steps", "eval.patience", "trackers", "plots",
-    "device", "threads",
+    "device", "threads", "keep_every", "keep_answers",
 )  # fmt: skip
 # What a recipe gives, or the grid.
 GRID = ("algorithm", "seed", "noise", "name", "runs_dir", "plots", "trackers")
@@ -148,6 +148,36 @@ def add_critic(parser: Parser, everything: bool) -> None:
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the runs' scores side by side"
     )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_show(parser: Parser, everything: bool) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
+    parser.add_argument(
+        "--step", type=count, metavar="N", help="of this step (default: the last one kept)"
+    )
+    parser.add_argument("--domain", metavar="NAME", help="of this domain alone")
+    sides = parser.add_mutually_exclusive_group()
+    sides.add_argument("--right", action="store_true", help="right answers alone")
+    sides.add_argument("--wrong", action="store_true", help="wrong answers alone")
+    parser.add_argument(
+        "--most", type=positive, default=10, metavar="N", help="answers at most (default: 10)"
+    )
+
+
+def add_report(parser: Parser, everything: bool) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="directory of a run")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE",
+        help="where to write (default: report.html, in the run where there is one)",
+    )  # fmt: skip
+
+
+def add_runs(parser: Parser, everything: bool) -> None:
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=Path, nargs="?", default=Path("runs"),
+        help="where to look (default: runs)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -260,6 +290,27 @@ def run_critic(args: argparse.Namespace) -> None:
     print(to_json(reports) if args.json else critic_report(reports))
 
 
+def run_show(args: argparse.Namespace) -> None:
+    from dfpo.run.show import show
+
+    right = True if args.right else False if args.wrong else None
+    print(show(args.run, step=args.step, domain=args.domain, right=right, most=args.most))
+
+
+def run_report(args: argparse.Namespace) -> None:
+    from dfpo.run.report.page import NAME, write_report
+
+    first = args.runs[0] / NAME if len(args.runs) == 1 else Path(NAME)
+    print(write_report(args.runs, args.output or first))
+
+
+def run_runs(args: argparse.Namespace) -> None:
+    from dfpo.run.listing import list_runs, runs_json, runs_table
+
+    listed = list_runs(args.folder)
+    print(runs_json(listed) if args.json else runs_table(listed))
+
+
 def run_compare(args: argparse.Namespace) -> None:
     if (args.recipe is None) != args.quick:
         raise ConfigError("recipe: must be given, or --quick instead of it")
@@ -326,6 +377,24 @@ COMMANDS = {
         "Accuracy or reward, sampled and greedy, per domain, in and out of domain.",
         add_eval, run_eval,
         "dfpo eval RUN_OR_MODEL [--json] [--SETTING VALUE ...]", EVAL_EPILOG,
+    ),
+    "show": Command(
+        "print answers that a run kept, coloured by value",
+        "Print some of a run's answers with what they were told and what the critic thought.",
+        add_show, run_show,
+        "dfpo show RUN [--step N] [--domain NAME] [--right | --wrong] [--most N]",
+    ),
+    "report": Command(
+        "write one or several runs as an HTML page",
+        "Curves, kept answers coloured by value, noise, settings, plots: one file, no network.",
+        add_report, run_report,
+        "dfpo report RUN [RUN ...] [-o FILE]",
+    ),
+    "runs": Command(
+        "list the runs in a folder and how far each is",
+        "List runs with their state, steps and last rewards, the latest at the end.",
+        add_runs, run_runs,
+        "dfpo runs [FOLDER] [--json]",
     ),
     "merge": Command(
         "write the model of a run with LoRA as a plain one",

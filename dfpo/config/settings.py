@@ -426,7 +426,15 @@ class Config:
         choices=("last", "best"),
         group=RECORDS,
     )
-    plots: bool = option(True, "draw plots at the end", group=RECORDS)
+    keep_every: int = option(
+        5, "steps between those of which some answers are kept for dfpo show and dfpo report; 0 "
+        "keeps none", low=0, group=RECORDS,
+    )  # fmt: skip
+    keep_answers: int = option(
+        16, "answers kept of each of those steps, chosen whatever their rewards", low=1,
+        high=1024, group=RECORDS,
+    )  # fmt: skip
+    plots: bool = option(True, "draw plots and write report.html at the end", group=RECORDS)
     trackers: tuple[str, ...] = option(
         (), "who else gets metrics and plots", choices=TRACKERS, group=RECORDS
     )

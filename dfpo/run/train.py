@@ -32,6 +32,7 @@ from dfpo.run.diagnostics import count_rewards, engine_metrics, rollout_metrics,
 from dfpo.run.evaluate import Scores, averages, score_table
 from dfpo.run.examples import Example, find_examples, predict
 from dfpo.run.given import Given
+from dfpo.run.kept import forget_after, keep
 from dfpo.run.lock import AtWork, hold
 from dfpo.run.manifest import fingerprint
 from dfpo.run.progress import Progress, ValueRecord
@@ -41,6 +42,7 @@ from dfpo.run.records import (
     replace_text,
     write_json,
 )
+from dfpo.run.report.page import NAME, write_report
 from dfpo.run.setup import NOTHING, Setup, check_prompts, set_up
 from dfpo.run.stop import RunError, Stopped, StopRequest, how_to_resume
 from dfpo.run.trackers import start_trackers, track_images
@@ -76,6 +78,8 @@ def train(config: Config, resume: Path | None = None, given: Given = NOTHING) ->
 def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:
     progress = begin(setup, resuming)
     leads = Processes.here().leads
+    if leads:
+        forget_after(setup.run, progress.step)
     log = MetricsLog(setup.run / "metrics.jsonl", progress.step, writes=leads)
     trackers = start_trackers(setup.config, setup.run) if leads else []
     if leads:
@@ -224,6 +228,8 @@ def finish(
 
     progress.tick()
     write_json(run / "summary.json", run_summary(setup, progress, after, log.records))
+    if config.plots:
+        write_report([run], run / NAME)
     if watch.has_stopped_gaining(progress, config):
         print(
             f"ended after {progress.step} of {config.steps} steps: {progress.stale} evaluations "
@@ -236,7 +242,7 @@ def finish(
     print(
         f"{progress.seconds:.0f} s, {progress.cpu_seconds:.0f} CPU-s, "
         f"{tokens_per_second(log.records):.0f} tokens/s in training, {peak_memory():.1f} GB at "
-        f"most; plots, policy and metrics in {run}"
+        f"most; {'report.html, ' if config.plots else ''}policy and metrics in {run}"
     )
 
 
@@ -272,6 +278,11 @@ def train_step(
             setup.sampler.engine.update()
         if estimate is not None:
             estimate = setup.space.readout(estimate, rollout.answers.rows)
+        if Processes.here().leads:
+            keep(
+                setup.run, setup.tokenizer, rollout,
+                estimate=estimate, targets=targets, config=config, step=step,
+            )  # fmt: skip
         metrics |= rollout_metrics(rollout, estimate, targets, setup.source.metric) | losses
         metrics |= engine_metrics(rollout, config)
         if estimate is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from dfpo.config import ConfigError, build_config, stored_settings
 from dfpo.config.rules import predicts
 from dfpo.run import checkpoint
-from dfpo.run.records import write_json
+from dfpo.run.records import labels, write_json
 from dfpo.run.setup import set_up
 from dfpo.study.probe.replays import Played, play, plays_of, probe
 from dfpo.study.probe.scores import SCORES, critic_scores
@@ -79,16 +79,6 @@ def _check_plot(plot: Path) -> None:
         raise ConfigError(f"plot: is {plot}, must end in one of .{', .'.join(known)}")
     if not plot.parent.is_dir():
         raise ConfigError(f"plot: is {plot}, but {plot.parent} is no directory")
-
-
-def labels(runs: list[str]) -> list[str]:
-    """The shortest ends of the paths of different runs that tell them apart."""
-    paths = [Path(run).resolve().parts for run in runs]
-    for length in range(1, max(map(len, paths)) + 1):
-        names = ["/".join(path[-length:]) for path in paths]
-        if len(set(names)) == len(names):
-            break
-    return names
 
 
 def summarise_groups(reports: dict[str, Any]) -> dict[str, Any]:
