@@ -180,7 +180,7 @@ def _rewards(
     for start in bar(
         range(0, len(rows), settings.batch_size),
         desc=f"evaluate {mode}",
-        unit="batch",
+        unit="chunk",
         leave=False,
         disable=not Processes.here().leads,
     ):

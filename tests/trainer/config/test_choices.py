@@ -15,7 +15,8 @@ ROWS = [
 
 @pytest.mark.parametrize("setting, name, choice", ROWS, ids=lambda x: x if type(x) is str else "")
 def test_every_row_has_code_and_one_line_of_help(setting, name, choice):
-    assert callable(choice.load())
+    # Empty where whoever reads the setting knows the row by its name.
+    assert not choice.target or callable(choice.load())
     assert choice.doc and "\n" not in choice.doc and len(choice.doc) < 100
 
 
