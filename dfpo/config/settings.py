@@ -348,6 +348,10 @@ class Config:
         False, "keep the states between layers alone, and compute what is within them again in "
         "backward: less memory for more time",
     )  # fmt: skip
+    compile: bool = option(
+        False, "make kernels of the layers of policy and critic by torch.compile, for all but "
+        "sampling; needs a C++ compiler, on a GPU triton",
+    )  # fmt: skip
     shard: bool = option(
         False,
         "of several processes each holds a share of the models and of their optimisers (FSDP2); "

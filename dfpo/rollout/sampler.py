@@ -9,7 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config.types import Prompt, Samples, row_index
+from dfpo.rollout.adapters import root_of
 from dfpo.rollout.batches import micro_batches, share_of
+from dfpo.rollout.compiled import as_written
 from dfpo.rollout.decoding import PLAIN, Decoding
 from dfpo.rollout.engines import Engine, build_engine
 from dfpo.rollout.functions import RolloutFunction
@@ -74,7 +76,7 @@ class Sampler:
         logprobs = None
         if self.engine.tells_logprobs:
             logprobs = torch.zeros(len(ids), limit, device=device)
-        with whole(self.policy):
+        with whole(self.policy), as_written(root_of(self.policy)):
             for rows in share_of(batches, lengths, limits, processes):
                 draws = uniforms
                 if uniforms is not None and len(rows) < len(ids):

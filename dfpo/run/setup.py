@@ -30,6 +30,7 @@ from dfpo.rewards.sources import PYTHON, load_reward
 from dfpo.rewards.spaces import RewardSpace
 from dfpo.rollout.adapters import add_adapters, check_peft, name_base, root_of
 from dfpo.rollout.collect import noisy_rewards
+from dfpo.rollout.compiled import compile_layers
 from dfpo.rollout.functions import RolloutError, load_rollout
 from dfpo.rollout.play import play
 from dfpo.rollout.policy import (
@@ -139,6 +140,9 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
 
     place(critic.to(device), config, ("estimate", "loss"))
     place(first_policy, config)
+    if config.compile:
+        for model in (root_of(policy), critic, first_policy):
+            compile_layers(model)
     policy_optimizer, critic_optimizer = build_optimizers(policy, critic, config)
     generator = torch.Generator(device).manual_seed(config.seed)
     return Setup(
