@@ -62,6 +62,14 @@ examples:
   dfpo critic runs/a runs/b --plot critics.png two critics side by side
 """
 
+AUDIT_EPILOG = """\
+examples:
+  dfpo train --steps 200 --critic.warmup-steps 200 --critic.warmup-epochs 1 --name mine
+                                               a critic of a policy that stands still
+  dfpo audit runs/mine                         how wrong was its reward, by domain
+  dfpo audit runs/mine --by level --show 50    by a column of the data; the 50 most surprising
+"""
+
 COMPARE_EPILOG = """\
 examples:
   dfpo compare --quick                         does it work here: two arms, ten minutes of two cores
@@ -177,6 +185,23 @@ def add_runs(parser: Parser, everything: bool) -> None:
     parser.add_argument(
         "folder", metavar="FOLDER", type=Path, nargs="?", default=Path("runs"),
         help="where to look (default: runs)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_audit(parser: Parser, everything: bool) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
+    parser.add_argument(
+        "--answers", type=positive, default=1024, metavar="N",
+        help="fresh answers to training prompts (default: 1024)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--by", default="domain", metavar="COLUMN",
+        help="column whose values are audited apart (default: domain)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--show", type=count, default=10, metavar="N",
+        help="print the N most surprising rewards (default: 10)",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -311,6 +336,13 @@ def run_runs(args: argparse.Namespace) -> None:
     print(runs_json(listed) if args.json else runs_table(listed))
 
 
+def run_audit(args: argparse.Namespace) -> None:
+    from dfpo.study.audit.command import audit, audit_report, to_json
+
+    found = audit(args.run, args.answers, args.by)
+    print(to_json(found) if args.json else audit_report(found, args.show))
+
+
 def run_compare(args: argparse.Namespace) -> None:
     if (args.recipe is None) != args.quick:
         raise ConfigError("recipe: must be given, or --quick instead of it")
@@ -422,6 +454,14 @@ COMMANDS = {
         add_critic, run_critic,
         "dfpo critic RUN [RUN ...] [--answers N] [--plays N] [--plot FILE] [--json]",
         CRITIC_EPILOG,
+    ),
+    "audit": Command(
+        "say how wrong a run's reward is, and where",
+        "Samples fresh answers, and compares what training would be told of them with what the "
+        "run's critic expects: rates of wrong labels or the spread of rewards by group, and the "
+        "most surprising rewards. Writes audit.json and audit.parquet into the run.",
+        add_audit, run_audit,
+        "dfpo audit RUN [--answers N] [--by COLUMN] [--show N] [--json]", AUDIT_EPILOG,
     ),
     "info": Command(
         "versions, backends of the kernels, device",

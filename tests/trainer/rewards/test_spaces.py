@@ -172,6 +172,27 @@ def test_a_resumed_run_goes_on_with_the_same_maps(tmp_path, kind, by):
     assert set(told) == ({"math", "science", "dialogue"} if by else {"all"})
 
 
+@pytest.mark.parametrize("algorithm", ["dfpo-rank", "ppo"])
+def test_rewards_of_two_values_need_no_range(tmp_path, algorithm):
+    """Told as -7 or 3 of nobody knows which range, they train as 0 and 1 of a known one do: the
+    same policy, bit for bit."""
+
+    def reward(completions, **columns):
+        return [-7.0 + 10 * (len(text) % 2) for text in completions]
+
+    def known(completions, **columns):
+        return [float(len(text) % 2) for text in completions]
+
+    settings = {k: v for k, v in SMALL.items() if algorithm != "ppo" or k != "critic.num_quantiles"}
+    common = {"algorithm": algorithm, "runs_dir": str(tmp_path), "steps": 4, **settings}
+    mapped = dfpo.train(reward=reward, name="mapped", **common, **{"reward.space": "cdf"})
+    plain = dfpo.train(reward=known, name="plain", **common)
+    for ours, theirs in zip(mapped.policy.parameters(), plain.policy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    values, expected = (run.values("1 plus 2", "3").quantiles for run in (mapped, plain))
+    torch.testing.assert_close(values, -7 + 10 * expected, atol=1e-5, rtol=1e-5)
+
+
 WILD = {"vast": (-1e6, 1e6), "tiny": (0.0, 1e-3), "constant": (0.37, 0.37)}
 
 
