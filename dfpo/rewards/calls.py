@@ -13,16 +13,15 @@ import asyncio
 import copy
 import inspect
 import os
-import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from dfpo.config import ConfigError
+from dfpo.config.untrusted import TimeLimit, time_limit
 
 RewardFunction = Callable[..., Any]
 # Keywords of TRL 1.16 that a function gets where its signature takes them.
@@ -31,10 +30,6 @@ TRAINER_KEYWORDS = ("trainer_state", "log_metric", "log_extra")
 
 class RewardError(ValueError):
     """What a reward function did wrong, in one line."""
-
-
-class TimeLimit(BaseException):
-    """Raised inside a function that runs too long; no Exception, which it might catch."""
 
 
 class _Exit(BaseException):
@@ -151,7 +146,7 @@ def guarded(seconds: float) -> Iterator[None]:
     os._exit = _refuse
 
     try:
-        with _alarm(seconds):
+        with time_limit(seconds):
             yield
     finally:
         os._exit = exit_now
@@ -176,25 +171,6 @@ class _Unclosable:
 
     def close(self) -> None:
         self._stream.flush()
-
-
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Raises TimeLimit inside after ``seconds``, in the main thread alone, where signals go."""
-    if not seconds or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(signum: int, frame: FrameType | None) -> None:
-        raise TimeLimit
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def import_file(path: Path, setting: str = "reward") -> Any:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dfpo.config import ConfigError
+from dfpo.config.untrusted import read_pretrained
 
 REWARD_MODEL_BATCH = 16
 
@@ -27,16 +28,14 @@ class RewardModel:
                 f"reward: {path} holds no config.json, must be a sequence-classification model"
             )
 
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-            self.model, report = AutoModelForSequenceClassification.from_pretrained(
-                path, local_files_only=True, use_safetensors=True, output_loading_info=True,
-                dtype=torch.float32,
-            )  # fmt: skip
-        # transformers raises many kinds of error for a directory that is no such model.
-        except Exception as error:  # noqa: BLE001
-            reason = " ".join(str(error).split())[:300]
-            raise ConfigError(f"reward: {path} holds no reward model: {reason}") from error
+        self.tokenizer = read_pretrained(
+            AutoTokenizer, "reward", "a tokenizer", path, pretrained_model_name_or_path=path
+        )
+        self.model, report = read_pretrained(
+            AutoModelForSequenceClassification, "reward", "a reward model", path,
+            pretrained_model_name_or_path=path,
+            use_safetensors=True, output_loading_info=True, dtype=torch.float32,
+        )  # fmt: skip
 
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])

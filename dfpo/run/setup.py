@@ -35,6 +35,7 @@ from dfpo.rollout.functions import RolloutError, load_rollout
 from dfpo.rollout.play import play
 from dfpo.rollout.policy import (
     SMALL_MODEL,
+    check_tokenizer,
     checkpoint_gradients,
     compute_dtype,
     compute_in,
@@ -237,6 +238,7 @@ def load_parts(
         row for splits in source.held_out.values() for rows in splits.values() for row in rows
     ]
     known = source.rows or source.training(0, config.rollout.prompts)
+    check_tokenizer(tokenizer, [row["prompt"] for row in [*known, *held_out][:PROBED_PROMPTS]])
     check_prompts([*known, *held_out], policy, tokenizer, config)
 
     return policy, tokenizer, source, reward
