@@ -169,6 +169,13 @@ def add_report(parser: Parser, everything: bool) -> None:
         "-o", "--output", type=Path, metavar="FILE",
         help="where to write (default: report.html, in the run where there is one)",
     )  # fmt: skip
+    parser.add_argument(
+        "--live", action="store_true",
+        help="write nothing, and show the page to this machine's browser while runs go on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--port", type=count, default=0, metavar="N", help="of --live (default: a free one)"
+    )
 
 
 def add_runs(parser: Parser, everything: bool) -> None:
@@ -295,6 +302,13 @@ def run_show(args: argparse.Namespace) -> None:
 def run_report(args: argparse.Namespace) -> None:
     from dfpo.run.report.page import NAME, write_report
 
+    if args.live:
+        if args.output is not None:
+            raise ConfigError(f"output: is {args.output}, but --live writes nothing")
+        from dfpo.run.report.live import serve
+
+        serve(args.runs, args.port)
+        return
     first = args.runs[0] / NAME if len(args.runs) == 1 else Path(NAME)
     print(write_report(args.runs, args.output or first))
 
@@ -383,7 +397,7 @@ COMMANDS = {
         "write one or several runs as an HTML page",
         "Curves, kept answers coloured by value, noise, settings, plots: one file, no network.",
         add_report, run_report,
-        "dfpo report RUN [RUN ...] [-o FILE]",
+        "dfpo report RUN [RUN ...] [-o FILE | --live [--port N]]",
     ),
     "runs": Command(
         "list the runs in a folder and how far each is",
