@@ -309,7 +309,7 @@ def test_a_phone_scrolls_one_way(visit):
 
 
 def test_a_live_page_loads_itself_and_stays_as_it_was_set(browser, tmp_path, monkeypatch):
-    monkeypatch.setattr("dfpo.run.report.live.SECONDS", 0.5)
+    monkeypatch.setattr("dfpo.run.report.live.SECONDS", 2)
     run = make_run(tmp_path / "run")
     with LiveServer([run], 0) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
