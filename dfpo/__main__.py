@@ -146,6 +146,9 @@ def add_critic(parser: Parser, everything: bool) -> None:
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the runs' scores side by side"
     )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write them as an HTML page"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -288,7 +291,7 @@ def run_merge(args: argparse.Namespace) -> None:
 def run_critic(args: argparse.Namespace) -> None:
     from dfpo.study.probe.command import critic_report, probe_runs, to_json
 
-    reports = probe_runs(args.runs, args.answers, args.plays, args.plot)
+    reports = probe_runs(args.runs, args.answers, args.plays, args.plot, args.output)
     print(to_json(reports) if args.json else critic_report(reports))
 
 
@@ -426,10 +429,10 @@ COMMANDS = {
     "critic": Command(
         "measure what the critics of some runs know",
         "Plays on from the states of a few answers many times with the run's own policy, and "
-        "compares the returns with what the critic predicts. Writes critic.json and "
-        "plots/critic_*.png into each run.",
+        "compares the returns with what the critic predicts. Writes critic.json, critic.html "
+        "and plots/critic_*.png into each run.",
         add_critic, run_critic,
-        "dfpo critic RUN [RUN ...] [--answers N] [--plays N] [--plot FILE] [--json]",
+        "dfpo critic RUN [RUN ...] [--answers N] [--plays N] [--plot FILE] [-o FILE] [--json]",
         CRITIC_EPILOG,
     ),
     "info": Command(
