@@ -156,6 +156,9 @@ def add_critic(parser: Parser, everything: bool) -> None:
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the runs' scores side by side"
     )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write them as an HTML page"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -179,6 +182,13 @@ def add_report(parser: Parser, everything: bool) -> None:
         "-o", "--output", type=Path, metavar="FILE",
         help="where to write (default: report.html, in the run where there is one)",
     )  # fmt: skip
+    parser.add_argument(
+        "--live", action="store_true",
+        help="write nothing, and show the page to this machine's browser while runs go on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--port", type=count, default=0, metavar="N", help="of --live (default: a free one)"
+    )
 
 
 def add_runs(parser: Parser, everything: bool) -> None:
@@ -311,7 +321,7 @@ def run_merge(args: argparse.Namespace) -> None:
 def run_critic(args: argparse.Namespace) -> None:
     from dfpo.study.probe.command import critic_report, probe_runs, to_json
 
-    reports = probe_runs(args.runs, args.answers, args.plays, args.plot)
+    reports = probe_runs(args.runs, args.answers, args.plays, args.plot, args.output)
     print(to_json(reports) if args.json else critic_report(reports))
 
 
@@ -325,6 +335,13 @@ def run_show(args: argparse.Namespace) -> None:
 def run_report(args: argparse.Namespace) -> None:
     from dfpo.run.report.page import NAME, write_report
 
+    if args.live:
+        if args.output is not None:
+            raise ConfigError(f"output: is {args.output}, but --live writes nothing")
+        from dfpo.run.report.live import serve
+
+        serve(args.runs, args.port)
+        return
     first = args.runs[0] / NAME if len(args.runs) == 1 else Path(NAME)
     print(write_report(args.runs, args.output or first))
 
@@ -420,7 +437,7 @@ COMMANDS = {
         "write one or several runs as an HTML page",
         "Curves, kept answers coloured by value, noise, settings, plots: one file, no network.",
         add_report, run_report,
-        "dfpo report RUN [RUN ...] [-o FILE]",
+        "dfpo report RUN [RUN ...] [-o FILE | --live [--port N]]",
     ),
     "runs": Command(
         "list the runs in a folder and how far each is",
@@ -449,10 +466,10 @@ COMMANDS = {
     "critic": Command(
         "measure what the critics of some runs know",
         "Plays on from the states of a few answers many times with the run's own policy, and "
-        "compares the returns with what the critic predicts. Writes critic.json and "
-        "plots/critic_*.png into each run.",
+        "compares the returns with what the critic predicts. Writes critic.json, critic.html "
+        "and plots/critic_*.png into each run.",
         add_critic, run_critic,
-        "dfpo critic RUN [RUN ...] [--answers N] [--plays N] [--plot FILE] [--json]",
+        "dfpo critic RUN [RUN ...] [--answers N] [--plays N] [--plot FILE] [-o FILE] [--json]",
         CRITIC_EPILOG,
     ),
     "audit": Command(

@@ -60,6 +60,7 @@ def test_commands_run(page, files, tmp_path, monkeypatch):
             continue
         less = {
             "train": [*LESS, "--plots", "false"], "eval": FEW, "info": [],
+            "show": [], "runs": [], "report": [],
             "critic": ["--answers", "1", "--plays", "2"], "merge": [],
             "audit": ["--answers", "8"],
             "compare": [*LESS, "--seeds", "1"], "tune": LESS,

@@ -61,11 +61,14 @@ def compare(
 
     if results:
         write_tables(recipe.output, results, recipe.baseline, command)
-        from dfpo.study.plots import plot_comparison  # matplotlib, which only drawing needs
+        # These bring matplotlib, which only drawing needs.
+        from dfpo.study.page import write_comparison
+        from dfpo.study.plots import plot_comparison
 
         plot_comparison(recipe.output, results, recipe.baseline)
+        write_comparison(recipe.output, results, recipe.baseline, command)
         print((recipe.output / "table.md").read_text())
-        print(f"results.jsonl, table.md, table.tex and plots in {recipe.output}")
+        print(f"report.html, results.jsonl, table.md, table.tex and plots in {recipe.output}")
         if said := mixed_versions(results):
             print(f"dfpo compare: {said}", file=sys.stderr)
 

@@ -53,7 +53,7 @@ def describe_run(run: Path, config: Config, name: str, count: int) -> dict[str, 
     """One of ``count`` runs, which share the page's budget evenly."""
     listed, metrics = describe(run, run), read_metrics(run)
     low, high = reward_range(config)
-    kept = {step: read_kept(run, step) for step in kept_steps(run)}
+    kept = read_all_kept(run)
     steps, answers = fit_answers(kept, middle_of(config), FOR_ANSWERS // count)
     x, curves, per_point = fit_curves(metrics, FOR_CURVES // count)
 
@@ -77,6 +77,18 @@ def describe_run(run: Path, config: Config, name: str, count: int) -> dict[str, 
         "noise_tables": noise_tables([one for step in kept.values() for one in step]),
         "plots": fit_plots(run, FOR_PLOTS // count),
     }
+
+
+def read_all_kept(run: Path) -> dict[int, list[KeptAnswer]]:
+    """Step -> answers. A run at work may thin them out meanwhile."""
+    kept = {}
+    for step in kept_steps(run):
+        try:
+            kept[step] = read_kept(run, step)
+        except ConfigError:
+            if step in kept_steps(run):
+                raise
+    return kept
 
 
 def fit_curves(

@@ -28,26 +28,42 @@ ESCAPED = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 def write_report(runs: list[Path], output: Path) -> Path:
     """Writes the page of some runs. Raises ConfigError for what is no run, and where the page
     would be too large or cannot be written."""
-    if output.is_dir() or not output.parent.is_dir():
-        raise ConfigError(f"output: is {output}, must be a file in a directory that exists")
-    page = render(gather(runs))
-    size = len(page.encode())
-    if size > LARGEST:
-        raise ConfigError(
-            f"runs: {len(runs)} of them make a page of {size / 1e6:.1f} MB, must be at most "
-            f"{LARGEST / 1e6:.0f} MB: give fewer"
-        )
-    replace_text(output, page)
+    check_output(output)
+    write_page(output, render(gather(runs)))
     return output
 
 
+def check_output(output: Path) -> None:
+    if output.is_dir() or not output.parent.is_dir():
+        raise ConfigError(f"output: is {output}, must be a file in a directory that exists")
+
+
+def write_page(output: Path, page: str) -> None:
+    """Raises ConfigError where it would be too large."""
+    size = len(page.encode())
+    if size > LARGEST:
+        raise ConfigError(
+            f"runs: make a page of {size / 1e6:.1f} MB, must be at most {LARGEST / 1e6:.0f} MB: "
+            "give fewer"
+        )
+    replace_text(output, page)
+
+
 def render(data: dict[str, Any]) -> str:
-    """The whole page."""
+    """The page of some runs."""
     names = [run["name"] for run in data["runs"]]
-    script, style = (_assets(part) for part in (SCRIPTS, STYLES))
-    return Template(_assets(("page.html",))).substitute(
+    scripts = [read_asset(__package__, name) for name in SCRIPTS]
+    template = read_asset(__package__, "page.html")
+    return assemble(template, scripts, f"DFPO: {', '.join(names)}", data)
+
+
+def assemble(template: str, scripts: list[str], title: str, data: dict[str, Any]) -> str:
+    """A whole page: scripts in one element, the style that all pages share, the data."""
+    script = "\n".join(scripts)
+    style = "\n".join(read_asset(__package__, name) for name in STYLES)
+    return Template(template).substitute(
         policy=policy(script, style),
-        title=html.escape(f"DFPO: {', '.join(names)}"),
+        title=html.escape(title),
         style=style,
         script=script,
         data=embed(data),
@@ -73,6 +89,5 @@ def _digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def _assets(names: tuple[str, ...]) -> str:
-    folder = files("dfpo.run.report") / "assets"
-    return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
+def read_asset(package: str, name: str) -> str:
+    return (files(package) / "assets" / name).read_text(encoding="utf-8")

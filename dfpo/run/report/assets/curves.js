@@ -11,16 +11,6 @@ const metricNames = [...new Set(data.runs.flatMap((run) => Object.keys(run.curve
   .sort((a, b) => rankOf(a) - rankOf(b));
 let charts = [];
 
-function smooth(values, weight) {
-  let sum = 0, total = 0;
-  return values.map((x) => {
-    if (x === null) return null;
-    sum = weight * sum + (1 - weight) * x;
-    total = weight * total + (1 - weight);
-    return sum / total;
-  });
-}
-
 function chartOf(metric, log) {
   const weight = Number($("smoothing").value), series = [{ label: "step" }], tables = [];
   const shown = data.runs.map((run, i) => [run, i])
@@ -38,9 +28,6 @@ function chartOf(metric, log) {
     add(run, i, smooth(run.curves[metric], weight), {});
   }
   if (!shown.length) return null;
-  const style = getComputedStyle(document.documentElement);
-  const axis = { stroke: style.getPropertyValue("--ink"),
-    grid: { stroke: style.getPropertyValue("--line"), width: 1 } };
   const place = make("div", { class: "chart" });
   $("charts").append(place);
   return new uPlot({
@@ -48,7 +35,7 @@ function chartOf(metric, log) {
     title: metric + (log && !usable ? " (linear: nothing above 0)" : ""),
     cursor: { sync: { key: "steps", setSeries: false }, drag: { x: true, y: false } },
     scales: { x: { time: false }, y: usable ? { distr: 3 } : {} },
-    axes: [axis, { ...axis, size: 62 }], series,
+    axes: axes(), series,
     hooks: { setScale: [(chart, key) => key === "x" && zoomedBy(chart)] },
   }, uPlot.join(tables), place);
 }

@@ -1,6 +1,6 @@
-// What the parts of the page are made of; curves.js, answers.js and report.js follow in the same
-// script. Texts of prompts, answers, metrics and settings are anybody's: they become text nodes and
-// nothing else, and the page's policy runs no other script than this.
+// What pages are made of. In the same script follows the page of runs (curves.js, answers.js,
+// report.js) or that of a study (study.js). Texts of prompts, answers, metrics and settings are
+// anybody's: they become text nodes and nothing else, and a page's policy runs no other script.
 "use strict";
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -51,3 +51,21 @@ function swatch(run) {
   return line;
 }
 
+// Of curves over steps.
+
+function smooth(values, weight) {
+  let sum = 0, total = 0;
+  return values.map((x) => {
+    if (x === null) return null;
+    sum = weight * sum + (1 - weight) * x;
+    total = weight * total + (1 - weight);
+    return sum / total;
+  });
+}
+
+function axes() {
+  const style = getComputedStyle(document.documentElement);
+  const axis = { stroke: style.getPropertyValue("--ink"),
+    grid: { stroke: style.getPropertyValue("--line"), width: 1 } };
+  return [axis, { ...axis, size: 62 }];
+}

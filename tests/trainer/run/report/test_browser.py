@@ -2,10 +2,13 @@
 its own. Needs playwright and a Chromium; skipped, with the reason, where there is neither."""
 
 import shutil
+import threading
 
 import pytest
 from small_runs import answer, answers_of, finish, make_run
 
+from dfpo.run.kept import write
+from dfpo.run.report.live import LiveServer
 from dfpo.run.report.page import write_report
 
 HOSTILE = "</script><script>hacked = 1</script><img src=x onerror='hacked = 1'>&lt;\u2028"
@@ -69,6 +72,18 @@ def visit(browser, pages):
     assert wrong == []
 
 
+def until(page, expression, seconds=20):
+    """Waits; playwright's own way is a string that is made a script, which the page forbids."""
+    for _ in range(seconds * 10):
+        try:
+            if page.evaluate(expression):
+                return
+        except playwright.Error:
+            pass  # loaded anew meanwhile
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{expression} did not come about")
+
+
 def texts(page, selector):
     return page.locator(selector).all_inner_texts()
 
@@ -104,7 +119,7 @@ def test_drag_zooms_all_curves_and_a_field_says_where(visit):
     page.mouse.move(box["x"] + box["width"] * 6 / 9, box["y"] + 40, steps=3)
     page.mouse.up()
     ranges = "charts.map((c) => [Math.round(c.scales.x.min), Math.round(c.scales.x.max)])"
-    page.wait_for_function("zoom !== null")
+    until(page, "zoom !== null")
     assert page.evaluate(ranges) == [[2, 6], [2, 6]]
     assert (page.input_value("#zoom-from"), page.input_value("#zoom-to")) == ("2", "6")
 
@@ -116,7 +131,7 @@ def test_drag_zooms_all_curves_and_a_field_says_where(visit):
     page.press("#zoom-from", "Tab")
     assert page.evaluate(ranges) == [[4, 6], [4, 6]]
     page.locator(".u-over").first.dblclick()
-    page.wait_for_function("zoom === null")
+    until(page, "zoom === null")
     assert page.evaluate(ranges) == [[0, 9], [0, 9]]
     assert page.input_value("#zoom-from") == ""
 
@@ -291,3 +306,24 @@ def test_a_phone_scrolls_one_way(visit):
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     page.locator(".token").nth(2).tap()
     assert page.locator(".words").inner_text().startswith("token 3 of 4")
+
+
+def test_a_live_page_loads_itself_and_stays_as_it_was_set(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr("dfpo.run.report.live.SECONDS", 2)
+    run = make_run(tmp_path / "run")
+    with LiveServer([run], 0) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        page = browser.new_page()
+        page.goto(server.address)
+        page.select_option("#f-domain", label="science")
+        page.select_option("#paint", "advantage")
+        page.keyboard.press("j")
+        write(run, 6, answers_of(6))
+        until(page, "answers.length === 12")
+        assert page.inner_text("#answers-note") == "4 of 12 answers"
+        assert page.input_value("#paint") == "advantage"
+        assert "answer 42" in page.inner_text(".panel h3")
+        page.close()
+        server.shutdown()
+        thread.join()
