@@ -26,6 +26,7 @@ from dfpo.method.update import Learner
 from dfpo.rewards.functions import Reward, RewardError
 from dfpo.rewards.sources import PYTHON, load_reward
 from dfpo.rollout.adapters import add_adapters, check_peft, name_base, root_of
+from dfpo.rollout.engines import EngineError
 from dfpo.rollout.functions import RolloutError, load_rollout
 from dfpo.rollout.play import play
 from dfpo.rollout.policy import (
@@ -325,7 +326,7 @@ def probe_reward(
     temperature = config.rollout.temperature
     try:
         samples, rows = play(sampler, rows, length, draws=draws, temperature=temperature)
-    except RolloutError as error:
+    except (EngineError, RolloutError) as error:
         raise ConfigError(str(error)) from error
     completions, token_ids = decode(sampler.tokenizer, samples)
 

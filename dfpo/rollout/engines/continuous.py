@@ -172,4 +172,10 @@ def build(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Contin
             "rollout.engine: is continuous, must be transformers with lora.rank: its pages know "
             "one model, not an adapter's view of it"
         )
+    if hasattr(policy.base_model, "compute_dtype"):
+        raise ConfigError(
+            "rollout.engine: is continuous, must be transformers with dtype bfloat16: its pages "
+            "hold keys and values of one dtype, and autocast makes two"
+        )
+
     return Continuous(policy, tokenizer)
