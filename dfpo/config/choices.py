@@ -114,6 +114,10 @@ ENGINES: dict[str, Choice] = {
         "transformers' continuous batching, in pages and without padding; tells log-probabilities",
         "dfpo.rollout.engines.continuous:build",
     ),
+    "vllm": Choice(
+        "vLLM on the policy's GPU, asleep in training; tells log-probabilities; never run on a GPU",
+        "dfpo.rollout.engines.vllm:build",
+    ),
 }
 
 # Which setting chooses a row of which table.

@@ -52,6 +52,12 @@ class RolloutConfig:
     samples: int = option(4, "answers sampled per prompt", low=1, common=True)
     max_new_tokens: int = option(64, "longest answer, in tokens", low=1, common=True)
     engine: str = option("transformers", "what samples answers in training", table=ENGINES)
+    engine_memory: float = option(
+        0.3,
+        "share of the GPU's memory that engine vllm takes while it samples",
+        low=0.01,
+        high=0.99,
+    )
     function: str | None = option(
         None,
         "FILE.py:FUNCTION that plays the answers: several turns, tools, an environment; default "

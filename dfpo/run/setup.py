@@ -104,7 +104,9 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
     config = dataclasses.replace(config, micro_tokens=micro_tokens(config, policy))
     function = load_rollout(config, given.rollout)
     sampler, first = (
-        Sampler.of(model, tokenizer, engine, config.micro_tokens, function)
+        Sampler.of(
+            model, tokenizer, engine, config.micro_tokens, function, config.rollout.engine_memory
+        )
         for model, engine in ((policy, config.rollout.engine), (first_policy, "transformers"))
     )
     place(policy, config)

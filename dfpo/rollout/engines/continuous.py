@@ -88,6 +88,9 @@ class Continuous:
     def update(self) -> None:
         pass
 
+    def rest(self) -> None:
+        pass
+
     @torch.no_grad()
     def generate(
         self,
@@ -166,7 +169,7 @@ def _collect(manager: Any, count: int) -> dict[int, list[int]]:
     return answers
 
 
-def build(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Continuous:
+def build(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memory: float) -> Continuous:
     if isinstance(policy, View):
         raise ConfigError(
             "rollout.engine: is continuous, must be transformers with lora.rank: its pages know "
