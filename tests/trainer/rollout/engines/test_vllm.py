@@ -1,5 +1,5 @@
-"""The engine's calls, against a stand-in whose signatures are vLLM's where its sources are: installed,
-or unpacked into the folder that DFPO_VLLM_SOURCES names (its wheel is a zip)."""
+"""The engine's calls, against a stand-in whose signatures are vLLM's where its sources are:
+installed, or unpacked into the folder that DFPO_VLLM_SOURCES names (its wheel is a zip)."""
 
 import ast
 import importlib.util
