@@ -164,7 +164,7 @@ def slots(ray: Any, cells: list[Cell]) -> int:
     room = [int(there.get("CPU", 0)) // wanted["num_cpus"]]
     if wanted["num_gpus"]:
         room.append(int(there["GPU"]))
-    return max(1, *room) if len(room) == 1 else max(1, min(room))
+    return max(1, min(room))
 
 
 def submit(ray: Any, order: Order) -> Any:  # ray.ObjectRef
