@@ -336,6 +336,15 @@ class Config:
         group=DATA,
         common=True,
     )
+    stream: bool = option(
+        False,
+        "reads data as it goes and never whole, by the library datasets; a resumed run reads past "
+        "what it has seen",
+        group=DATA,
+    )
+    stream_buffer: int = option(
+        1000, "rows among which a stream is shuffled; 1 keeps its order", low=1, group=DATA
+    )
     system_prompt: str | None = option(
         None, "system message before each prompt of data; one that has its own keeps it", group=DATA
     )
