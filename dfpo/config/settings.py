@@ -53,6 +53,12 @@ class RolloutConfig:
     samples: int = option(4, "answers sampled per prompt", low=1, common=True)
     max_new_tokens: int = option(64, "longest answer, in tokens", low=1, common=True)
     engine: str = option("transformers", "what samples answers in training", table=ENGINES)
+    engine_memory: float = option(
+        0.3,
+        "share of the GPU's memory that engine vllm takes while it samples",
+        low=0.01,
+        high=0.99,
+    )
     function: str | None = option(
         None,
         "FILE.py:FUNCTION that plays the answers: several turns, tools, an environment; default "
@@ -397,6 +403,15 @@ class Config:
         "training prompts: a .jsonl, .parquet or .arrow, saved datasets, or a hub name",
         group=DATA,
         common=True,
+    )
+    stream: bool = option(
+        False,
+        "reads data as it goes and never whole, by the library datasets; a resumed run reads past "
+        "what it has seen",
+        group=DATA,
+    )
+    stream_buffer: int = option(
+        1000, "rows among which a stream is shuffled; 1 keeps its order", low=1, group=DATA
     )
     system_prompt: str | None = option(
         None, "system message before each prompt of data; one that has its own keeps it", group=DATA

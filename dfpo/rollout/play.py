@@ -38,10 +38,12 @@ def play(
             [row["prompt"] for row in rows], limit,
             uniforms=draws and draws.uniforms(limit), temperature=temperature, decoding=decoding,
         )  # fmt: skip
+        sampler.engine.rest()
         return samples, rows
 
     table = _Table(sampler, limit, draws, temperature, decoding)
     played = table.lead(rows) if Processes.here().leads else table.follow()
+    sampler.engine.rest()
     more = [
         dict(zip(played.columns, own, strict=True))
         for own in zip(*played.columns.values(), strict=True)

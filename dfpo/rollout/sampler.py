@@ -37,8 +37,9 @@ class Sampler:
         engine: str = "transformers",
         micro_tokens: int = 0,
         function: RolloutFunction | None = None,
+        engine_memory: float = 0.3,
     ) -> Sampler:
-        engine = build_engine(engine, policy, tokenizer)
+        engine = build_engine(engine, policy, tokenizer, engine_memory)
         return Sampler(policy, tokenizer, engine, micro_tokens, function)
 
     def answer(

@@ -31,6 +31,7 @@ from dfpo.rewards.spaces import RewardSpace
 from dfpo.rollout.adapters import add_adapters, check_peft, name_base, root_of
 from dfpo.rollout.collect import noisy_rewards
 from dfpo.rollout.compiled import compile_layers
+from dfpo.rollout.engines import EngineError
 from dfpo.rollout.functions import RolloutError, load_rollout
 from dfpo.rollout.play import play
 from dfpo.rollout.policy import (
@@ -111,7 +112,9 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
     config = dataclasses.replace(config, micro_tokens=micro_tokens(config, policy))
     function = load_rollout(config, given.rollout)
     sampler, first = (
-        Sampler.of(model, tokenizer, engine, config.micro_tokens, function)
+        Sampler.of(
+            model, tokenizer, engine, config.micro_tokens, function, config.rollout.engine_memory
+        )
         for model, engine in ((policy, config.rollout.engine), (first_policy, "transformers"))
     )
     place(policy, config)
@@ -360,7 +363,7 @@ def probe_reward(
     temperature = config.rollout.temperature
     try:
         samples, rows = play(sampler, rows, length, draws=draws, temperature=temperature)
-    except RolloutError as error:
+    except (EngineError, RolloutError) as error:
         raise ConfigError(str(error)) from error
     completions, token_ids = decode(sampler.tokenizer, samples)
 

@@ -14,6 +14,7 @@ from dfpo.run.given import Given, read_rewards
 from dfpo.study.audit.command import Audit
 from dfpo.study.audit.command import audit as audit_run
 from dfpo.study.compare import compare as run_comparison
+from dfpo.study.grid import LOCAL
 from dfpo.study.results import Result, paired
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ def compare(
     output: str | Path | None = None,
     seeds: int | None = None,
     jobs: int | None = None,
+    on: str = LOCAL,
     **settings: Any,
 ) -> Comparison:
     """Trains a grid of arms, noises, domains and seeds; goes on where it stopped before.
@@ -35,6 +37,7 @@ def compare(
         output: where to write; default the recipe's.
         seeds: the first so many of the recipe's seeds alone.
         jobs: cells at a time; default one a core.
+        on: "local"; "ray", "ray://HOST:PORT" or "HOST:PORT" for a Ray cluster.
         settings: settings of every cell that reads them, as in ``train``.
 
     Raises:
@@ -43,7 +46,7 @@ def compare(
     """
     source = recipe if isinstance(recipe, Mapping) else Path(recipe)
     folder = None if output is None else Path(output)
-    done = run_comparison(source, folder, seeds, jobs, dict(flatten(settings)))
+    done = run_comparison(source, folder, seeds, jobs, dict(flatten(settings)), on)
     return Comparison(done.output, done.baseline, done.results)
 
 

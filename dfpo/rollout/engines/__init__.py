@@ -48,7 +48,14 @@ class Engine(Protocol):
         """The policy's weights have changed: draw from the new ones from here on."""
         ...
 
+    def rest(self) -> None:
+        """All answers for now are drawn: what memory they took is free for training."""
+        ...
 
-def build_engine(name: str, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
-    """The engine that ``rollout.engine`` names."""
-    return ENGINES[name].load()(policy, tokenizer)
+
+def build_engine(
+    name: str, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memory: float
+) -> Engine:
+    """The engine that ``rollout.engine`` names; ``memory`` is its share of the device's, where it
+    has one of its own. Raises ConfigError."""
+    return ENGINES[name].load()(policy, tokenizer, memory)

@@ -93,6 +93,9 @@ class Continuous:
     def update(self) -> None:
         pass
 
+    def rest(self) -> None:
+        pass
+
     @torch.no_grad()
     def generate(
         self,
@@ -172,10 +175,16 @@ def _collect(manager: Any, count: int) -> dict[int, list[int]]:
     return answers
 
 
-def build(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Continuous:
+def build(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memory: float) -> Continuous:
     if isinstance(policy, View):
         raise ConfigError(
             "rollout.engine: is continuous, must be transformers with lora.rank: its pages know "
             "one model, not an adapter's view of it"
         )
+    if hasattr(policy.base_model, "compute_dtype"):
+        raise ConfigError(
+            "rollout.engine: is continuous, must be transformers with dtype bfloat16: its pages "
+            "hold keys and values of one dtype, and autocast makes two"
+        )
+
     return Continuous(policy, tokenizer)

@@ -88,6 +88,9 @@ class HFGenerate:
     def update(self) -> None:
         pass
 
+    def rest(self) -> None:
+        pass
+
     @torch.no_grad()
     def generate(
         self,
@@ -199,5 +202,5 @@ def _own_settings(model: PreTrainedModel, plain: GenerationConfig) -> Iterator[N
         model.generation_config = kept
 
 
-def build(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HFGenerate:
+def build(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memory: float) -> HFGenerate:
     return HFGenerate(policy, tokenizer)

@@ -150,6 +150,26 @@ def test_a_failing_reward_is_told_once_and_ends_all(tmp_path):
     assert "scored" in out[0][0] and "scored" not in out[1][0], "scored in one process alone"
 
 
+def test_a_rollout_function_is_run_once_and_its_turns_are_shared(tmp_path):
+    """Three turns of unequal length in one process or two: the same run."""
+    (tmp_path / "mine.py").write_text(
+        "def play(prompts, generate):\n"
+        "    print('played', flush=True)\n"
+        "    ids = [turn.token_ids + [5, 6] for turn in generate(prompts, max_new_tokens=3)]\n"
+        "    more = generate(ids[:3], max_new_tokens=2) + generate(ids[3:])\n"
+        "    answers = [a + turn.token_ids for a, turn in zip(ids, more)]\n"
+        "    mask = [[i not in (len(a) - 2, len(a) - 1) for i in range(len(b))]\n"
+        "            for a, b in zip(ids, answers)]\n"
+        "    return {'completion_ids': answers, 'env_mask': mask}\n"
+    )
+    flags = [*SMALL, "--steps", 3, "--rollout", "mine.py:play"]
+    one = train(tmp_path, "one", 1, "--name", "one", *flags)
+    two = train(tmp_path, "two", 2, "--name", "two", *flags)
+    same(one, two)
+    out = two[2]
+    assert "played" in out[0][0] and "played" not in out[1][0], "run in one process alone"
+
+
 def test_a_killed_process_ends_the_others_with_a_checkpoint(tmp_path):
     runs = start(tmp_path, 2, "--name", "cut", *SMALL, "--steps", 500)
     log = tmp_path / "runs" / "cut" / "metrics.jsonl"

@@ -85,9 +85,12 @@ def test_it_trains_and_its_weights_are_near_one(tmp_path):
     assert paged[1]["loss/policy"] == pytest.approx(own[1]["loss/policy"], abs=1e-4)
 
 
-def test_adapters_are_refused_in_one_line(tmp_path):
-    pytest.importorskip("peft")
-    with pytest.raises(dfpo.ConfigError, match="must be transformers with lora.rank"):
-        dfpo.train(
-            rollout={"engine": "continuous"}, lora={"rank": 2}, runs_dir=str(tmp_path), steps=1
-        )
+@pytest.mark.parametrize(
+    ("settings", "with_what"),
+    [({"lora": {"rank": 2}}, "lora.rank"), ({"dtype": "bfloat16"}, "dtype bfloat16")],
+)
+def test_what_its_pages_cannot_hold_is_one_line(tmp_path, settings, with_what):
+    if "lora" in settings:
+        pytest.importorskip("peft")
+    with pytest.raises(dfpo.ConfigError, match=f"must be transformers with {with_what}"):
+        dfpo.train(rollout={"engine": "continuous"}, runs_dir=str(tmp_path), **settings)
