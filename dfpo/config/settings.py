@@ -454,6 +454,11 @@ class Config:
         high=1024, group=RECORDS,
     )  # fmt: skip
     plots: bool = option(True, "draw plots and write report.html at the end", group=RECORDS)
+    push_to_hub: str | None = option(
+        None, "OWNER/NAME of a model hub's repository that gets the policy and its card at the end",
+        group=RECORDS,
+    )  # fmt: skip
+    quiet: bool = option(False, "say nothing but what is wrong", group=RECORDS)
     trackers: tuple[str, ...] = option(
         (), "who else gets metrics and plots", choices=TRACKERS, group=RECORDS
     )

@@ -28,6 +28,9 @@ RewardFunction = Callable[..., Any]
 TRAINER_KEYWORDS = ("trainer_state", "log_metric", "log_extra")
 
 
+GRACE = 1.0  # seconds beyond the limit in which functions that are awaited may end by themselves
+
+
 class RewardError(ValueError):
     """What a reward function did wrong, in one line."""
 
@@ -131,9 +134,12 @@ def _await_all(waiting: list[Awaitable[Any]], seconds: float) -> list[Any]:
         return await asyncio.gather(*map(one, waiting))
 
     results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.extend(asyncio.run(all_of_them())))
-    thread.start()
-    thread.join()
+    # A function that blocks its loop is never told that its time is up: the run goes on without it.
+    work = threading.Thread(target=lambda: results.extend(asyncio.run(all_of_them())), daemon=True)
+    work.start()
+    work.join(seconds + GRACE if seconds else None)
+    if work.is_alive():
+        return [_too_late(seconds)] * len(waiting)
     return results or [RewardError("ended its event loop")] * len(waiting)
 
 

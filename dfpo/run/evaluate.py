@@ -15,9 +15,8 @@ from dfpo.rewards.functions import Reward
 from dfpo.rollout.decoding import Decoding
 from dfpo.rollout.play import play
 from dfpo.rollout.policy import decode
-from dfpo.rollout.processes import Processes
 from dfpo.rollout.sampler import Sampler
-from dfpo.run.bars import bar
+from dfpo.run.bars import bar, speaks
 from dfpo.tasks.source import Held, Row
 
 # domain -> split -> "prompts" (scored ones), "sampled" and "greedy": mean reward, and "pass@k",
@@ -140,7 +139,7 @@ def metric_to_judge_by(config: Config, held_out: Held) -> str | None:
     return wish or known[0]
 
 
-def score_table(columns: dict[str, Scores], temperature: float = 1.0) -> str:
+def score_table(columns: dict[str, Scores], temperature: float = 1.0, style: str = "simple") -> str:
     """Mean ± standard error per domain and split, sampled, greedy and pass@k, a column each for
     each of the named scores."""
     first = next(iter(columns.values()))
@@ -162,7 +161,7 @@ def score_table(columns: dict[str, Scores], temperature: float = 1.0) -> str:
             lines.append(line)
 
     labels = [f"{label} {c}".strip() for label in modes.values() for c in columns]
-    return tabulate(lines, headers=["", "domain", *labels], disable_numparse=True)
+    return tabulate(lines, headers=["", "domain", *labels], tablefmt=style, disable_numparse=True)
 
 
 def _rewards(
@@ -182,7 +181,7 @@ def _rewards(
         desc=f"evaluate {mode}",
         unit="chunk",
         leave=False,
-        disable=not Processes.here().leads,
+        disable=not speaks(config),
     ):
         chunk = rows[start : start + settings.batch_size]
         draws = None

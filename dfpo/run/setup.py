@@ -52,6 +52,7 @@ from dfpo.rollout.sampler import Sampler
 from dfpo.rollout.sharding import shard
 from dfpo.run.evaluate import metric_to_judge_by
 from dfpo.run.given import Given
+from dfpo.run.hub import check_hub
 from dfpo.run.records import choose_run
 from dfpo.run.shared_reward import shared_reward
 from dfpo.run.stop import RunError
@@ -108,6 +109,7 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
         first_policy = copy.deepcopy(policy)
 
     check_trackers(config)
+    check_hub(config)
     new = Processes.here().from_lead(lambda: run or choose_run(config))
     config = dataclasses.replace(config, micro_tokens=micro_tokens(config, policy))
     function = load_rollout(config, given.rollout)
@@ -252,9 +254,13 @@ def micro_tokens(config: Config, policy: PreTrainedModel) -> int:
     Of a small model the calls take the time, not the tokens."""
     if config.micro_tokens:
         return config.micro_tokens
-    if policy.num_parameters() < SMALL_MODEL:
+    return usual_micro_tokens(policy.num_parameters(), policy.device.type)
+
+
+def usual_micro_tokens(parameters: int, device: str) -> int:
+    if parameters < SMALL_MODEL:
         return 65536
-    return 8192 if policy.device.type == "cpu" else 32768
+    return 8192 if device == "cpu" else 32768
 
 
 def start_processes(config: Config) -> torch.device:

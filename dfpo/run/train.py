@@ -27,12 +27,14 @@ from dfpo.rollout.functions import RolloutError
 from dfpo.rollout.policy import shipped_policy
 from dfpo.rollout.processes import Processes, ProcessLost
 from dfpo.run import checkpoint, watch
-from dfpo.run.bars import bar
+from dfpo.run.bars import bar, speaks
 from dfpo.run.diagnostics import count_rewards, engine_metrics, rollout_metrics, warn_of_drift
 from dfpo.run.evaluate import Scores, averages, score_table
 from dfpo.run.examples import Example, find_examples, predict
 from dfpo.run.given import Given
+from dfpo.run.hub import push
 from dfpo.run.kept import forget_after, keep
+from dfpo.run.live import live_plot
 from dfpo.run.lock import AtWork, hold
 from dfpo.run.manifest import fingerprint
 from dfpo.run.progress import Progress, ValueRecord
@@ -43,6 +45,7 @@ from dfpo.run.records import (
     write_json,
 )
 from dfpo.run.report.page import NAME, write_report
+from dfpo.run.run_card import write_card
 from dfpo.run.setup import NOTHING, Setup, check_prompts, set_up
 from dfpo.run.stop import RunError, Stopped, StopRequest, how_to_resume
 from dfpo.run.trackers import start_trackers, track_images
@@ -82,7 +85,7 @@ def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:
         forget_after(setup.run, progress.step)
     log = MetricsLog(setup.run / "metrics.jsonl", progress.step, writes=leads)
     trackers = start_trackers(setup.config, setup.run) if leads else []
-    if leads:
+    if speaks(setup.config):
         print(describe_start(setup, progress))
     if progress.before is None:
         progress.before = watch.evaluate_apart(setup, setup.first)
@@ -161,8 +164,9 @@ def run_steps(
     config, run = setup.config, setup.run
     progress_bar = bar(
         range(progress.step, config.steps), desc="train", unit="step",
-        initial=progress.step, total=config.steps, disable=not Processes.here().leads,
+        initial=progress.step, total=config.steps, disable=not speaks(config),
     )  # fmt: skip
+    live = live_plot(config) if Processes.here().leads else None
 
     for step in progress_bar:
         if watch.has_stopped_gaining(progress, config):
@@ -175,6 +179,8 @@ def run_steps(
             log.append(record)
             for tracker in trackers:
                 tracker.log(log.records[-1], step=step)
+            if live is not None:
+                live.draw(log.records, last=progress.step == config.steps)
             progress_bar.set_postfix(headline(record, progress, config))
             drift = warn_of_drift(log.records, config)
             if drift and Processes.here().leads:
@@ -188,7 +194,7 @@ def run_steps(
                 checkpoint.save(setup, progress)
                 hint = slow_checkpoint(time.perf_counter() - started, record, config)
                 first = due and progress.step == config.checkpoint_every
-                if hint and first and Processes.here().leads:
+                if hint and first and speaks(config):
                     progress_bar.write(hint)
         if stop.signum is not None:
             raise Stopped(stop.signum, run)
@@ -227,23 +233,39 @@ def finish(
         tracker.finish()
 
     progress.tick()
-    write_json(run / "summary.json", run_summary(setup, progress, after, log.records))
+    summary = run_summary(setup, progress, after, log.records)
+    scores = {"before": progress.before, "after": after}
+    write_card(run, config, summary, scores)
+    write_json(run / "summary.json", summary)
     if config.plots:
         write_report([run], run / NAME)
+    if not config.quiet:
+        print("\n".join(describe_end(setup, progress, scores, log.records)))
+    if config.push_to_hub:
+        place = push(run, config.push_to_hub)
+        if not config.quiet:
+            print(f"policy and card in {place}")
+
+
+def describe_end(
+    setup: Setup, progress: Progress, scores: dict[str, Scores], records: list[dict[str, Any]]
+) -> list[str]:
+    """The closing lines: an early end, the table, time and memory."""
+    config, lines = setup.config, []
     if watch.has_stopped_gaining(progress, config):
-        print(
+        lines.append(
             f"ended after {progress.step} of {config.steps} steps: {progress.stale} evaluations "
             f"without {config.eval.metric} above {progress.best:.3f}, that of step "
             f"{progress.best_step}"
         )
-    if after:
-        scores = {"before": progress.before, "after": after}
-        print(score_table(scores, config.eval.temperature))
-    print(
+    if scores["after"]:
+        lines.append(score_table(scores, config.eval.temperature))
+    lines.append(
         f"{progress.seconds:.0f} s, {progress.cpu_seconds:.0f} CPU-s, "
-        f"{tokens_per_second(log.records):.0f} tokens/s in training, {peak_memory():.1f} GB at "
-        f"most; {'report.html, ' if config.plots else ''}policy and metrics in {run}"
+        f"{tokens_per_second(records):.0f} tokens/s in training, {peak_memory():.1f} GB at "
+        f"most; {'report.html, ' if config.plots else ''}policy and metrics in {setup.run}"
     )
+    return lines
 
 
 def train_step(
