@@ -62,6 +62,14 @@ examples:
   dfpo critic runs/a runs/b --plot critics.png two critics side by side
 """
 
+AUDIT_EPILOG = """\
+examples:
+  dfpo train --steps 200 --critic.warmup-steps 200 --critic.warmup-epochs 1 --name mine
+                                               a critic of a policy that stands still
+  dfpo audit runs/mine                         how wrong was its reward, by domain
+  dfpo audit runs/mine --by level --show 50    by a column of the data; the 50 most surprising
+"""
+
 MEMORY_EPILOG = """\
 examples:
   dfpo memory --model my-model --answers 64 --length 512 --device cuda
@@ -84,7 +92,7 @@ flags hold for every cell; one that an arm, a noise or a domain sets is refused.
 # What may change when a run goes on: how long and how it is watched, never what it computes.
 RESUMABLE = (
     "steps", "checkpoint_every", "max_unscored_steps", "eval.patience", "trackers", "plots",
-    "push_to_hub", "quiet", "device", "threads",
+    "push_to_hub", "quiet", "device", "threads", "keep_every", "keep_answers",
 )  # fmt: skip
 # What a recipe gives, or the grid.
 GRID = ("algorithm", "seed", "noise", "name", "runs_dir", "plots", "trackers")
@@ -98,8 +106,9 @@ WEIGHED = (
 EVALUATED = (
     "device", "attention", "threads", "task", "data", "eval_data",
     "reward.functions", "reward.weights",
-    "rollout.max_new_tokens", "eval.prompts", "eval.batch_size", "eval.seed", "eval.samples",
-    "eval.pass_at", "eval.right", "eval.temperature", "eval.top_p", "eval.top_k", "eval.stop",
+    "rollout.max_new_tokens", "rollout.function", "eval.prompts", "eval.batch_size", "eval.seed",
+    "eval.samples", "eval.pass_at", "eval.right", "eval.temperature", "eval.top_p", "eval.top_k",
+    "eval.stop",
 )  # fmt: skip
 
 
@@ -164,6 +173,63 @@ def add_critic(parser: Parser, everything: bool) -> None:
     parser.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the runs' scores side by side"
     )
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="write them as an HTML page"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_show(parser: Parser, everything: bool) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
+    parser.add_argument(
+        "--step", type=count, metavar="N", help="of this step (default: the last one kept)"
+    )
+    parser.add_argument("--domain", metavar="NAME", help="of this domain alone")
+    sides = parser.add_mutually_exclusive_group()
+    sides.add_argument("--right", action="store_true", help="right answers alone")
+    sides.add_argument("--wrong", action="store_true", help="wrong answers alone")
+    parser.add_argument(
+        "--most", type=positive, default=10, metavar="N", help="answers at most (default: 10)"
+    )
+
+
+def add_report(parser: Parser, everything: bool) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", type=Path, help="directory of a run")
+    parser.add_argument(
+        "-o", "--output", type=Path, metavar="FILE",
+        help="where to write (default: report.html, in the run where there is one)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--live", action="store_true",
+        help="write nothing, and show the page to this machine's browser while runs go on",
+    )  # fmt: skip
+    parser.add_argument(
+        "--port", type=count, default=0, metavar="N", help="of --live (default: a free one)"
+    )
+
+
+def add_runs(parser: Parser, everything: bool) -> None:
+    parser.add_argument(
+        "folder", metavar="FOLDER", type=Path, nargs="?", default=Path("runs"),
+        help="where to look (default: runs)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_audit(parser: Parser, everything: bool) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
+    parser.add_argument(
+        "--answers", type=positive, default=1024, metavar="N",
+        help="fresh answers to training prompts (default: 1024)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--by", default="domain", metavar="COLUMN",
+        help="column whose values are audited apart (default: domain)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--show", type=count, default=10, metavar="N",
+        help="print the N most surprising rewards (default: 10)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -203,6 +269,10 @@ def add_tune(parser: Parser, everything: bool) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where to write (default: the recipe's)"
     )
+    parser.add_argument(
+        "--on", default="local", metavar="WHERE",
+        help="where cells run: local, ray, or the address of a Ray cluster (default: local)",
+    )  # fmt: skip
     of_cells = [name for name, _, _ in options() if name not in GRID]
     add_settings(parser, chosen=of_cells, everything=everything)
 
@@ -299,8 +369,43 @@ def run_merge(args: argparse.Namespace) -> None:
 def run_critic(args: argparse.Namespace) -> None:
     from dfpo.study.probe.command import critic_report, probe_runs, to_json
 
-    reports = probe_runs(args.runs, args.answers, args.plays, args.plot)
+    reports = probe_runs(args.runs, args.answers, args.plays, args.plot, args.output)
     print(to_json(reports) if args.json else critic_report(reports))
+
+
+def run_show(args: argparse.Namespace) -> None:
+    from dfpo.run.show import show
+
+    right = True if args.right else False if args.wrong else None
+    print(show(args.run, step=args.step, domain=args.domain, right=right, most=args.most))
+
+
+def run_report(args: argparse.Namespace) -> None:
+    from dfpo.run.report.page import NAME, write_report
+
+    if args.live:
+        if args.output is not None:
+            raise ConfigError(f"output: is {args.output}, but --live writes nothing")
+        from dfpo.run.report.live import serve
+
+        serve(args.runs, args.port)
+        return
+    first = args.runs[0] / NAME if len(args.runs) == 1 else Path(NAME)
+    print(write_report(args.runs, args.output or first))
+
+
+def run_runs(args: argparse.Namespace) -> None:
+    from dfpo.run.listing import list_runs, runs_json, runs_table
+
+    listed = list_runs(args.folder)
+    print(runs_json(listed) if args.json else runs_table(listed))
+
+
+def run_audit(args: argparse.Namespace) -> None:
+    from dfpo.study.audit.command import audit, audit_report, to_json
+
+    found = audit(args.run, args.answers, args.by)
+    print(to_json(found) if args.json else audit_report(found, args.show))
 
 
 def run_memory(args: argparse.Namespace) -> None:
@@ -320,7 +425,7 @@ def run_compare(args: argparse.Namespace) -> None:
         raise ConfigError("recipe: must be given, or --quick instead of it")
     from dfpo.study.compare import compare
 
-    compare(args.recipe, args.output, args.seeds, args.jobs, _grid_flags(args))
+    compare(args.recipe, args.output, args.seeds, args.jobs, _grid_flags(args), args.on)
 
 
 def run_tune(args: argparse.Namespace) -> None:
@@ -328,11 +433,11 @@ def run_tune(args: argparse.Namespace) -> None:
         raise ConfigError("recipe: must be given")
     from dfpo.study.tune import tune
 
-    tune(args.recipe, args.output, args.jobs, _grid_flags(args))
+    tune(args.recipe, args.output, args.jobs, _grid_flags(args), args.on)
 
 
 def _grid_flags(args: argparse.Namespace) -> dict[str, Any]:
-    own = ("command", "recipe", "quick", "jobs", "output", "seeds")
+    own = ("command", "recipe", "quick", "jobs", "output", "seeds", "on")
     return {k: v for k, v in vars(args).items() if k not in own}
 
 
@@ -382,6 +487,24 @@ COMMANDS = {
         add_eval, run_eval,
         "dfpo eval RUN_OR_MODEL [--json] [--SETTING VALUE ...]", EVAL_EPILOG,
     ),
+    "show": Command(
+        "print answers that a run kept, coloured by value",
+        "Print some of a run's answers with what they were told and what the critic thought.",
+        add_show, run_show,
+        "dfpo show RUN [--step N] [--domain NAME] [--right | --wrong] [--most N]",
+    ),
+    "report": Command(
+        "write one or several runs as an HTML page",
+        "Curves, kept answers coloured by value, noise, settings, plots: one file, no network.",
+        add_report, run_report,
+        "dfpo report RUN [RUN ...] [-o FILE | --live [--port N]]",
+    ),
+    "runs": Command(
+        "list the runs in a folder and how far each is",
+        "List runs with their state, steps and last rewards, the latest at the end.",
+        add_runs, run_runs,
+        "dfpo runs [FOLDER] [--json]",
+    ),
     "merge": Command(
         "write the model of a run with LoRA as a plain one",
         "Work an adapter into its base model's weights, and save what any trainer or engine reads.",
@@ -403,11 +526,19 @@ COMMANDS = {
     "critic": Command(
         "measure what the critics of some runs know",
         "Plays on from the states of a few answers many times with the run's own policy, and "
-        "compares the returns with what the critic predicts. Writes critic.json and "
-        "plots/critic_*.png into each run.",
+        "compares the returns with what the critic predicts. Writes critic.json, critic.html "
+        "and plots/critic_*.png into each run.",
         add_critic, run_critic,
-        "dfpo critic RUN [RUN ...] [--answers N] [--plays N] [--plot FILE] [--json]",
+        "dfpo critic RUN [RUN ...] [--answers N] [--plays N] [--plot FILE] [-o FILE] [--json]",
         CRITIC_EPILOG,
+    ),
+    "audit": Command(
+        "say how wrong a run's reward is, and where",
+        "Samples fresh answers, and compares what training would be told of them with what the "
+        "run's critic expects: rates of wrong labels or the spread of rewards by group, and the "
+        "most surprising rewards. Writes audit.json and audit.parquet into the run.",
+        add_audit, run_audit,
+        "dfpo audit RUN [--answers N] [--by COLUMN] [--show N] [--json]", AUDIT_EPILOG,
     ),
     "memory": Command(
         "foretell the peak memory of a run from a model's config.json",

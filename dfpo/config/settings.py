@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dfpo.config.choices import ADVANTAGES, CRITICS, ENGINES, POLICY_LOSSES, SCHEDULES
+from dfpo.config.spaces import SPACES
 from dfpo.config.tables import Choice
 from dfpo_kernels.integrate_flow.reference import METHODS
 from dfpo_kernels.value_flow import ValueFlowCoefs
@@ -52,6 +53,18 @@ class RolloutConfig:
     samples: int = option(4, "answers sampled per prompt", low=1, common=True)
     max_new_tokens: int = option(64, "longest answer, in tokens", low=1, common=True)
     engine: str = option("transformers", "what samples answers in training", table=ENGINES)
+    engine_memory: float = option(
+        0.3,
+        "share of the GPU's memory that engine vllm takes while it samples",
+        low=0.01,
+        high=0.99,
+    )
+    function: str | None = option(
+        None,
+        "FILE.py:FUNCTION that plays the answers: several turns, tools, an environment; default "
+        "one answer of the policy to each prompt",
+        common=True,
+    )
     temperature: float = option(
         1.0, "sampling temperature in training", low=1e-3, high=100.0, common=True
     )
@@ -89,6 +102,12 @@ class PolicyConfig:
     kl_coef: float = option(
         0.001, "weight of the k3 estimate of KL to the first policy", low=0.0, common=True
     )
+    importance_clip: float = option(
+        2.0,
+        "truncated importance sampling: bound on the weight exp(trainer - engine) of a token whose "
+        "log-probability an engine or a rollout function tells; 0 switches the weights off",
+        low=0.0,
+    )
     epochs: int = option(1, "passes over each step's rollouts", low=1)
     minibatches: int = option(1, "optimiser steps per pass", low=1)
 
@@ -121,6 +140,18 @@ class TargetConfig:
         "off",
         low=0.0,
     )
+    quantile: float = option(
+        0.4, "level of the quantile of a prompt's rewards that group_quantile takes off them",
+        low=0.0, high=1.0,
+    )  # fmt: skip
+    correction: str = option(
+        "none",
+        "what is done to told rewards about flips whose rates are known, from noise",
+        table={
+            "none": Choice("nothing"),
+            "backward": Choice("(r - false positives) / (1 - false positives - negatives)"),
+        },
+    )
     kl_penalty: float = option(
         0.0, "taken off each token's reward, times the k1 estimate of KL to the first policy",
         low=0.0,
@@ -142,6 +173,10 @@ class CriticConfig:
         1, "heads of a scalar critic, whose least is its value, or of a quantile critic, whose "
         "mean is", low=1,
     )  # fmt: skip
+    bins: int = option(51, "bins of a categorical critic", low=2)
+    smoothing: float = option(
+        0.75, "deviation of a categorical critic's smoothed targets, in bins", low=0.01
+    )
     conditioner: bool = option(
         False, "scalar critic: read the value off the flow head's conditioner, not the trunk"
     )
@@ -231,7 +266,18 @@ class RewardConfig:
         "high end of the reward's range; default 1, or measured where rewards leave [0, 1]",
         common=True,
     )
+    told_low: float | None = option(
+        None,
+        "low end of the range after a noise that leaves it; default measured from the first "
+        "answers' told rewards",
+    )
+    told_high: float | None = option(None, "high end of that range")
     clip: bool = option(False, "cuts each reward to that range")
+    space: str = option("raw", "scale in which advantages are made and critics learn", table=SPACES)
+    space_by: str | None = option(
+        None, "a running map for each value of this column (domain); default one for all rewards"
+    )
+    space_window: int = option(4096, "latest told rewards that a running map knows", low=2)
     timeout: float = option(
         600.0, "seconds that a function may take for a batch, after which it failed; 0: no limit",
         low=0.0,
@@ -308,6 +354,10 @@ class Config:
         False, "keep the states between layers alone, and compute what is within them again in "
         "backward: less memory for more time",
     )  # fmt: skip
+    compile: bool = option(
+        False, "make kernels of the layers of policy and critic by torch.compile, for all but "
+        "sampling; needs a C++ compiler, on a GPU triton",
+    )  # fmt: skip
     shard: bool = option(
         False,
         "of several processes each holds a share of the models and of their optimisers (FSDP2); "
@@ -354,6 +404,15 @@ class Config:
         group=DATA,
         common=True,
     )
+    stream: bool = option(
+        False,
+        "reads data as it goes and never whole, by the library datasets; a resumed run reads past "
+        "what it has seen",
+        group=DATA,
+    )
+    stream_buffer: int = option(
+        1000, "rows among which a stream is shuffled; 1 keeps its order", low=1, group=DATA
+    )
     system_prompt: str | None = option(
         None, "system message before each prompt of data; one that has its own keeps it", group=DATA
     )
@@ -386,7 +445,15 @@ class Config:
         choices=("last", "best"),
         group=RECORDS,
     )
-    plots: bool = option(True, "draw plots at the end", group=RECORDS)
+    keep_every: int = option(
+        5, "steps between those of which some answers are kept for dfpo show and dfpo report; 0 "
+        "keeps none", low=0, group=RECORDS,
+    )  # fmt: skip
+    keep_answers: int = option(
+        16, "answers kept of each of those steps, chosen whatever their rewards", low=1,
+        high=1024, group=RECORDS,
+    )  # fmt: skip
+    plots: bool = option(True, "draw plots and write report.html at the end", group=RECORDS)
     push_to_hub: str | None = option(
         None, "OWNER/NAME of a model hub's repository that gets the policy and its card at the end",
         group=RECORDS,

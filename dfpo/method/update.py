@@ -80,7 +80,7 @@ def _train_critic(
     learner: Learner, rollout: Rollout, targets: Targets, rows: list[int], config: Config
 ) -> Metrics:
     critic, samples = learner.critic, rollout.samples
-    counts = Counts.of([samples.lengths[i] for i in rows])
+    counts = Counts.of([samples.counts[i] for i in rows])
     length = samples.mask.shape[1]
     index = row_index(rows, samples.mask.device)
     prepared = critic.prepare(
@@ -110,7 +110,7 @@ def _train_policy(
     learner: Learner, rollout: Rollout, targets: Targets, rows: list[int], config: Config
 ) -> Metrics:
     policy_loss = POLICY_LOSSES[config.policy.loss].load()
-    counts = Counts.of([rollout.samples.lengths[i] for i in rows])
+    counts = Counts.of([rollout.samples.counts[i] for i in rows])
 
     def part_loss(some: list[int]) -> tuple[Tensor, Metrics]:
         batch = PolicyBatch.of(rollout, targets, some, counts)

@@ -28,7 +28,7 @@ class Decoding:
     top_k: int = 0  # only so many likeliest tokens; 0 for all
     stop: tuple[str, ...] = ()  # an answer ends before the first of these strings
 
-    def narrow(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # [B, V] -> [B, V]
+    def narrow(self, input_ids: Tensor | None, scores: Tensor) -> Tensor:  # [B, V] -> [B, V]
         """Logits over temperature, -inf where a token is left out."""
         warpers = LogitsProcessorList()
         if self.top_k:

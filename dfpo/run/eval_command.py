@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dfpo.config import Config, ConfigError
+from dfpo.rollout.functions import RolloutError, load_rollout
 from dfpo.rollout.policy import Prompt
 from dfpo.rollout.sampler import Sampler
 from dfpo.run import checkpoint
@@ -26,10 +27,15 @@ def evaluate_model(
     if (target / "config.yaml").is_file():
         config = dataclasses.replace(config, model=str(policy_of(target)))
     policy, tokenizer, source, reward = load_parts(config, given)
-    sampler = Sampler.of(policy, tokenizer, micro_tokens=micro_tokens(config, policy))
+    function = load_rollout(config, given.rollout)
+    tokens = micro_tokens(config, policy)
+    sampler = Sampler.of(policy, tokenizer, micro_tokens=tokens, function=function)
     if not source.held_out:
         raise ConfigError("eval.prompts: is 0, must be at least 1 to evaluate")
-    scores = evaluate(sampler, source.held_out, reward, config)
+    try:
+        scores = evaluate(sampler, source.held_out, reward, config)
+    except RolloutError as error:
+        raise ConfigError(str(error)) from error
 
     rows = [row for splits in source.held_out.values() for part in splits.values() for row in part]
     shown = []

@@ -10,9 +10,10 @@ from tabulate import tabulate
 from torch import Tensor
 
 from dfpo.config import Config, ConfigError
-from dfpo.config.draws import Stream, uniforms
+from dfpo.config.draws import Draws, Stream
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.decoding import Decoding
+from dfpo.rollout.play import play
 from dfpo.rollout.policy import decode
 from dfpo.rollout.sampler import Sampler
 from dfpo.run.bars import bar, speaks
@@ -171,14 +172,14 @@ def _rewards(
     mode: str,
 ) -> Tensor:  # [N, S], NaN where an answer got no reward
     rewards = [torch.empty(0)]
-    settings, length = config.eval, config.rollout.max_new_tokens
+    settings = config.eval
     samples = settings.samples if mode == "sampled" else 1
     rows = [row for row in rows for _ in range(samples)]
 
     for start in bar(
         range(0, len(rows), settings.batch_size),
         desc=f"evaluate {mode}",
-        unit="batch",
+        unit="chunk",
         leave=False,
         disable=not speaks(config),
     ):
@@ -186,7 +187,7 @@ def _rewards(
         draws = None
         if mode == "sampled":
             ids = torch.arange(start, start + len(chunk), device=sampler.policy.device)
-            draws = uniforms(settings.seed, Stream.EVALUATION, 0, ids, length)
+            draws = Draws(settings.seed, Stream.EVALUATION, 0, ids)
         rewards.append(answer(sampler, chunk, reward, config, draws)[1])
 
     return torch.cat(rewards).view(-1, samples)
@@ -197,15 +198,15 @@ def answer(
     rows: list[Row],
     reward: Reward,
     config: Config,
-    draws: Tensor | None,
+    draws: Draws | None,
 ) -> tuple[list[str], Tensor]:
     """One answer to each row, greedy without draws, and its reward, [N]."""
     settings = config.eval
     stop = tuple(word.replace("\\n", "\n") for word in settings.stop)
     decoding = Decoding(settings.top_p, settings.top_k, stop)
-    samples = sampler.answer(
-        [row["prompt"] for row in rows], config.rollout.max_new_tokens,
-        uniforms=draws, temperature=settings.temperature, decoding=decoding,
+    samples, rows = play(
+        sampler, rows, config.rollout.max_new_tokens,
+        draws=draws, temperature=settings.temperature, decoding=decoding,
     )  # fmt: skip
     completions, token_ids = decode(sampler.tokenizer, samples)
 

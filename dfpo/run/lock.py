@@ -18,9 +18,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 NAME, HELD = ".lock", ".lock.held"
 BEAT, STALE = 30.0, 300.0
+LOOKS, LOOK = 5, 0.05  # what only looks at a lock (``is_held``) holds it for a moment
 UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -34,7 +36,7 @@ def hold(folder: Path) -> Iterator[None]:
     written."""
     with (folder / NAME).open("a+") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(file)
         except BlockingIOError:
             file.seek(0)
             raise AtWork(file.read().strip() or "another process") from None
@@ -49,6 +51,32 @@ def hold(folder: Path) -> Iterator[None]:
         file.write(_name())
         file.flush()
         yield
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process holds the lock of ``folder``. Writes nothing."""
+    if (folder / HELD).exists() and not _is_stale(folder / HELD):
+        return True
+    try:
+        with (folder / NAME).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _lock(file: TextIO) -> None:
+    """Raises BlockingIOError where another process holds it for longer than a look takes."""
+    for look in range(LOOKS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if look == LOOKS - 1:
+                raise
+            time.sleep(LOOK)
 
 
 def _name() -> str:

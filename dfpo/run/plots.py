@@ -15,6 +15,7 @@ if "MPLBACKEND" not in os.environ:  # which a notebook sets, to show figures its
     matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from dfpo.config import Config
 from dfpo.run.evaluate import SPLITS, Scores, average, averages, splits_of
@@ -24,6 +25,7 @@ from dfpo.run.progress import ValueRecord
 # Okabe and Ito's palette: distinct in print and to colour-blind readers.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#6b6b6b"
 MOST_LABELS = 60  # words under one value fan
+LONGEST_LABEL = 24  # letters of a word, or of a domain's name
 DOMAIN_COLOURS = (BLUE, ORANGE, GREEN, RED, "#CC79A7", "#56B4E9", GREY)
 STYLE = {
     "font.size": 9,
@@ -91,17 +93,17 @@ def plot_training(metrics: list[dict[str, Any]], config: Config) -> plt.Figure:
         curve(top, "reward/noisy", f"seen in training ({config.noise})", ORANGE)
     curve(top, "reward/clean", "clean", BLUE)
     top.set(title="Reward of sampled answers", ylabel="mean reward")
-    top.legend(loc="lower right")
+    top.legend(loc="best")
     domains = {k: None for m in metrics for k in m if k.startswith(("accuracy/", "domain/"))}
 
     for key, colour in zip(domains, DOMAIN_COLOURS, strict=False):
-        curve(right, key, key.partition("/")[2], colour)
+        curve(right, key, _cut(key.partition("/")[2]), colour)
 
     verified = all(key.startswith("accuracy/") for key in domains)
     right.set(title=f"{'Accuracy' if verified else 'Reward'} by domain")
     if verified:
         right.set(ylim=(0, 1.02))
-    right.legend(loc="upper left", ncols=3, bbox_to_anchor=(0, 0.12), fontsize=8)
+    right.legend(loc="best", fontsize=8)
     curve(kl, "kl", "KL", GREY)
     kl.set(title="Distance from the first policy", ylabel="KL, nats per answer", xlabel="step")
 
@@ -114,7 +116,8 @@ def plot_training(metrics: list[dict[str, Any]], config: Config) -> plt.Figure:
         curve(fit, "advantage/sign_agreement", "advantages of the clean sign", GREEN)
         fit.set(title="Advantages against the clean reward", xlabel="step", ylim=(0, 1.02))
 
-    fit.legend(loc="lower right")
+    fit.legend(loc="best")
+    kl.xaxis.set_major_locator(MaxNLocator(integer=True))
     warmup = min(config.critic.warmup_steps, len(steps))
     for ax in axes.flat:
         if warmup:
@@ -139,8 +142,9 @@ def smooth(values: np.ndarray, span: int = 9) -> np.ndarray:
 def plot_scores(before: Scores, after: Scores, metric: str) -> plt.Figure:
     """Mean reward, sampled and greedy, before and after, per domain and split."""
     splits = splits_of(before)
+    width = max(4.0, 0.75 * (len(before) + 1))
     figure, axes = plt.subplots(
-        1, len(splits), figsize=(4 * len(splits), 3), sharey=True, constrained_layout=True,
+        1, len(splits), figsize=(width * len(splits), 3.3), sharey=True, constrained_layout=True,
         squeeze=False,
     )  # fmt: skip
 
@@ -159,12 +163,16 @@ def plot_scores(before: Scores, after: Scores, metric: str) -> plt.Figure:
                 ax.scatter(place, low, facecolor="white", edgecolor=colour, s=28, zorder=2)
                 ax.scatter(place, high, color=colour, s=28, zorder=2, label=label)
         title = SPLITS[split].capitalize()
-        ax.set(title=title, xticks=range(len(names)), xticklabels=names)
+        ax.set_title(title)
+        turned = {"rotation": 30, "ha": "right"} if len(names) > 6 else {}
+        ax.set_xticks(range(len(names)), [_cut(name) for name in names], **turned)
         if metric == "accuracy":
             ax.set_ylim(-0.02, 1.04)
 
     axes[0, 0].set_ylabel(f"{metric} (open: before, filled: after)")
-    axes[0, 0].legend(loc="lower left")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8
+    )
     return figure
 
 
@@ -236,18 +244,21 @@ def _fan(ax: plt.Axes, fan: Fan) -> None:
         ax.fill_between(x, *bounds, color=BLUE, alpha=alpha, linewidth=0, label=label)
 
     ax.plot(x, fan.quantiles.mean(1), color=BLUE, linewidth=1.5, label="mean")
-    ax.set_title(f"{fan.domain}, {fan.label} answer")
+    ax.set_title(f"{_cut(fan.domain)}, {fan.label} answer")
     if fan.slip is not None:
         word = fan.words[fan.slip] if fan.slip < len(fan.words) else "end"
         ax.axvline(fan.slip, color=RED, linewidth=1)
-        ax.text(
-            fan.slip + 0.2, 1.03, f"slip: {word}", color=RED, fontsize=8, va="bottom",
-            transform=ax.get_xaxis_transform(),
-        )  # fmt: skip
+        # At the other end of the title's line, where no slip can push it into the title.
+        ax.set_title(f"slip: {_cut(word)}", loc="right", color=RED, fontsize=8)
 
     shown = x[:: max(1, len(x) // MOST_LABELS)]
-    ax.set_xticks(shown, [fan.words[i] for i in shown], rotation=90, fontsize=6.5)
+    ax.set_xticks(shown, [_cut(fan.words[i]) for i in shown], rotation=90, fontsize=6.5)
     ax.set(xlim=(-0.5, len(x) - 0.5))
+
+
+def _cut(text: str) -> str:
+    """Short enough to stand beside others."""
+    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 1]}…"
 
 
 def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:

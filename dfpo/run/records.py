@@ -148,6 +148,18 @@ def is_complete(run: Path, config: Config) -> bool:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """One mapping a step; a run of no steps has no file."""
+    """One mapping a step; a run of no steps has no file. A line that is being written counts as
+    not there yet."""
     path = run / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+def labels(runs: list[str]) -> list[str]:
+    """The shortest ends of the paths of different runs that tell them apart."""
+    paths = [Path(run).resolve().parts for run in runs]
+    for length in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(path[-length:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,21 +15,25 @@ import torch
 from accelerate.tracking import GeneralTracker
 
 from dfpo.config import Config, ConfigError, to_yaml
+from dfpo.config.rules import value_range
 from dfpo.config.types import Samples
 from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import update
 from dfpo.rollout.batches import parts_of
 from dfpo.rollout.collect import collect
+from dfpo.rollout.engines import EngineError
+from dfpo.rollout.functions import RolloutError
 from dfpo.rollout.policy import shipped_policy
 from dfpo.rollout.processes import Processes, ProcessLost
 from dfpo.run import checkpoint, watch
 from dfpo.run.bars import bar, speaks
-from dfpo.run.diagnostics import count_rewards, rollout_metrics
+from dfpo.run.diagnostics import count_rewards, engine_metrics, rollout_metrics, warn_of_drift
 from dfpo.run.evaluate import Scores, averages, score_table
 from dfpo.run.examples import Example, find_examples, predict
 from dfpo.run.given import Given
 from dfpo.run.hub import push
+from dfpo.run.kept import forget_after, keep
 from dfpo.run.live import live_plot
 from dfpo.run.lock import AtWork, hold
 from dfpo.run.manifest import fingerprint
@@ -39,6 +44,7 @@ from dfpo.run.records import (
     replace_text,
     write_json,
 )
+from dfpo.run.report.page import NAME, write_report
 from dfpo.run.run_card import write_card
 from dfpo.run.setup import NOTHING, Setup, check_prompts, set_up
 from dfpo.run.stop import RunError, Stopped, StopRequest, how_to_resume
@@ -68,13 +74,15 @@ def train(config: Config, resume: Path | None = None, given: Given = NOTHING) ->
                 return _train(setup, stop, resuming=resume is not None)
         except OSError as error:
             raise RunError(f"cannot write: {error}; {how_to_resume(setup.run)}") from error
-        except ProcessLost as error:
+        except (EngineError, ProcessLost, RolloutError) as error:
             raise RunError(f"{error}; {how_to_resume(setup.run)}") from error
 
 
 def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:
     progress = begin(setup, resuming)
     leads = Processes.here().leads
+    if leads:
+        forget_after(setup.run, progress.step)
     log = MetricsLog(setup.run / "metrics.jsonl", progress.step, writes=leads)
     trackers = start_trackers(setup.config, setup.run) if leads else []
     if speaks(setup.config):
@@ -85,7 +93,7 @@ def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:
             watch.judge(setup, progress, progress.before)
     examples = examples_of(setup, progress)
     if progress.step == 0:
-        progress.fans = predict(setup.critic, examples, setup.config)
+        progress.fans = predict(setup.critic, setup.space, examples, setup.config)
     run_steps(setup, stop, progress, examples, log, trackers)
     finish(setup, progress, log, trackers)
 
@@ -174,6 +182,9 @@ def run_steps(
             if live is not None:
                 live.draw(log.records, last=progress.step == config.steps)
             progress_bar.set_postfix(headline(record, progress, config))
+            drift = warn_of_drift(log.records, config)
+            if drift and Processes.here().leads:
+                progress_bar.write(drift, file=sys.stderr)
             exhausted = progress.steps_unscored >= config.max_unscored_steps
             stop.agree()
             ends = progress.step == config.steps or watch.has_stopped_gaining(progress, config)
@@ -226,6 +237,8 @@ def finish(
     scores = {"before": progress.before, "after": after}
     write_card(run, config, summary, scores)
     write_json(run / "summary.json", summary)
+    if config.plots:
+        write_report([run], run / NAME)
     if not config.quiet:
         print("\n".join(describe_end(setup, progress, scores, log.records)))
     if config.push_to_hub:
@@ -250,7 +263,7 @@ def describe_end(
     lines.append(
         f"{progress.seconds:.0f} s, {progress.cpu_seconds:.0f} CPU-s, "
         f"{tokens_per_second(records):.0f} tokens/s in training, {peak_memory():.1f} GB at "
-        f"most; plots, policy and metrics in {setup.run}"
+        f"most; {'report.html, ' if config.plots else ''}policy and metrics in {setup.run}"
     )
     return lines
 
@@ -277,20 +290,29 @@ def train_step(
             estimate = estimate_values(
                 setup.critic, rollout.samples, setup.generator, config.micro_tokens
             )
-            targets = compute_targets(rollout, estimate, config, step)
+            setup.space.tell(rollout)
+            targets = compute_targets(setup.space.mapped(rollout), estimate, config, step)
         with clock("update"):
             train_policy = step >= config.critic.warmup_steps
             losses = update(
                 setup.learner, rollout, targets, config, step, train_policy=train_policy
             )
             setup.sampler.engine.update()
+        if estimate is not None:
+            estimate = setup.space.readout(estimate, rollout.answers.rows)
+        if Processes.here().leads:
+            keep(
+                setup.run, setup.tokenizer, rollout,
+                estimate=estimate, targets=targets, config=config, step=step,
+            )  # fmt: skip
         metrics |= rollout_metrics(rollout, estimate, targets, setup.source.metric) | losses
+        metrics |= engine_metrics(rollout, config)
         if estimate is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
             progress.records.append(ValueRecord.from_rollout(rollout, estimate))
 
     if examples and step + 1 == config.critic.warmup_steps:
         # The last moment at which the examples are the policy's own.
-        progress.fans = predict(setup.critic, examples, config)
+        progress.fans = predict(setup.critic, setup.space, examples, config)
     progress.count(rollout.scored, tokens)
     return {**metrics, **clock.report(tokens), **count_processes(rollout.samples, config)}
 
@@ -354,8 +376,10 @@ def describe_start(setup: Setup, progress: Progress) -> str:
         f"{policy.num_parameters() / 1e6:.2f} M parameters on {policy.device}{_others()}, "
         f"noise {config.noise}"
     )
-    low, high = config.reward.low, config.reward.high
-    if (low, high) != (0.0, 1.0):
+    low, high = value_range(config)
+    if config.reward.space != "raw":
+        text += f", rewards through {config.reward.space}"
+    elif (low, high) != (0.0, 1.0):
         text += f", rewards scaled by [{low:g}, {high:g}]"
     if progress.step:
         text += f"; continues after {progress.step} of {config.steps} steps"

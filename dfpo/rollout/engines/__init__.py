@@ -15,6 +15,10 @@ from dfpo.config.choices import ENGINES
 from dfpo.rollout.decoding import PLAIN, Decoding
 
 
+class EngineError(RuntimeError):
+    """Why an engine gave no answers, in one line."""
+
+
 class Generated(NamedTuple):
     """Answers; what stands behind an answer's end token is of no matter."""
 
@@ -23,6 +27,8 @@ class Generated(NamedTuple):
 
 
 class Engine(Protocol):
+    tells_logprobs: bool  # whether what it generates comes with log-probabilities of its own
+
     def generate(
         self,
         prompts: list[list[int]],
@@ -42,7 +48,14 @@ class Engine(Protocol):
         """The policy's weights have changed: draw from the new ones from here on."""
         ...
 
+    def rest(self) -> None:
+        """All answers for now are drawn: what memory they took is free for training."""
+        ...
 
-def build_engine(name: str, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
-    """The engine that ``rollout.engine`` names."""
-    return ENGINES[name].load()(policy, tokenizer)
+
+def build_engine(
+    name: str, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memory: float
+) -> Engine:
+    """The engine that ``rollout.engine`` names; ``memory`` is its share of the device's, where it
+    has one of its own. Raises ConfigError."""
+    return ENGINES[name].load()(policy, tokenizer, memory)

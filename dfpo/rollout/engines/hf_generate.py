@@ -47,14 +47,20 @@ class _CounterSampler(LogitsProcessor):
         self.decoding = decoding
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        kept = self.decoding.narrow(input_ids, scores.float() / self.temperature)
-        cumulative = kept.softmax(-1).cumsum(-1)
+        scaled = self.decoding.narrow(input_ids, scores.float() / self.temperature)
         position = input_ids.shape[1] - self.prompt_length
-        # Scaled by the total, which rounding leaves next to 1, so that every draw hits a token.
-        threshold = self.uniforms[:, position : position + 1] * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, threshold, right=True)
-        chosen = chosen.clamp_max(scores.shape[-1] - 1)
+        draws = self.uniforms[:, position : position + 1]
+        chosen = inverse(scaled, draws)
         return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
+
+
+def inverse(scores: Tensor, draws: Tensor) -> Tensor:  # [B, V], [B, 1] -> [B, 1]
+    """The token at which the cumulative distribution passes each draw."""
+    cumulative = scores.softmax(-1).cumsum(-1)
+    # Scaled by the total, which rounding leaves next to 1, so that every draw hits a token.
+    threshold = draws * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, threshold, right=True)
+    return chosen.clamp_max(scores.shape[-1] - 1)
 
 
 class _UntilSomeEnd(StoppingCriteria):
@@ -74,10 +80,15 @@ class _UntilSomeEnd(StoppingCriteria):
 class HFGenerate:
     """The policy itself draws, by ``generate``; its weights are always the newest."""
 
+    tells_logprobs = False
+
     def __init__(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.policy, self.tokenizer = policy, tokenizer
 
     def update(self) -> None:
+        pass
+
+    def rest(self) -> None:
         pass
 
     @torch.no_grad()
@@ -191,5 +202,5 @@ def _own_settings(model: PreTrainedModel, plain: GenerationConfig) -> Iterator[N
         model.generation_config = kept
 
 
-def build(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HFGenerate:
+def build(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memory: float) -> HFGenerate:
     return HFGenerate(policy, tokenizer)

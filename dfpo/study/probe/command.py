@@ -13,20 +13,26 @@ from tabulate import tabulate
 from dfpo.config import ConfigError, build_config, stored_settings
 from dfpo.config.rules import predicts
 from dfpo.run import checkpoint
-from dfpo.run.records import write_json
+from dfpo.run.records import labels, write_json
+from dfpo.run.report.page import check_output, write_page
 from dfpo.run.setup import set_up
 from dfpo.study.probe.replays import Played, play, plays_of, probe
 from dfpo.study.probe.scores import SCORES, critic_scores
 from dfpo.study.statistics import student_interval
 
 
-def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) -> dict[str, Any]:
-    """Scores of each run's critic, also written to its critic.json and plots/. Raises ConfigError
-    for what is no run, or has no critic."""
+def probe_runs(
+    runs: list[Path], answers: int, plays: int, plot: Path | None, page: Path | None = None
+) -> dict[str, Any]:
+    """Scores of each run's critic, also written to its critic.json, critic.html and plots/; those
+    of all of them to ``plot`` and ``page``. Raises ConfigError for what is no run, or has no
+    critic."""
     if plays < 2:
         raise ConfigError(f"plays: is {plays}, must be at least 2")
     if plot is not None:
         _check_plot(plot)
+    if page is not None:
+        check_output(page)
     runs = list({run.resolve(): run for run in runs}.values())
     configs = [build_config(stored_settings("run", run)) for run in runs]
 
@@ -61,6 +67,7 @@ def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) ->
         (run / "plots").mkdir(exist_ok=True)
         plot_probe(run / "plots", probed, setup.config)
         write_json(run / "critic.json", report)
+        write_scores(run / "critic.html", {str(run): report})
         reports[str(run)] = report
 
     if plot is not None:
@@ -68,7 +75,47 @@ def probe_runs(runs: list[Path], answers: int, plays: int, plot: Path | None) ->
         means = summarise_groups(reports)
         plot_critics(plot, *({k: r["scores"] for k, r in part.items()} for part in (named, means)))
 
+    if page is not None:
+        write_scores(page, reports)
+
     return reports
+
+
+def write_scores(output: Path, reports: dict[str, Any]) -> None:
+    """The page of some critics' scores. Raises ConfigError where it cannot be written."""
+    from dfpo.study.page import render_study
+
+    means = summarise_groups(reports)
+    named = dict(zip(labels(list(reports)), reports.values(), strict=True))
+    named |= {f"{name}: mean": group for name, group in means.items()}
+    forest = [
+        {
+            "arm": name, "panel": key, "noise": column.get("noise", ""), "domain": "",
+            "mean": column["scores"][key][0], "thin": column["scores"][key][1:], "thick": [],
+            "seeds": [],
+        }
+        for key in SCORES
+        for name, column in named.items()
+    ]  # fmt: skip
+    data = {
+        "about": "dfpo critic",
+        "arms": list(named),
+        "curves": [],
+        "forest": {
+            "panels": list(SCORES), "shared": False, "rows": forest,
+            "text": "Scores with their 95 % intervals, each on a scale of its own.",
+        },
+        "tables": [{
+            "title": "Scores", "text": "What each score means stands in its last column.",
+            "head": ["score", *named, "meaning"],
+            "rows": [
+                [key, *(_cell(key, column["scores"][key]) for column in named.values()), meaning]
+                for key, meaning in SCORES.items()
+            ],
+        }],
+    }  # fmt: skip
+    page = render_study(f"DFPO critics: {', '.join(labels(list(reports)))}", data)
+    write_page(output, page)
 
 
 def _check_plot(plot: Path) -> None:
@@ -79,16 +126,6 @@ def _check_plot(plot: Path) -> None:
         raise ConfigError(f"plot: is {plot}, must end in one of .{', .'.join(known)}")
     if not plot.parent.is_dir():
         raise ConfigError(f"plot: is {plot}, but {plot.parent} is no directory")
-
-
-def labels(runs: list[str]) -> list[str]:
-    """The shortest ends of the paths of different runs that tell them apart."""
-    paths = [Path(run).resolve().parts for run in runs]
-    for length in range(1, max(map(len, paths)) + 1):
-        names = ["/".join(path[-length:]) for path in paths]
-        if len(set(names)) == len(names):
-            break
-    return names
 
 
 def summarise_groups(reports: dict[str, Any]) -> dict[str, Any]:
