@@ -6,6 +6,9 @@ import pytest
 from transformers import LlamaConfig
 
 from dfpo.__main__ import main
+from dfpo.config import build_config
+from dfpo.config.algorithms import ALGORITHMS
+from dfpo.run.memory import foretell
 
 SHAPE = LlamaConfig(
     vocab_size=1000, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
@@ -54,6 +57,16 @@ def test_without_a_critic_there_is_none(foretold):
     assert set(found["stages"]) == {"sampling", "log-probabilities", "policy update"}
     # Gradients, and logits of 8 x 16 tokens as they are, scaled, and normalised.
     assert found["stages"]["policy update"] > 4 * POLICY + 3 * 4 * 8 * 16 * 1000
+
+
+@pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
+def test_every_algorithm_is_foretold(algorithm):
+    """Each critic, loss and advantage runs on shapes alone."""
+    settings = {"algorithm": algorithm, "device": "cpu", "reward.low": 0, "reward.high": 1}
+    config = build_config(settings | {"rollout.max_new_tokens": 16})
+    found = foretell(config, SHAPE, answers=8, prompt=4, processes=1, base=1)
+    assert found.parameters == POLICY and found.unreturned >= 0
+    assert found.highest.together > 4 * POLICY, "gradients at least"
 
 
 def test_what_saves_memory_saves_it(foretold):
