@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -213,7 +214,11 @@ def finish(
     progress.tick()
     write_json(run / "summary.json", run_summary(setup, progress, after, log.records))
     if config.plots:
-        write_report([run], run / NAME)
+        try:
+            write_report([run], run / NAME)
+        except ConfigError as error:
+            # Of a file that somebody changed; the run itself is done.
+            print(f"{run / NAME} is not written: {error}", file=sys.stderr)
     if after:
         print(score_table({"before": progress.before, "after": after}))
     print(

@@ -45,12 +45,12 @@ function matches(answer) {
   const words = $("f-search").value.toLowerCase();
   return is("f-run", answer.run) && is("f-step", answer.step) && is("f-domain", `=${answer.domain}`)
     && is("f-verdict", answer.right ? "right" : "wrong")
-    && is("f-noise", answer.told === answer.clean ? "true" : "noisy")
+    && is("f-noise", answer.noisy ? "noisy" : "true")
     && (!words || `${answer.prompt}\n${answer.answer}`.toLowerCase().includes(words));
 }
 
 function rewardOf(answer) {
-  const told = answer.told === answer.clean ? [`reward ${number(answer.clean)}`] : [
+  const told = !answer.noisy ? [`reward ${number(answer.clean)}`] : [
     make("span", { class: "noisy" }, `told ${number(answer.told)}, clean ${number(answer.clean)}`)];
   return [answer.right ? "✓ right, " : "✗ wrong, ", ...told];
 }
@@ -204,9 +204,9 @@ function percentile(row, level) {
 }
 
 function extent(answer) {
-  const { low, high } = data.runs[answer.run], { packed, told, clean } = answer;
-  const all = [low, high, packed.low, packed.high, told, clean].filter(Number.isFinite);
-  return [Math.min(...all), Math.max(...all)];
+  // Not of the told reward, which noise may have sent anywhere.
+  const { low, high } = data.runs[answer.run], { packed } = answer;
+  return [Math.min(low, packed.low), Math.max(high, packed.high)];
 }
 
 function fan(answer, here) {
@@ -235,16 +235,19 @@ function dotplot(answer, row) {
     heights.set(bin, n + 1);
     return make("circle", { class: "dot", r: 4, cx: 40 + (bin / bins) * 550, cy: 124 - 8 * n });
   });
-  const mark = (v, name) => make("line", { class: name, x1: x(v), x2: x(v), y1: 0, y2: 130 });
+  const mark = (v, name) => {
+    const at = x(Math.max(low, Math.min(high, v)));
+    return make("line", { class: name, x1: at, x2: at, y1: 0, y2: 130 });
+  };
   const mean = row.reduce((a, b) => a + b, 0) / row.length;
   const words = `each dot is 1/${row.length} of the chance; line: mean, dotted: clean reward`
-    + (answer.told === answer.clean ? "" : ", dashed: told reward");
+    + (answer.noisy ? `, dashed: told reward, ${number(answer.told)}` : "");
   return make("svg", { viewBox: "0 0 600 158", role: "img", "aria-label": "return distribution" },
     make("line", { class: "axis", x1: 40, x2: 590, y1: 130, y2: 130 }),
     make("text", { x: 40, y: 143 }, number(low)),
     make("text", { x: 590, y: 143, "text-anchor": "end" }, number(high)),
     make("text", { x: 40, y: 156 }, words), ...dots,
     ...(Number.isFinite(mean) ? [mark(mean, "mean")] : []), mark(answer.clean, "clean"),
-    ...(answer.told === answer.clean ? [] : [mark(answer.told, "told")]));
+    ...(answer.noisy ? [mark(answer.told, "told")] : []));
 }
 
