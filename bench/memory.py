@@ -3,6 +3,7 @@
     python bench/memory.py answers    more answers a step, the same --micro-tokens
     python bench/memory.py lora       all weights against adapters, 135 M parameters
     python bench/memory.py trl        beside TRL's GRPOTrainer: model, answers and tokens alike
+    python bench/memory.py foretold   beside what `dfpo memory` foretells, 20 to 40 M parameters
 
 Writes a table to stdout, and with --json FILE the rows.
 """
@@ -39,6 +40,10 @@ MODELS = {
     "small-152k": Qwen2Config(
         vocab_size=151_936, hidden_size=128, intermediate_size=384, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    ),
+    "20M-8k": LlamaConfig(
+        vocab_size=8_192, hidden_size=384, intermediate_size=1536, num_hidden_layers=8,
+        num_attention_heads=6, num_key_value_heads=6, tie_word_embeddings=False,
     ),
     # SmolLM2-135M's dimensions.
     "135M": LlamaConfig(
@@ -78,6 +83,7 @@ def train_dfpo(model: Path, settings: dict[str, Any], folder: Path) -> dict[str,
                 "plots": False, "device": "cpu", "runs_dir": str(folder), "checkpoint_every": 100,
                 "max_unscored_steps": 9,
             }
+            | ({} if settings["algorithm"] == "grpo" else {"critic.warmup_steps": 1})
             | settings | given.settings()
         ),
         given=given,
@@ -161,9 +167,42 @@ def trl(length: int) -> list[dict[str, Any]]:
     ]
 
 
+def foretold(length: int) -> list[dict[str, Any]]:
+    """Every kind of peak: weights, activations, logits, adapters, several micro-batches."""
+    cells = [
+        ("grpo", "40M-32k", 32, {}),
+        ("ppo", "40M-152k", 16, {"micro_tokens": 256}),
+        ("dfpo", "20M-8k", 64, {}),
+        ("dfpo", "20M-8k", 64, {"gradient_checkpointing": True}),
+        ("dfpo", "20M-8k", 64, {"micro_tokens": 512, "dtype": "float32"}),
+        ("dfpo", "40M-32k", 16, {"lora.rank": 8}),
+    ]
+    return [
+        {"arm": arm, "model": model, "answers": count, "length": length, "settings": settings}
+        for arm, model, count, settings in cells
+    ]
+
+
+def foretell_cell(what: dict[str, Any]) -> float:
+    """GB that `dfpo memory` says, in a process of its own too."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        MODELS[what["model"]].to_json_file(path)
+        words = ["--algorithm", what["arm"], "--model", str(path), "--device", "cpu", "--json"]
+        words += ["--answers", str(what["answers"]), "--length", str(what["length"])]
+        words += ["--prompt-length", "4"]
+        for name, value in what["settings"].items():
+            words += [f"--{name.replace('_', '-')}", str(value)]
+        command = [sys.executable, "-m", "dfpo", "memory", *words]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return json.loads(done.stdout)["peak"] / 1e9
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", nargs="?", choices=("answers", "lora", "trl"))
+    parser.add_argument("what", nargs="?", choices=("answers", "lora", "trl", "foretold"))
     parser.add_argument("--length", type=int, default=16, help="tokens of each answer")
     parser.add_argument("--only", help="models whose name holds this")
     parser.add_argument("--json", type=Path)
@@ -172,11 +211,15 @@ if __name__ == "__main__":
     if options.cell:
         print(json.dumps(run_cell(options.cell)))
         raise SystemExit
-    cells = {"answers": answers, "lora": lora, "trl": trl}[options.what](options.length)
+    kinds = {"answers": answers, "lora": lora, "trl": trl, "foretold": foretold}
+    cells = kinds[options.what](options.length)
     rows = []
     for chosen in cells:
         if (options.only or "") in chosen["model"]:
             rows.append(cell(chosen))
+            if options.what == "foretold":
+                said = foretell_cell(chosen)
+                rows[-1] |= {"foretold": said, "off": f"{said / rows[-1]['GB'] - 1:+.1%}"}
             print(rows[-1], file=sys.stderr, flush=True)  # each as it comes: they take minutes
     print(tabulate([{k: str(v) for k, v in row.items()} for row in rows], headers="keys"))
     if options.json:

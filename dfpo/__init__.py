@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from dfpo.config import ALGORITHMS, ConfigError
     from dfpo.run.api import Evaluation, Run, Values, evaluate, load, train
     from dfpo.run.stop import RunError
-    from dfpo.study.api import Comparison, compare
+    from dfpo.study.api import Audit, Comparison, audit, compare
 
 __version__ = metadata.version("dfpo")
 __all__ = [
-    "ALGORITHMS", "Comparison", "ConfigError", "Evaluation", "Run", "RunError", "Values",
-    "compare", "evaluate", "load", "train",
+    "ALGORITHMS", "Audit", "Comparison", "ConfigError", "Evaluation", "Run", "RunError", "Values",
+    "audit", "compare", "evaluate", "load", "train",
 ]  # fmt: skip
 
 # Loaded when asked for, so that `import dfpo` costs nothing and needs torch alone.
@@ -33,8 +33,7 @@ _HOME = {
     "ALGORITHMS": "dfpo.config",
     "ConfigError": "dfpo.config",
     "RunError": "dfpo.run.stop",
-    "Comparison": "dfpo.study.api",
-    "compare": "dfpo.study.api",
+    **dict.fromkeys(("Audit", "Comparison", "audit", "compare"), "dfpo.study.api"),
     **dict.fromkeys(("Evaluation", "Run", "Values", "evaluate", "load", "train"), "dfpo.run.api"),
 }
 # What training imports and the kernels do not: the extra `train` without shtab, which writes

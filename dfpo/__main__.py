@@ -28,7 +28,7 @@ from dfpo.config.flags import (
     positive,
 )
 from dfpo.config.rules import only_read
-from dfpo.run.records import is_complete
+from dfpo.run.records import is_complete, read_metrics
 from dfpo.run.stop import exit_status
 
 TRAIN_EPILOG = """\
@@ -39,6 +39,7 @@ examples:
   dfpo train --model DIR --data prompts.jsonl --reward score.py:reward
                                                your model, your prompts, your reward
   dfpo train --config runs/NAME/config.yaml    the same run again
+  dfpo train --dry-run                         how long, how large; writes nothing
   dfpo train --resume runs/NAME                go on where a run stopped, bit for bit
   dfpo train --help-all                        every setting, each choice on a line of its own
 
@@ -62,6 +63,21 @@ examples:
   dfpo critic runs/a runs/b --plot critics.png two critics side by side
 """
 
+AUDIT_EPILOG = """\
+examples:
+  dfpo train --steps 200 --critic.warmup-steps 200 --critic.warmup-epochs 1 --name mine
+                                               a critic of a policy that stands still
+  dfpo audit runs/mine                         how wrong was its reward, by domain
+  dfpo audit runs/mine --by level --show 50    by a column of the data; the 50 most surprising
+"""
+
+MEMORY_EPILOG = """\
+examples:
+  dfpo memory --model my-model --answers 64 --length 512 --device cuda
+  dfpo memory --model config.json --lora.rank 16 --micro-tokens 8192 --device cuda
+  dfpo memory --model config.json --processes 8 --shard --gradient-checkpointing true --device cuda
+"""
+
 COMPARE_EPILOG = """\
 examples:
   dfpo compare --quick                         does it work here: two arms, ten minutes of two cores
@@ -76,16 +92,24 @@ flags hold for every cell; one that an arm, a noise or a domain sets is refused.
 
 # What may change when a run goes on: how long and how it is watched, never what it computes.
 RESUMABLE = (
-    "steps", "checkpoint_every", "max_unscored_steps", "trackers", "plots", "device", "threads",
-    "keep_every", "keep_answers",
+    "steps", "checkpoint_every", "max_unscored_steps", "eval.patience", "trackers", "plots",
+    "push_to_hub", "quiet", "device", "threads", "keep_every", "keep_answers",
 )  # fmt: skip
 # What a recipe gives, or the grid.
 GRID = ("algorithm", "seed", "noise", "name", "runs_dir", "plots", "trackers")
+# What the memory of a run depends on.
+WEIGHED = (
+    "algorithm", "device", "dtype", "model", "micro_tokens", "gradient_checkpointing", "lora.rank",
+    "lora.alpha", "lora.targets", "policy.minibatches", "critic.kind", "critic.num_quantiles",
+    "critic.width", "critic.heads",
+)  # fmt: skip
 # What an evaluation depends on.
 EVALUATED = (
     "device", "attention", "threads", "task", "data", "eval_data",
     "reward.functions", "reward.weights",
-    "rollout.max_new_tokens", "eval.prompts", "eval.batch_size", "eval.seed",
+    "rollout.max_new_tokens", "rollout.function", "eval.prompts", "eval.batch_size", "eval.seed",
+    "eval.samples", "eval.pass_at", "eval.right", "eval.temperature", "eval.top_p", "eval.top_k",
+    "eval.stop",
 )  # fmt: skip
 
 
@@ -115,6 +139,10 @@ def add_train(parser: Parser, everything: bool) -> None:
     parser.add_argument(
         "--resume", type=Path, metavar="RUN",
         help="directory of a run to continue, bit for bit",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true",
+        help="load and try everything, say how long and how large the run would be, write nothing",
     )  # fmt: skip
     add_settings(parser, everything=everything)
 
@@ -189,6 +217,41 @@ def add_runs(parser: Parser, everything: bool) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_audit(parser: Parser, everything: bool) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="directory of a run")
+    parser.add_argument(
+        "--answers", type=positive, default=1024, metavar="N",
+        help="fresh answers to training prompts (default: 1024)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--by", default="domain", metavar="COLUMN",
+        help="column whose values are audited apart (default: domain)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--show", type=count, default=10, metavar="N",
+        help="print the N most surprising rewards (default: 10)",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_memory(parser: Parser, everything: bool) -> None:
+    for name, default, what in (
+        ("answers", 64, "answers of a step: rollout.prompts times rollout.samples"),
+        ("length", 512, "tokens of the longest answer: rollout.max_new_tokens"),
+        ("prompt-length", 256, "tokens of the longest prompt"),
+        ("processes", 1, "processes, one a device; what is printed is for each"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=positive, default=default, metavar="N", help=f"{what} ({default})"
+        )
+    parser.add_argument(
+        "--shard", nargs="?", const="true", default="false", metavar="BOOL",
+        help="each process holds a share of models and optimisers",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON, in bytes")
+    add_settings(parser, chosen=WEIGHED, everything=True)
+
+
 def add_compare(parser: Parser, everything: bool) -> None:
     parser.add_argument("--quick", action="store_true", help="the built-in recipe")
     parser.add_argument(
@@ -207,6 +270,10 @@ def add_tune(parser: Parser, everything: bool) -> None:
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where to write (default: the recipe's)"
     )
+    parser.add_argument(
+        "--on", default="local", metavar="WHERE",
+        help="where cells run: local, ray, or the address of a Ray cluster (default: local)",
+    )  # fmt: skip
     of_cells = [name for name, _, _ in options() if name not in GRID]
     add_settings(parser, chosen=of_cells, everything=everything)
 
@@ -226,7 +293,10 @@ def add_completion(parser: Parser, everything: bool) -> None:
 
 
 def run_train(args: argparse.Namespace) -> None:
-    flags = {k: v for k, v in vars(args).items() if k not in ("command", "config", "resume")}
+    own = ("command", "config", "resume", "dry_run")
+    flags = {k: v for k, v in vars(args).items() if k not in own}
+    if args.dry_run and args.resume is not None:
+        raise ConfigError("dry-run: is for a new run, must not be given with --resume")
     if args.resume is not None:
         settings = _resumed_settings(args, flags)
     else:
@@ -234,7 +304,16 @@ def run_train(args: argparse.Namespace) -> None:
 
     config = build_config(settings)
     if args.resume is not None and is_complete(args.resume, config):
-        print(f"{args.resume}: finished after {config.steps} steps; --steps N would go on to N")
+        done = len(read_metrics(args.resume))
+        ended_early = done < config.steps
+        more = "--eval.patience 0 would go on" if ended_early else "--steps N would go on to N"
+        print(f"{args.resume}: finished after {done} steps; {more}")
+        return
+    if args.dry_run:
+        from dfpo.run.dry_run import dry_run
+
+        if said := dry_run(config):
+            print(said)
         return
     from dfpo.run.train import train
 
@@ -323,12 +402,31 @@ def run_runs(args: argparse.Namespace) -> None:
     print(runs_json(listed) if args.json else runs_table(listed))
 
 
+def run_audit(args: argparse.Namespace) -> None:
+    from dfpo.study.audit.command import audit, audit_report, to_json
+
+    found = audit(args.run, args.answers, args.by)
+    print(to_json(found) if args.json else audit_report(found, args.show))
+
+
+def run_memory(args: argparse.Namespace) -> None:
+    own = ("command", "answers", "length", "prompt_length", "processes", "json")
+    settings = {k: v for k, v in vars(args).items() if k not in own}
+    if "model" not in settings:
+        raise ConfigError("model: is not given, must be a model's directory or its config.json")
+    known = {"rollout.max_new_tokens": args.length, "reward.low": 0.0, "reward.high": 1.0}
+    config = build_config(known | settings)
+    from dfpo.run.memory import forecast_report
+
+    print(forecast_report(config, args.answers, args.prompt_length, args.processes, args.json))
+
+
 def run_compare(args: argparse.Namespace) -> None:
     if (args.recipe is None) != args.quick:
         raise ConfigError("recipe: must be given, or --quick instead of it")
     from dfpo.study.compare import compare
 
-    compare(args.recipe, args.output, args.seeds, args.jobs, _grid_flags(args))
+    compare(args.recipe, args.output, args.seeds, args.jobs, _grid_flags(args), args.on)
 
 
 def run_tune(args: argparse.Namespace) -> None:
@@ -336,11 +434,11 @@ def run_tune(args: argparse.Namespace) -> None:
         raise ConfigError("recipe: must be given")
     from dfpo.study.tune import tune
 
-    tune(args.recipe, args.output, args.jobs, _grid_flags(args))
+    tune(args.recipe, args.output, args.jobs, _grid_flags(args), args.on)
 
 
 def _grid_flags(args: argparse.Namespace) -> dict[str, Any]:
-    own = ("command", "recipe", "quick", "jobs", "output", "seeds")
+    own = ("command", "recipe", "quick", "jobs", "output", "seeds", "on")
     return {k: v for k, v in vars(args).items() if k not in own}
 
 
@@ -434,6 +532,21 @@ COMMANDS = {
         add_critic, run_critic,
         "dfpo critic RUN [RUN ...] [--answers N] [--plays N] [--plot FILE] [-o FILE] [--json]",
         CRITIC_EPILOG,
+    ),
+    "audit": Command(
+        "say how wrong a run's reward is, and where",
+        "Samples fresh answers, and compares what training would be told of them with what the "
+        "run's critic expects: rates of wrong labels or the spread of rewards by group, and the "
+        "most surprising rewards. Writes audit.json and audit.parquet into the run.",
+        add_audit, run_audit,
+        "dfpo audit RUN [--answers N] [--by COLUMN] [--show N] [--json]", AUDIT_EPILOG,
+    ),
+    "memory": Command(
+        "foretell the peak memory of a run from a model's config.json",
+        "Peak memory of a run on a model that need not be there: its configuration is enough.",
+        add_memory, run_memory,
+        "dfpo memory --model DIR_OR_CONFIG [--answers N] [--length L] [--SETTING VALUE ...]",
+        MEMORY_EPILOG,
     ),
     "info": Command(
         "versions, backends of the kernels, device",

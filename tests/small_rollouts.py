@@ -14,7 +14,7 @@ def make_rollout(rewards=(1.0, 0.0, 1.0, 0.5), truncated=(False,) * 4):
     mask = torch.arange(T) < torch.tensor(LENGTHS).unsqueeze(-1)
     samples = Samples(
         input_ids=torch.zeros(4, 9),
-        attention_mask=torch.ones(4, 9),
+        attention_mask=torch.cat([torch.ones(4, 4), mask], 1).to(torch.int64),
         mask=mask,
         truncated=torch.tensor(truncated),
     )

@@ -65,7 +65,7 @@ def test_a_noise(follow, tmp_path):
 
 def test_an_advantage(follow, tmp_path):
     added = follow("advantage")
-    metrics_of(tmp_path, algorithm="grpo", target__advantage="leave_one_out")
+    metrics_of(tmp_path, algorithm="grpo", target__advantage="above_median")
 
     class Returns:
         mask = torch.ones(3, 2, dtype=torch.bool)
@@ -74,9 +74,9 @@ def test_an_advantage(follow, tmp_path):
         class rollout:
             groups = torch.tensor([0, 0, 1])
 
-    # 1 less 0, 0 less 1, and an answer alone with its prompt less nothing.
-    expected = [[1.0, 1.0], [-1.0, -1.0], [5.0, 5.0]]
-    assert added.leave_one_out(Returns).tolist() == expected
+    # Of two the median is the lower one, of an answer alone with its prompt itself.
+    expected = [[1.0, 1.0], [0.0, 0.0], [0.0, 0.0]]
+    assert added.above_median(Returns).tolist() == expected
 
 
 def test_a_policy_loss(follow, tmp_path):

@@ -82,6 +82,48 @@ ALGORITHMS: dict[str, Algorithm] = {
         "control of dfpo; winsorising: Tukey 1962, 'The future of data analysis'",
         {"critic.kind": "scalar", "target.winsorise": 0.75, **GAE_TARGETS},
     ),
+    "ppo-cdf": Algorithm(
+        "ppo on rewards through their running distribution function: a rank without a critic's "
+        "distribution",
+        "control of dfpo-rank; ranks as scores: Conover and Iman 1981, 'Rank transformations'",
+        {"critic.kind": "scalar", "reward.space": "cdf", **GAE_TARGETS},
+    ),
+    "ppo-domain": Algorithm(
+        "ppo on rewards standardised by the running mean and spread of their domain",
+        "control of dfpo-rank; running scales of several tasks: arXiv 1602.07714",
+        {
+            "critic.kind": "scalar",
+            "reward.space": "standard",
+            "reward.space_by": "domain",
+            **GAE_TARGETS,
+        },
+    ),
+    "ppo-hl-gauss": Algorithm(
+        "ppo whose critic classifies: bins of the expected return, by cross-entropy",
+        "arXiv 2403.03950",
+        {"critic.kind": "categorical", **GAE_TARGETS},
+    ),
+    "vc-ppo": Algorithm(
+        "ppo whose critic is pretrained for longer and learns whole returns, with shorter traces "
+        "for the policy",
+        "arXiv 2503.01491",
+        {
+            "critic.kind": "scalar",
+            "critic.warmup_steps": 30,
+            "target.target_lam": 1.0,
+            **GAE_TARGETS,
+        },
+    ),
+    "ppo-backward": Algorithm(
+        "ppo told the rates of flips, which it takes off the rewards: a ceiling, nobody knows them",
+        "arXiv 2510.00915",
+        {"critic.kind": "scalar", "target.correction": "backward", **GAE_TARGETS},
+    ),
+    "reinforce-forward": Algorithm(
+        "no critic: score function weighted by the known rate of false negatives: a ceiling",
+        "arXiv 2510.00915",
+        {"target.advantage": "forward", **PLAIN_CLIP, **CRITIC_FREE},
+    ),
     "grpo": Algorithm(
         "no critic: rewards standardised within the answers to one prompt, a mean per answer",
         "arXiv 2402.03300",
@@ -99,6 +141,28 @@ ALGORITHMS: dict[str, Algorithm] = {
             "target.advantage": "group_mean",
             "policy.average": "constant",
             "policy.kl_coef": 0.0,
+            **PLAIN_CLIP,
+            **CRITIC_FREE,
+        },
+    ),
+    "qae": Algorithm(
+        "grpo whose baseline is a quantile of the prompt's rewards in place of their mean",
+        "arXiv 2509.22611",
+        {
+            "target.advantage": "group_quantile",
+            "policy.average": "answer",
+            **PLAIN_CLIP,
+            **CRITIC_FREE,
+        },
+    ),
+    "rloo": Algorithm(
+        "no critic: reward, KL taken off, less the mean of its prompt's other answers",
+        "arXiv 2402.14740; without clip where a step is one update",
+        {
+            "target.advantage": "leave_one_out",
+            "target.kl_penalty": 0.01,
+            "policy.kl_coef": 0.0,
+            "policy.average": "constant",
             **PLAIN_CLIP,
             **CRITIC_FREE,
         },

@@ -15,12 +15,13 @@ import yaml
 
 from dfpo.config.algorithms import ALGORITHMS
 from dfpo.config.errors import ConfigError
+from dfpo.config.noise import noise_text
 from dfpo.config.rules import check_read, check_together
 from dfpo.config.settings import Config
 
 MOST_ENTRIES = 100_000  # of a YAML file
 # A word that people type for a setting.
-SHORT = {"reward": "reward.functions"}
+SHORT = {"reward": "reward.functions", "rollout": "rollout.function"}
 # What settings were called before, so that an old file is answered in its own words.
 RENAMED = {
     "critic.return_low": "reward.low",
@@ -30,6 +31,12 @@ RENAMED = {
     "reward_weights": "reward.weights",
     "policy.dtype": "dtype",
     "policy.max_grad_norm": "max_grad_norm",
+    # As others call them, or where one looks first: each governs policy and critic.
+    "policy.schedule": "schedule",
+    "critic.schedule": "schedule",
+    "lr_scheduler_type": "schedule",
+    "policy.weight_decay": "weight_decay",
+    "critic.weight_decay": "weight_decay",
 }
 
 
@@ -157,8 +164,11 @@ def suggestion(name: str, known: Mapping[str, Any]) -> str:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted settings of a nested tree; a noise in parts is the one setting that it stands for."""
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if key == "noise" and not prefix and isinstance(value, Mapping):
+            yield key, noise_text(value)
+        elif isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

@@ -5,6 +5,7 @@ So arms compared on one seed share their prompts, sampling and noise, and one pr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
@@ -23,11 +24,17 @@ class Stream(IntEnum):
     PROMPT_NOISE = 5
     VOTE = 6
     ORDER = 7
+    KIND_NOISE = 8
+    NOISE_SIZE = 9
+
+
+# The further calls of one rollout function have streams of their own, that far apart.
+NEXT_CALL = 256
 
 
 def uniforms(
     seed: int,
-    stream: Stream,
+    stream: Stream | int,
     step: int,
     sample_ids: Tensor,  # [B] int64
     count: int,
@@ -47,3 +54,22 @@ def uniforms(
     )
 
     return uniform24(philox4x32(counter, seed_key(seed))).flatten(-2)[:, :count]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What answers to some prompts are drawn with."""
+
+    seed: int
+    stream: Stream
+    step: int
+    sample_ids: Tensor  # [B] int64
+
+    def uniforms(self, count: int) -> Tensor:  # [B, count]
+        return uniforms(self.seed, self.stream, self.step, self.sample_ids, count)
+
+    def of_call(self, call: int, rows: int, count: int) -> Tensor:  # [rows, count]
+        """Those of the call, from 0, of a rollout function that asks for ``rows`` turns."""
+        ids = self.sample_ids[:1] + torch.arange(rows, device=self.sample_ids.device)
+        stream = self.stream + NEXT_CALL * call
+        return uniforms(self.seed, stream, self.step, ids, count)

@@ -12,7 +12,7 @@ from typing import Any
 
 from dfpo.config.algorithms import ALGORITHMS
 from dfpo.config.build import RENAMED, SHORT, must_be, options, sections, suggestion
-from dfpo.config.noise import NOISES, PER_DOC
+from dfpo.config.noise import MIXTURE_DOC, NOISES, WORDS
 
 HELP_ALL = "--help-all"
 
@@ -98,7 +98,7 @@ def choice_lines(item: dataclasses.Field) -> list[str]:
     """A line for each row of the setting's table."""
     if item.name == "noise":
         lines = [f"  {name}=X: {row.doc}; X is {row.must_be}" for name, row in NOISES.items()]
-        return [*lines, f"  per=X: {PER_DOC}"]
+        return [*lines, *(f"  {word}=X: {doc}" for word, doc in WORDS.items()), f"  {MIXTURE_DOC}"]
     if item.name == "algorithm":
         return [f"  {name}: {row.summary}" for name, row in ALGORITHMS.items()]
     table = item.metadata.get("table") or {}

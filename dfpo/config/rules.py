@@ -12,6 +12,7 @@ from dfpo.config.errors import ConfigError
 from dfpo.config.noise import parse_noise
 from dfpo.config.risk import parse_risk
 from dfpo.config.settings import Config
+from dfpo.config.spaces import SPACES
 from dfpo.config.tables import readers
 
 
@@ -86,6 +87,12 @@ def check_together(config: Config) -> None:
             "no distribution"
         )
 
+    if config.schedule == "constant" and config.schedule_warmup:
+        raise ConfigError(
+            f"schedule_warmup: is {config.schedule_warmup}, must be 0 with schedule = constant; "
+            "constant_with_warmup rises first"
+        )
+
     if config.shard and kind == "partition":
         raise ConfigError(
             "shard: is true, must be false with a critic of kind partition, which learns by the "
@@ -104,7 +111,8 @@ def check_together(config: Config) -> None:
             "rank need a critic, and the others need none"
         )
 
-    if config.target.advantage == "rank" and (config.risk != "neutral" or kind == "scalar"):
+    point = kind in ("scalar", "categorical")
+    if config.target.advantage == "rank" and (config.risk != "neutral" or point):
         raise ConfigError(
             f"target.advantage: is rank with risk {config.risk} and a critic of kind {kind}; it "
             "takes the whole distribution, so risk must be neutral and the critic must predict a "
@@ -128,7 +136,8 @@ def check_together(config: Config) -> None:
             "trajectory_balance needs partition, and partition trains by it alone"
         )
 
-    if config.target.advantage in ("group", "group_mean") and config.rollout.samples < 2:
+    grouped = ("group", "group_quantile", "leave_one_out", "group_mean")
+    if config.target.advantage in grouped and config.rollout.samples < 2:
         raise ConfigError(
             f"rollout.samples: is 1, must be at least 2 for target.advantage = "
             f"{config.target.advantage}, which compares the answers to one prompt"
@@ -140,14 +149,43 @@ def check_together(config: Config) -> None:
             "values it takes"
         )
 
-    low, high = config.reward.low, config.reward.high
-    if (low is None) != (high is None):
-        given, missing = ("low", "high") if high is None else ("high", "low")
-        raise ConfigError(f"reward.{missing}: is not given, but reward.{given} is")
-    if low is not None and not low < high:
-        raise ConfigError(f"reward.low: is {low}, must be below reward.high = {high}")
+    _check_correction(config)
+    _check_range("", config.reward.low, config.reward.high)
+    _check_range("told_", config.reward.told_low, config.reward.told_high)
+    if config.reward.told_low is not None and not parse_noise(config.noise).hides_range:
+        raise ConfigError(
+            f"reward.told_low: is {config.reward.told_low}, must be given with a noise that leaves "
+            f"the range of rewards alone, which {config.noise} does not; give reward.low"
+        )
+
+    for name, value, usual in (
+        ("keep", config.keep, "last"),
+        ("eval.patience", config.eval.patience, 0),
+        ("eval.metric", config.eval.metric, None),
+    ):
+        if value != usual and not config.eval.every:
+            raise ConfigError(
+                f"{name}: is {value}, but eval.every = 0 evaluates before and after training "
+                "alone; set eval.every to a number of steps"
+            )
+
+    most = max(config.eval.pass_at, default=0)
+    if most > config.eval.samples:
+        raise ConfigError(
+            f"eval.pass_at: is {most}, must be at most eval.samples = {config.eval.samples}, of "
+            "which it is estimated"
+        )
+
+    if config.eval.every and not config.eval.prompts:
+        raise ConfigError(
+            f"eval.every: is {config.eval.every}, but eval.prompts = 0 leaves nothing to evaluate"
+        )
+
     if config.data is not None and config.task is not None:
         raise ConfigError(f"task: is {config.task}, but data gives the prompts; give one of them")
+
+    if config.stream and config.data is None:
+        raise ConfigError("stream: is true, must be false without data, which it reads as it goes")
 
     if config.data is not None and not config.reward.functions:
         raise ConfigError(
@@ -168,11 +206,63 @@ def check_together(config: Config) -> None:
         )
 
     answers = config.rollout.prompts * config.rollout.samples
+    if config.rollout.function is not None and parse_noise(config.noise).vote:
+        raise ConfigError(
+            f"noise: is {config.noise}, must be without votes with rollout.function: votes "
+            "compare single answers of the policy"
+        )
+
     if config.policy.minibatches > answers:
         raise ConfigError(
             f"policy.minibatches: is {config.policy.minibatches}, must be at most the "
             f"{answers} answers of a step"
         )
+
+
+def _check_correction(config: Config) -> None:
+    """Known rates are those of flips alone, of rewards as they are."""
+    name, value = "target.correction", config.target.correction
+    if config.target.advantage == "forward":
+        name, value = "target.advantage", "forward"
+    elif value == "none":
+        return
+
+    noise = parse_noise(config.noise)
+    kinds = {kind for part in (noise, *noise.mixture.values()) for kind in part.levels}
+    if kinds - {"flip", "fp", "fn", "missing"}:
+        raise ConfigError(f"noise: is {config.noise}, must be of flips alone with {name} = {value}")
+    if config.reward.space != "raw":
+        raise ConfigError(
+            f"reward.space: is {config.reward.space}, must be raw with {name} = {value}, which "
+            "knows what flips do to rewards as they are told"
+        )
+    for part in (noise, *noise.mixture.values()):
+        if sum(part.flip_rates) >= 1:
+            raise ConfigError(
+                f"noise: is {config.noise}, must leave some labels right on average with {name} = "
+                f"{value}"
+            )
+
+
+def _check_range(prefix: str, low: float | None, high: float | None) -> None:
+    if (low is None) != (high is None):
+        given, missing = ("low", "high") if high is None else ("high", "low")
+        raise ConfigError(f"reward.{prefix}{missing}: is not given, but reward.{prefix}{given} is")
+    if low is not None and not low < high:
+        raise ConfigError(
+            f"reward.{prefix}low: is {low}, must be below reward.{prefix}high = {high}"
+        )
+
+
+def value_range(config: Config) -> tuple[float, float]:
+    """The range that critics are scaled by, and that bounds and windows count in: that of told
+    rewards, or that of the space into which they are mapped."""
+    reward = config.reward
+    if reward.space == "raw":
+        hidden = reward.told_low is not None
+        return (reward.told_low, reward.told_high) if hidden else (reward.low, reward.high)
+    space = SPACES[config.reward.space]
+    return space.low, space.high
 
 
 def predicts(config: Config) -> bool:

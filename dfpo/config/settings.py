@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfpo.config.choices import ADVANTAGES, CRITICS, ENGINES, POLICY_LOSSES
+from dfpo.config.choices import ADVANTAGES, CRITICS, ENGINES, POLICY_LOSSES, SCHEDULES
+from dfpo.config.spaces import SPACES
 from dfpo.config.tables import Choice
 from dfpo_kernels.integrate_flow.reference import METHODS
 from dfpo_kernels.value_flow import ValueFlowCoefs
@@ -52,6 +53,18 @@ class RolloutConfig:
     samples: int = option(4, "answers sampled per prompt", low=1, common=True)
     max_new_tokens: int = option(64, "longest answer, in tokens", low=1, common=True)
     engine: str = option("transformers", "what samples answers in training", table=ENGINES)
+    engine_memory: float = option(
+        0.3,
+        "share of the GPU's memory that engine vllm takes while it samples",
+        low=0.01,
+        high=0.99,
+    )
+    function: str | None = option(
+        None,
+        "FILE.py:FUNCTION that plays the answers: several turns, tools, an environment; default "
+        "one answer of the policy to each prompt",
+        common=True,
+    )
     temperature: float = option(
         1.0, "sampling temperature in training", low=1e-3, high=100.0, common=True
     )
@@ -89,6 +102,12 @@ class PolicyConfig:
     kl_coef: float = option(
         0.001, "weight of the k3 estimate of KL to the first policy", low=0.0, common=True
     )
+    importance_clip: float = option(
+        2.0,
+        "truncated importance sampling: bound on the weight exp(trainer - engine) of a token whose "
+        "log-probability an engine or a rollout function tells; 0 switches the weights off",
+        low=0.0,
+    )
     epochs: int = option(1, "passes over each step's rollouts", low=1)
     minibatches: int = option(1, "optimiser steps per pass", low=1)
 
@@ -121,6 +140,18 @@ class TargetConfig:
         "off",
         low=0.0,
     )
+    quantile: float = option(
+        0.4, "level of the quantile of a prompt's rewards that group_quantile takes off them",
+        low=0.0, high=1.0,
+    )  # fmt: skip
+    correction: str = option(
+        "none",
+        "what is done to told rewards about flips whose rates are known, from noise",
+        table={
+            "none": Choice("nothing"),
+            "backward": Choice("(r - false positives) / (1 - false positives - negatives)"),
+        },
+    )
     kl_penalty: float = option(
         0.0, "taken off each token's reward, times the k1 estimate of KL to the first policy",
         low=0.0,
@@ -142,6 +173,10 @@ class CriticConfig:
         1, "heads of a scalar critic, whose least is its value, or of a quantile critic, whose "
         "mean is", low=1,
     )  # fmt: skip
+    bins: int = option(51, "bins of a categorical critic", low=2)
+    smoothing: float = option(
+        0.75, "deviation of a categorical critic's smoothed targets, in bins", low=0.01
+    )
     conditioner: bool = option(
         False, "scalar critic: read the value off the flow head's conditioner, not the trunk"
     )
@@ -231,7 +266,18 @@ class RewardConfig:
         "high end of the reward's range; default 1, or measured where rewards leave [0, 1]",
         common=True,
     )
+    told_low: float | None = option(
+        None,
+        "low end of the range after a noise that leaves it; default measured from the first "
+        "answers' told rewards",
+    )
+    told_high: float | None = option(None, "high end of that range")
     clip: bool = option(False, "cuts each reward to that range")
+    space: str = option("raw", "scale in which advantages are made and critics learn", table=SPACES)
+    space_by: str | None = option(
+        None, "a running map for each value of this column (domain); default one for all rewards"
+    )
+    space_window: int = option(4096, "latest told rewards that a running map knows", low=2)
     timeout: float = option(
         600.0, "seconds that a function may take for a batch, after which it failed; 0: no limit",
         low=0.0,
@@ -246,6 +292,30 @@ class EvalConfig:
         200, "prompts per domain and split; 0 switches it off", low=0, common=True
     )
     batch_size: int = option(300, "answers generated at once", low=1)
+    samples: int = option(1, "sampled answers to each prompt, beside a greedy one", low=1)
+    pass_at: tuple[int, ...] = option(
+        (), "k of pass@k, the chance that one of k answers is right; at most eval.samples", low=1
+    )
+    right: float = option(1.0, "reward from which on an answer is right, for pass@k")
+    temperature: float = option(1.0, "temperature of sampled answers", low=1e-3, high=100.0)
+    top_p: float = option(
+        1.0, "sampled answers: the likeliest tokens with this probability in sum", low=1e-6,
+        high=1.0,
+    )  # fmt: skip
+    top_k: int = option(0, "sampled answers: so many likeliest tokens; 0 for all", low=0)
+    stop: tuple[str, ...] = option((), "strings before which an answer ends; \\n is a line's end")
+    every: int = option(
+        0, "steps between evaluations while training; 0: before and after it alone", low=0,
+        common=True,
+    )  # fmt: skip
+    metric: str | None = option(
+        None,
+        "what of an evaluation keep and eval.patience go by: eval/id, eval/ood, or a domain's, as "
+        "eval/math/ood; each also with _greedy; default the mean of the first split",
+    )
+    patience: int = option(
+        0, "evaluations in a row without a new best after which the run ends; 0: never", low=0
+    )
     examples: int = option(
         20, "prompts per domain searched for a right and a wrong answer to plot; 0 for none", low=0
     )
@@ -284,12 +354,28 @@ class Config:
         False, "keep the states between layers alone, and compute what is within them again in "
         "backward: less memory for more time",
     )  # fmt: skip
+    compile: bool = option(
+        False, "make kernels of the layers of policy and critic by torch.compile, for all but "
+        "sampling; needs a C++ compiler, on a GPU triton",
+    )  # fmt: skip
     shard: bool = option(
         False,
         "of several processes each holds a share of the models and of their optimisers (FSDP2); "
         "false: each holds all",
     )
     max_grad_norm: float = option(1.0, "gradient clip of policy and critic, each its own", low=0.0)
+    schedule: str = option(
+        "constant",
+        "learning rates of policy and critic over the steps in which each trains, as transformers "
+        "names them",
+        table=SCHEDULES,
+    )
+    schedule_warmup: int = option(
+        0, "steps in which learning rates rise from 0, part of the schedule", low=0
+    )
+    weight_decay: float = option(
+        0.0, "AdamW's, of all matrices of policy and critic; biases and norms have none", low=0.0
+    )
     attention: str = option(
         "auto",
         "attention of the policy; auto takes flash-attn where it is installed and takes the dtype, "
@@ -318,6 +404,15 @@ class Config:
         group=DATA,
         common=True,
     )
+    stream: bool = option(
+        False,
+        "reads data as it goes and never whole, by the library datasets; a resumed run reads past "
+        "what it has seen",
+        group=DATA,
+    )
+    stream_buffer: int = option(
+        1000, "rows among which a stream is shuffled; 1 keeps its order", low=1, group=DATA
+    )
     system_prompt: str | None = option(
         None, "system message before each prompt of data; one that has its own keeps it", group=DATA
     )
@@ -344,6 +439,12 @@ class Config:
         2, "checkpoints kept: the last, and those to go back to where it is found broken", low=1,
         group=RECORDS,
     )  # fmt: skip
+    keep: str = option(
+        "last",
+        "best: beside the last policy also the best one, by eval.metric, in RUN/best",
+        choices=("last", "best"),
+        group=RECORDS,
+    )
     keep_every: int = option(
         5, "steps between those of which some answers are kept for dfpo show and dfpo report; 0 "
         "keeps none", low=0, group=RECORDS,
@@ -353,6 +454,11 @@ class Config:
         high=1024, group=RECORDS,
     )  # fmt: skip
     plots: bool = option(True, "draw plots and write report.html at the end", group=RECORDS)
+    push_to_hub: str | None = option(
+        None, "OWNER/NAME of a model hub's repository that gets the policy and its card at the end",
+        group=RECORDS,
+    )  # fmt: skip
+    quiet: bool = option(False, "say nothing but what is wrong", group=RECORDS)
     trackers: tuple[str, ...] = option(
         (), "who else gets metrics and plots", choices=TRACKERS, group=RECORDS
     )

@@ -38,51 +38,69 @@ class Samples:
 
     input_ids: Tensor  # [B, P + T]
     attention_mask: Tensor  # [B, P + T], 1 on prompt and answer tokens
-    mask: Tensor  # [B, T] bool, answer tokens including the end token
+    mask: Tensor  # [B, T] bool, answer tokens that the policy chose, the end token included
     truncated: Tensor  # [B] bool, no end token within the limit
+    # [B, T], of the engine that drew them; None where the policy itself drew
+    logprobs: Tensor | None = None
+
+    @property
+    def prompt_width(self) -> int:
+        """Columns before the answers'."""
+        return self.input_ids.shape[1] - self.mask.shape[1]
 
     @property
     def tokens(self) -> Tensor:  # [B, T]
         """The answers' part of ``input_ids``."""
-        return self.input_ids[:, -self.mask.shape[1] :]
+        return self.input_ids[:, self.prompt_width :]
+
+    @property
+    def present(self) -> Tensor:  # [B, T], 1 on answer tokens, a tool's included
+        return self.attention_mask[:, self.prompt_width :]
 
     @cached_property
     def lengths(self) -> list[int]:
         """Tokens of each answer; the host waits for the device once to know them."""
+        return self.present.sum(-1).tolist()
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Tokens of each answer that the mask counts, likewise."""
         return self.mask.sum(-1).tolist()
 
     @cached_property
     def prompt_lengths(self) -> list[int]:
         """Tokens of each prompt, likewise."""
-        return (self.attention_mask.sum(-1) - self.mask.sum(-1)).tolist()
+        return self.attention_mask[:, : self.prompt_width].sum(-1).tolist()
 
     @property
     def is_cut(self) -> bool:
         """Whether no column is padding to all."""
         width = max(self.prompt_lengths, default=0), max(self.lengths, default=0)
-        return width == (self.input_ids.shape[1] - self.mask.shape[1], self.mask.shape[1])
+        return width == (self.prompt_width, self.mask.shape[1])
 
     def select(self, rows: Tensor | list[int]) -> Samples:
-        names = [field.name for field in dataclasses.fields(self)]
-        return Samples(**{name: getattr(self, name)[rows] for name in names})
+        tensors = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return Samples(**{name: x if x is None else x[rows] for name, x in tensors.items()})
 
     def part(self, rows: list[int]) -> Samples:
         """The answers in ``rows`` without the columns that are padding to all of them."""
-        prompts = [self.prompt_lengths[i] for i in rows]
-        lengths = [self.lengths[i] for i in rows]
-        prompt, answer = max(prompts, default=0), max(lengths, default=0)
+        known = {
+            name: [getattr(self, name)[i] for i in rows]
+            for name in ("prompt_lengths", "lengths", "counts")
+        }
+        prompt, answer = (max(known[name], default=0) for name in ("prompt_lengths", "lengths"))
         index = row_index(rows, self.mask.device)
-        middle = self.input_ids.shape[1] - self.mask.shape[1]
-        columns = slice(middle - prompt, middle + answer)
+        columns = slice(self.prompt_width - prompt, self.prompt_width + answer)
         part = Samples(
             input_ids=self.input_ids[index, columns],
             attention_mask=self.attention_mask[index, columns],
             mask=self.mask[index, :answer],
             truncated=self.truncated[index],
+            logprobs=None if self.logprobs is None else self.logprobs[index, :answer],
         )
 
         # Known already: nothing need ask the device again.
-        vars(part).update(prompt_lengths=prompts, lengths=lengths)
+        vars(part).update(known)
         return part
 
 
@@ -193,8 +211,9 @@ class Counts:
     answers: int
 
     @staticmethod
-    def of(lengths: list[int]) -> Counts:
-        return Counts(tokens=max(1, sum(lengths)), answers=max(1, len(lengths)))
+    def of(tokens: list[int]) -> Counts:
+        """Of the counted tokens of each answer."""
+        return Counts(tokens=max(1, sum(tokens)), answers=max(1, len(tokens)))
 
 
 @dataclass(frozen=True)
@@ -205,3 +224,5 @@ class Targets:
     raw_advantages: Tensor  # [B, T], before bounds and whitening
     clean_advantages: Tensor  # [B, T], the raw ones had the clean reward been told
     critic: CriticTargets | None = None  # None where there is no critic
+    # [B, T], of each token in the policy's loss; None: 1, where the policy itself drew
+    weights: Tensor | None = None

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from dfpo.config import Config
+from dfpo.config.noise import parse_noise
 from dfpo.config.risk import parse_risk
+from dfpo.config.rules import value_range
 from dfpo.config.types import Estimate, Rollout
 from dfpo.method.risk import risk_value
 from dfpo.rollout.collect import last_tokens
+from dfpo.tasks.source import column_of
 from dfpo_kernels import distributional_gae, lambda_mixture_targets
 
 
@@ -39,15 +42,19 @@ class Returns:
         """The answer's reward r on its last token; each token loses ``target.kl_penalty`` times
         log(policy / first policy).
 
-        r is cut to the reward's range where ``reward.clip`` says so, and to
+        r is corrected for flips where ``target.correction`` says so. It is cut
+        to the reward's range where ``reward.clip`` says so, and to
         V -+ ``target.winsorise`` ranges around the mean V predicted before the last token.
         """
         settings, reward, rewards = self.config.target, self.config.reward, self.rewards
+        if settings.correction == "backward":
+            rewards = backward(rewards, *flip_rates(self.rollout, self.config), self.config)
         if reward.clip:
-            rewards = rewards.clamp(reward.low, reward.high)
+            rewards = rewards.clamp(*value_range(self.config))
         if settings.winsorise and self.estimate is not None:
             value = torch.where(self.last, self.estimate.quantiles.mean(-1), 0.0).sum(-1)
-            window = settings.winsorise * (reward.high - reward.low)
+            low, high = value_range(self.config)
+            window = settings.winsorise * (high - low)
             rewards = rewards.clamp(value - window, value + window)
 
         on_token = torch.where(self.last, rewards.unsqueeze(-1), 0.0)
@@ -147,10 +154,69 @@ def group(returns: Returns) -> Tensor:  # [B, T]
 
     Source: GRPO, arXiv 2402.03300.
     """
-    above, member, count = _above_group(returns)
-    squares = (member * above.unsqueeze(-2).square()).sum(-1)
-    spread = (squares / (count - 1).clamp_min(1)).sqrt()
-    return _on_every_token(above / (spread + 1e-6), returns)
+    return _on_every_token(_above_group(returns)[0] / (_group_spread(returns) + 1e-6), returns)
+
+
+def group_quantile(returns: Returns) -> Tensor:  # [B, T]
+    """(r - q) / (std + 1e-6), q the least of the prompt's rewards that a share ``target.quantile``
+    of them does not exceed. Where fewer are right, only they count; where more, only the wrong.
+
+    Source: quantile advantage estimation, arXiv 2509.22611.
+    """
+    rewards, member, count = _answer_rewards(returns)
+    above, spread = _above_group(returns)[0], _group_spread(returns)
+    at_most = rewards.unsqueeze(-2) <= rewards.unsqueeze(-1)
+    share = (member & at_most).sum(-1) / count
+    # Room for the rounding of the level: 2 of 5 is a share of .4.
+    reached = member & (share >= returns.config.target.quantile - 1e-9)
+    baseline = torch.where(reached, rewards, torch.inf).amin(-1)
+    advantage = torch.where(spread > 0, rewards - baseline, 0.0 * above)
+    return _on_every_token(advantage / (spread + 1e-6), returns)
+
+
+def leave_one_out(returns: Returns) -> Tensor:  # [B, T]
+    """r less the mean of the other answers to its prompt, on every token; 0 for an answer alone.
+    With n answers it is n / (n - 1) times r less the mean of all.
+
+    Source: RLOO, arXiv 2402.14740.
+    """
+    above, _, count = _above_group(returns)
+    return _on_every_token(above * count / (count - 1).clamp_min(1), returns)
+
+
+def forward(returns: Returns) -> Tensor:  # [B, T]
+    """Weights of the score function at a known rate of false negatives: it where the told reward
+    is 1, it less 1 where that is 0, so that in expectation wrong answers alone are pushed down.
+
+    Source: forward correction, arXiv 2510.00915.
+    """
+    low, high = returns.config.reward.low, returns.config.reward.high
+    _, negatives = flip_rates(returns.rollout, returns.config)
+    share = (_answer_rewards(returns)[0] - low) / (high - low)
+    return _on_every_token(share - (1 - negatives), returns)
+
+
+def backward(rewards: Tensor, positives: Tensor, negatives: Tensor, config: Config) -> Tensor:
+    """Told rewards [B] less what flips at known rates [B] add on average, so that their expectation
+    is the clean reward's.
+
+    Source: backward correction, arXiv 2510.00915; Natarajan et al. 2013.
+    """
+    low, width = config.reward.low, config.reward.high - config.reward.low
+    share = (rewards - low) / width
+    return low + width * ((share - positives) / (1 - positives - negatives)).to(rewards.dtype)
+
+
+def flip_rates(rollout: Rollout, config: Config) -> tuple[Tensor, Tensor]:  # [B], [B]
+    """Rates of false positives and negatives of each answer's label, which only ``noise`` knows."""
+    noise = parse_noise(config.noise)
+    parts = [
+        noise.of(column_of(row, noise.by)) if noise.mixture else noise
+        for row in rollout.answers.rows
+    ]
+    rates = torch.tensor([part.flip_rates for part in parts], dtype=torch.float64)
+    positives, negatives = rates.view(-1, 2).to(rollout.rewards.device).unbind(-1)
+    return positives, negatives
 
 
 def group_mean(returns: Returns) -> Tensor:  # [B, T]
@@ -173,12 +239,24 @@ def reward_to_go(returns: Returns) -> Tensor:  # [B, T]
     return advantages[..., 0]
 
 
+def _answer_rewards(returns: Returns) -> tuple[Tensor, Tensor, Tensor]:  # [B], [B, B], [B]
+    """Reward in float64, which answers share a prompt, and how many do."""
+    rewards = torch.where(returns.mask, returns.token_rewards, 0.0).double().sum(-1)
+    member = returns.rollout.groups == returns.rollout.groups.unsqueeze(-1)
+    return rewards, member, member.sum(-1)
+
+
+def _group_spread(returns: Returns) -> Tensor:  # [B]
+    """The standard deviation, of a sample, of the rewards of each answer's prompt."""
+    above, member, count = _above_group(returns)
+    squares = (member * above.unsqueeze(-2).square()).sum(-1)
+    return (squares / (count - 1).clamp_min(1)).sqrt()
+
+
 def _above_group(returns: Returns) -> tuple[Tensor, Tensor, Tensor]:  # [B], [B, B], [B]
     """Reward less its prompt's mean, which answers share a prompt, and how many do. In float64:
     the mean of equal rewards is then that reward, but for a rounding that is taken off."""
-    rewards = torch.where(returns.mask, returns.token_rewards, 0.0).double().sum(-1)
-    member = returns.rollout.groups == returns.rollout.groups.unsqueeze(-1)
-    count = member.sum(-1)
+    rewards, member, count = _answer_rewards(returns)
     above = rewards - (member * rewards).sum(-1) / count
     return torch.where(above.abs() > 1e-12 * rewards.abs(), above, 0.0), member, count
 

@@ -58,11 +58,12 @@ def clipped_loss(
     clip: float,
     dual_clip: float,
     clip_high: float | None = None,
+    weights: Tensor | None = None,  # [B, T]
     average: str = "token",
     longest: int = 1,
     counts: Counts | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """PPO's clipped policy objective.
+    """PPO's clipped policy objective, each token's times its weight, if any.
 
         rho = exp(logp - logp_old),   L = -min(rho A, clamp(rho, 1 - clip, 1 + clip_high) A)
 
@@ -79,11 +80,43 @@ def clipped_loss(
     if dual_clip:
         bound = -dual_clip * advantages
         loss = torch.where(advantages < 0, torch.minimum(loss, bound), loss)
+    if weights is not None:
+        loss = weights * loss
     tokens = counts and counts.tokens
     outside = masked_mean(((ratio - clipped).abs() > 0).float(), mask, tokens)
     metrics = {"clip_fraction": outside.detach(), "ratio_max": ratio.detach().max()}
 
     return token_average(loss, mask, average, longest, counts), metrics
+
+
+def importance_weights(
+    logprobs: Tensor,  # [B, T], of the policy as it sampled
+    engine_logprobs: Tensor,  # [B, T], of the engine that drew the tokens
+    mask: Tensor,  # [B, T] bool
+    bound: float,
+) -> tuple[Tensor, dict[str, Tensor]]:  # [B, T]
+    """Truncated importance sampling: an engine draws from a distribution that differs from the
+    trainer's by its kernels, its precision or its weights' age.
+
+        w = min(exp(logp_trainer - logp_engine), bound)
+
+    Constants of the step, 1 where nothing counts. The metrics: mean weight, share of tokens whose
+    ratio is above the bound, and the k3 estimate of KL(engine || trainer) a token.
+
+    Source: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
+    training"; token-level, as verl's.
+    """
+    log_ratio = torch.where(mask, logprobs - engine_logprobs, 0.0)
+    log_ratio = log_ratio.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+    ratio = log_ratio.exp()
+    weights = ratio.clamp_max(bound)
+    metrics = {
+        "weight": masked_mean(weights, mask),
+        "truncated": masked_mean((ratio > bound).float(), mask),
+        "kl": masked_mean(ratio - log_ratio - 1, mask),
+    }
+
+    return weights, metrics
 
 
 def kl_loss(

@@ -26,6 +26,7 @@ class PolicyBatch:
     old_logprobs: Tensor  # [B, T]
     ref_logprobs: Tensor  # [B, T]
     counts: Counts  # of the whole minibatch
+    weights: Tensor | None = None  # [B, T], where another distribution drew; None: 1
 
     @staticmethod
     def of(rollout: Rollout, targets: Targets, rows: list[int], counts: Counts) -> PolicyBatch:
@@ -38,6 +39,7 @@ class PolicyBatch:
             old_logprobs=rollout.old_logprobs[index, :length],
             ref_logprobs=rollout.ref_logprobs[index, :length],
             counts=counts,
+            weights=targets.weights if targets.weights is None else targets.weights[index, :length],
         )
 
 
@@ -54,7 +56,8 @@ def clip(policy: PreTrainedModel, critic: Critic, batch: PolicyBatch, config: Co
     }
     loss, metrics = clipped_loss(
         logprobs, batch.old_logprobs, batch.advantages, mask,
-        clip=settings.clip, clip_high=settings.clip_high, dual_clip=settings.dual_clip, **averaged,
+        clip=settings.clip, clip_high=settings.clip_high, dual_clip=settings.dual_clip,
+        weights=batch.weights, **averaged,
     )  # fmt: skip
     kl = kl_loss(logprobs, batch.ref_logprobs, mask, **averaged)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 from dfpo.config import Config
 from dfpo.config.choices import ADVANTAGES
 from dfpo.config.draws import Stream, uniforms
+from dfpo.config.rules import is_read, value_range
 from dfpo.config.types import CriticTargets, Estimate, Rollout, Targets
 from dfpo.method.advantages import Returns
-from dfpo.method.losses import masked_mean
+from dfpo.method.losses import importance_weights, masked_mean
 from dfpo_kernels import FlowField, distributional_gae
 from dfpo_kernels.nn import PathTargets
 
@@ -31,7 +33,8 @@ def compute_targets(
 
     advantages = raw
     if settings.advantage_clip:
-        bound = settings.advantage_clip * (config.reward.high - config.reward.low)
+        low, high = value_range(config)
+        bound = settings.advantage_clip * (high - low)
         advantages = advantages.clamp(-bound, bound)
     if settings.advantage in WHITENED:
         advantages = whiten(advantages, mask)
@@ -41,7 +44,17 @@ def compute_targets(
         raw_advantages=raw,
         clean_advantages=clean_advantages(raw, returns),
         critic=None if estimate is None else critic_targets(returns, step),
+        weights=engine_weights(rollout, config),
     )
+
+
+def engine_weights(rollout: Rollout, config: Config) -> Tensor | None:  # [B, T]
+    """Importance weights of the tokens, where an engine with log-probabilities of its own drew
+    them and ``policy.importance_clip`` is on."""
+    drawn, bound = rollout.samples.logprobs, config.policy.importance_clip
+    if drawn is None or not bound or not is_read(config, "policy.importance_clip"):
+        return None
+    return importance_weights(rollout.old_logprobs, drawn, rollout.samples.mask, bound)[0]
 
 
 def critic_targets(returns: Returns, step: int) -> CriticTargets:
@@ -79,7 +92,11 @@ def clean_advantages(raw: Tensor, returns: Returns) -> Tensor:  # [B, T]
     rollout, config = returns.rollout, returns.config
     if rollout.rewards is rollout.clean_rewards:
         return raw
-    clean = Returns(rollout, rollout.clean_rewards, returns.estimate, config)
+    # Nothing is wrong with clean rewards that a correction would know.
+    told = dataclasses.replace(
+        config, noise="none", target=dataclasses.replace(config.target, correction="none")
+    )
+    clean = Returns(rollout, rollout.clean_rewards, returns.estimate, told)
     if config.target.advantage not in ("gae", "return"):
         return ADVANTAGES[config.target.advantage].load()(clean)
 
@@ -107,12 +124,13 @@ def whiten(advantages: Tensor, mask: Tensor) -> Tensor:  # [B, T]
 def path_targets(
     field: FlowField,  # [B, T, ...]
     rewards: Tensor,  # [B, T]
-    mask: Tensor,  # [B, T] bool, answers without gaps
+    mask: Tensor,  # [B, T] bool
     sample_ids: Tensor,  # [B]
     config: Config,
     step: int,
 ) -> PathTargets:
-    """For each token a later one, L >= 1 tokens on, L geometric with ``target.path_lam``.
+    """For each token a later one, L >= 1 tokens on, L geometric with ``target.path_lam``. Tokens
+    that do not count, a tool's among them, are no steps.
 
     Where that lies past the end the term is masked: the anchor covers those returns.
     """
@@ -124,18 +142,18 @@ def path_targets(
     if lam > 0:
         horizon += (draws.log() / math.log(lam)).floor().long()
 
-    position = torch.arange(length, device=mask.device)
-    later = position + horizon
-    inside = later < length
-    later = later.clamp_max(length - 1)
-    exists = inside & mask & mask.gather(1, later)
+    # Which counted token each is, and where the n-th of them stands.
+    step = (mask.cumsum(-1) - 1).clamp_min(0)
+    place = torch.argsort(~mask, dim=-1, stable=True)
+    exists = mask & (step + horizon < mask.sum(-1, keepdim=True))
+    later = place.gather(1, (step + horizon).clamp_max(length - 1))
 
     # sum of gamma^(s - t) r_s over t <= s < t + L, from a running discounted sum
-    scale = gamma ** position.to(draws.dtype)
+    scale = gamma ** step.to(draws.dtype)
     running = torch.nn.functional.pad((rewards * scale).cumsum(-1), (1, 0))
     between = (running.gather(1, later) - running[:, :-1]) / scale
 
     batch = torch.arange(mask.shape[0], device=mask.device).unsqueeze(-1)
     moved = FlowField(*(x[batch, later] for x in field[:3]), *field[3:])
-    discount = gamma ** (later - position).to(draws.dtype)
+    discount = gamma ** horizon.clamp_max(length).to(draws.dtype)
     return PathTargets(moved, between, discount, exists)

@@ -16,6 +16,7 @@ from dfpo.config.draws import Stream, uniforms
 from dfpo.config.types import Counts, Rollout, Targets, row_index
 from dfpo.method.critics import Critic
 from dfpo.method.policy_losses import PolicyBatch
+from dfpo.method.schedule import scheduled
 from dfpo.rollout.adapters import root_of
 from dfpo.rollout.batches import shares_of
 from dfpo.rollout.policy import recomputing
@@ -50,17 +51,19 @@ def update(
     without an optimiser of its own is not trained, or with the policy."""
     history: list[Metrics] = []
     epochs = config.policy.epochs if train_policy else config.critic.warmup_epochs
+    optimizers = {"policy": learner.policy_optimizer, "critic": learner.critic_optimizer}
 
-    for epoch in range(epochs):
-        for rows in minibatches(len(rollout.answers), config, step, epoch):
-            metrics: Metrics = {}
-            if learner.critic_optimizer is not None:
-                metrics |= _train_critic(learner, rollout, targets, rows, config)
-            if train_policy:
-                metrics |= _train_policy(learner, rollout, targets, rows, config)
-            history.append(metrics)
+    with scheduled(optimizers, config, step) as rates:
+        for epoch in range(epochs):
+            for rows in minibatches(len(rollout.answers), config, step, epoch):
+                metrics: Metrics = {}
+                if learner.critic_optimizer is not None:
+                    metrics |= _train_critic(learner, rollout, targets, rows, config)
+                if train_policy:
+                    metrics |= _train_policy(learner, rollout, targets, rows, config)
+                history.append(metrics)
 
-    return _averages(history, learner.policy.device)
+    return _averages(history, learner.policy.device) | rates
 
 
 def minibatches(answers: int, config: Config, step: int, epoch: int) -> Iterator[list[int]]:
@@ -77,7 +80,7 @@ def _train_critic(
     learner: Learner, rollout: Rollout, targets: Targets, rows: list[int], config: Config
 ) -> Metrics:
     critic, samples = learner.critic, rollout.samples
-    counts = Counts.of([samples.lengths[i] for i in rows])
+    counts = Counts.of([samples.counts[i] for i in rows])
     length = samples.mask.shape[1]
     index = row_index(rows, samples.mask.device)
     prepared = critic.prepare(
@@ -107,7 +110,7 @@ def _train_policy(
     learner: Learner, rollout: Rollout, targets: Targets, rows: list[int], config: Config
 ) -> Metrics:
     policy_loss = POLICY_LOSSES[config.policy.loss].load()
-    counts = Counts.of([rollout.samples.lengths[i] for i in rows])
+    counts = Counts.of([rollout.samples.counts[i] for i in rows])
 
     def part_loss(some: list[int]) -> tuple[Tensor, Metrics]:
         batch = PolicyBatch.of(rollout, targets, some, counts)

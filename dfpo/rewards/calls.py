@@ -13,32 +13,35 @@ import asyncio
 import copy
 import inspect
 import os
-import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from dfpo.config import ConfigError
+from dfpo.config.untrusted import TimeLimit, time_limit
 
 RewardFunction = Callable[..., Any]
 # Keywords of TRL 1.16 that a function gets where its signature takes them.
 TRAINER_KEYWORDS = ("trainer_state", "log_metric", "log_extra")
 
 
+GRACE = 1.0  # seconds beyond the limit in which functions that are awaited may end by themselves
+
+
 class RewardError(ValueError):
     """What a reward function did wrong, in one line."""
 
 
-class TimeLimit(BaseException):
-    """Raised inside a function that runs too long; no Exception, which it might catch."""
-
-
 class _Exit(BaseException):
     """In place of the end of the process that a function asked for."""
+
+
+# Whatever a user's function raises is reported in its own words. Ctrl-C is a signal of ours, so an
+# interrupt that comes from a function is its own.
+FAILURES = (Exception, SystemExit, KeyboardInterrupt, GeneratorExit, _Exit)
 
 
 def call_all(
@@ -66,19 +69,17 @@ def _attempt(
     function: RewardFunction, keywords: dict[str, list], extra: dict[str, Any], seconds: float
 ) -> Any:
     # Copies, since a function may sort, extend or change what it is given.
-    given = copy.deepcopy(keywords) | _accepted(function, extra)
+    given = copy.deepcopy(keywords) | accepted(function, extra)
     try:
-        with _guarded(seconds):
+        with guarded(seconds):
             return function(**given)
     except TimeLimit:
         return _too_late(seconds)
-    # Whatever the user's function raises is reported in its own words and counted. Ctrl-C is a
-    # signal of ours, so an interrupt that comes from here is the function's own.
-    except (Exception, SystemExit, KeyboardInterrupt, GeneratorExit, _Exit) as error:  # noqa: BLE001
+    except FAILURES as error:
         return _failed(error)
 
 
-def _accepted(function: RewardFunction, extra: dict[str, Any]) -> dict[str, Any]:
+def accepted(function: RewardFunction, extra: dict[str, Any]) -> dict[str, Any]:
     """Those keywords that the function names or takes as ``**columns``."""
     try:
         parameters = inspect.signature(function).parameters
@@ -90,8 +91,13 @@ def _accepted(function: RewardFunction, extra: dict[str, Any]) -> dict[str, Any]
 
 
 def _failed(error: BaseException) -> RewardError:
+    return RewardError(raised(error))
+
+
+def raised(error: BaseException) -> str:
+    """What a function raised and where, in one line."""
     text = " ".join(f"{type(error).__name__.lstrip('_')}: {error}".split())
-    return RewardError(f"raised {text[:300]}{where(error)}")
+    return f"raised {text[:300]}{where(error)}"
 
 
 def _too_late(seconds: float) -> RewardError:
@@ -128,14 +134,17 @@ def _await_all(waiting: list[Awaitable[Any]], seconds: float) -> list[Any]:
         return await asyncio.gather(*map(one, waiting))
 
     results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.extend(asyncio.run(all_of_them())))
-    thread.start()
-    thread.join()
+    # A function that blocks its loop is never told that its time is up: the run goes on without it.
+    work = threading.Thread(target=lambda: results.extend(asyncio.run(all_of_them())), daemon=True)
+    work.start()
+    work.join(seconds + GRACE if seconds else None)
+    if work.is_alive():
+        return [_too_late(seconds)] * len(waiting)
     return results or [RewardError("ended its event loop")] * len(waiting)
 
 
 @contextmanager
-def _guarded(seconds: float) -> Iterator[None]:
+def guarded(seconds: float) -> Iterator[None]:
     """The process' state is as before afterwards, and the work inside ends in time."""
     process, folder, exit_now = os.getpid(), os.getcwd(), os._exit
     streams = sys.stdout, sys.stderr
@@ -143,7 +152,7 @@ def _guarded(seconds: float) -> Iterator[None]:
     os._exit = _refuse
 
     try:
-        with _alarm(seconds):
+        with time_limit(seconds):
             yield
     finally:
         os._exit = exit_now
@@ -170,30 +179,12 @@ class _Unclosable:
         self._stream.flush()
 
 
-@contextmanager
-def _alarm(seconds: float) -> Iterator[None]:
-    """Raises TimeLimit inside after ``seconds``, in the main thread alone, where signals go."""
-    if not seconds or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ring(signum: int, frame: FrameType | None) -> None:
-        raise TimeLimit
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def import_file(path: Path) -> Any:
-    """The module of a file, which may import its neighbours. Raises ConfigError."""
+def import_file(path: Path, setting: str = "reward") -> Any:
+    """The module of a file, which may import its neighbours. Raises ConfigError, which names the
+    ``setting`` that names the file."""
     import importlib.util
 
-    spec = importlib.util.spec_from_file_location(f"dfpo_reward_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"dfpo_{setting}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and pickles of the module look it up there
     folder = str(path.resolve().parent)
@@ -201,12 +192,12 @@ def import_file(path: Path) -> Any:
         sys.path.append(folder)
 
     try:
-        with _guarded(0):
+        with guarded(0):
             spec.loader.exec_module(module)
     # The file is the user's: whatever it raises is told in one line.
     except (Exception, SystemExit, KeyboardInterrupt, _Exit) as error:  # noqa: BLE001
         text = " ".join(f"{type(error).__name__.lstrip('_')}: {error}".split())
-        raise ConfigError(f"reward: {path} cannot be imported: {text}{where(error)}") from error
+        raise ConfigError(f"{setting}: {path} cannot be imported: {text}{where(error)}") from error
 
     return module
 

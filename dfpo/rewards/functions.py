@@ -44,6 +44,7 @@ class Reward:
     # (completion, domain) -> its final answer, for votes; None where the task has no such thing
     extract: Callable[[str, str], str | None] | None = None
     seconds: float = 0.0  # that a function may take for a batch; 0 for as long as it likes
+    steps: int = 0  # of the run, which functions are told
 
     def __call__(
         self,
@@ -56,7 +57,7 @@ class Reward:
     ) -> Scored:
         """Scores of a batch; ``strict`` raises RewardError at the first failure."""
         keywords = _keywords(rows, completions, completion_ids)
-        log = Log(step)
+        log = Log(step, self.steps)
         results = call_all(self.functions, keywords, log.keywords(), self.seconds)
 
         scores: list[list[float | None]] = []
@@ -125,11 +126,12 @@ class Log:
     """What functions log of a batch, by the keywords that TRL gives them."""
 
     step: int
+    steps: int = 0
     metrics: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
     def keywords(self) -> dict[str, Any]:
         return {
-            "trainer_state": TrainerState(global_step=self.step),
+            "trainer_state": TrainerState(global_step=self.step, max_steps=self.steps),
             "log_metric": self.log_metric,
             "log_extra": self.log_extra,
         }
@@ -139,7 +141,10 @@ class Log:
         self.metrics[str(name)].append(float(value))
 
     def log_extra(self, column: str, values: list[Any]) -> None:
-        """A column beside the answers: taken, as by TRL without a tracker, and not kept."""
+        """A column beside the answers: of numbers the mean is kept, others have no metric."""
+        numbers = [value for value in values if isinstance(value, (int, float))]
+        if numbers and len(numbers) == len(values):
+            self.metrics[str(column)].append(fmean(numbers))
 
     def means(self) -> dict[str, float]:
         return {name: fmean(values) for name, values in self.metrics.items()}

@@ -37,7 +37,7 @@ def load_reward(
         names, functions = ("verifier",), (verifier,)
 
     weights = settings.weights or (1.0,) * len(functions)
-    return Reward(names, functions, weights, extract, settings.timeout)
+    return Reward(names, functions, weights, extract, settings.timeout, config.steps)
 
 
 def load_function(text: str, device: torch.device) -> tuple[str, RewardFunction]:

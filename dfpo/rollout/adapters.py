@@ -10,19 +10,26 @@ Source: Hu et al. 2021, "LoRA", arXiv 2106.09685.
 from __future__ import annotations
 
 import importlib.util
+import json
+import math
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dfpo.config import Config, ConfigError
+from dfpo.config.untrusted import TimeLimit, time_limit
 
 POLICY, CRITIC, FIRST = "policy", "critic", "first"
 TRAINED = (POLICY, CRITIC)
+# Names of layers against what an adapter's own expression says; the layers are made in it too.
+MATCHING_SECONDS = 300.0
 WEIGHTS, PREFIX = "adapter_model.safetensors", "base_model.model."  # what peft calls them
 
 
@@ -115,8 +122,8 @@ def add_adapters(model: PreTrainedModel, config: Config, has_critic: bool) -> tu
     settings = config.lora
     began = config.model is not None and is_adapter(Path(config.model))
     if began:
+        read_settings(Path(config.model))
         lora = LoraConfig.from_pretrained(config.model)
-        check_kind(lora, config.model)
         lora.inference_mode = False
     else:
         targets = list(settings.targets)
@@ -131,19 +138,23 @@ def add_adapters(model: PreTrainedModel, config: Config, has_critic: bool) -> tu
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         for name in (POLICY, *([FIRST] if began else []), *([CRITIC] if has_critic else [])):
             try:
-                inject_adapter_in_model(lora, model, adapter_name=name)
-            except ValueError as error:
-                reason = " ".join(str(error).split())
+                with time_limit(MATCHING_SECONDS):
+                    inject_adapter_in_model(lora, model, adapter_name=name)
+            except (ValueError, TypeError, re.error, TimeLimit) as error:
+                reason = " ".join(str(error).split()) or f"takes more than {MATCHING_SECONDS:g} s"
                 raise ConfigError(f"lora.targets: {reason}") from None
 
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    # New layers are in training mode, in which an adapter with dropout draws at every call.
+    model.eval()
 
     model._lora_config = lora
     views = View(model, POLICY), View(model, FIRST if began else None)
     if began:
         state = read_adapter(Path(config.model))
         for view in views:
+            check_fit(view.state_dict(), state, Path(config.model))
             view.load_state_dict(state)
 
     return views
@@ -155,9 +166,47 @@ def name_base(policy: View, model: Path) -> None:
     policy.root._lora_config.base_model_name_or_path = base
 
 
-def check_kind(lora: Any, path: str) -> None:
-    if str(lora.peft_type.value) != "LORA" or lora.use_dora or lora.modules_to_save:
-        raise ConfigError(f"model: {path} is an adapter of another kind, must be plain LoRA")
+# What plain LoRA reads of adapter_config.json, and what has no part in it. All else must be empty:
+# peft acts on much more, and imports a module that one setting names.
+LORA_KEYS = (
+    "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying",
+    "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "layers_to_transform", "lora_alpha", "lora_bias", "lora_dropout", "megatron_core",
+    "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
+    "target_modules", "task_type", "use_rslora",
+)  # fmt: skip
+PLAIN = {"peft_type": ("LORA",), "bias": ("none", None)}
+PLAIN["init_lora_weights"] = (True, False, None, "gaussian")  # others change the base too
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What adapter_config.json of a directory says, checked: it must be plain LoRA of the rank that
+    its weights have. Raises ConfigError."""
+    file = path / "adapter_config.json"
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(said, dict):
+            raise ValueError("holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"model: cannot read {file}: {error}") from None
+
+    for key, value in said.items():
+        plain = key in LORA_KEYS or value in (None, False, {}, [])
+        if not plain or (key in PLAIN and value not in PLAIN[key]):
+            raise ConfigError(
+                f"model: {path} is an adapter of another kind, must be plain LoRA; {key} is "
+                f"{value!r:.60}"
+            )
+
+    ranks = [said.get("r"), *(said.get("rank_pattern") or {}).values()]
+    most = max((x.shape[0] for k, x in read_adapter(path).items() if "lora_A" in k), default=0)
+    if not all(type(rank) is int and 1 <= rank <= most for rank in ranks):
+        raise ConfigError(f"model: {file} says r = {ranks[0]!r}, its weights are of rank {most}")
+    alpha = said.get("lora_alpha")
+    if type(alpha) not in (int, float) or not math.isfinite(alpha):
+        raise ConfigError(f"model: {file} says lora_alpha = {alpha!r}, must be a finite number")
+
+    return said
 
 
 def is_adapter(path: Path) -> bool:
@@ -172,21 +221,52 @@ def check_peft() -> None:
 def base_of(path: Path) -> str:
     """The model that an adapter directory is for."""
     check_peft()
-    from peft import PeftConfig
-
-    base = PeftConfig.from_pretrained(str(path)).base_model_name_or_path
-    if not base or not Path(base).exists():
+    base = read_settings(path).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base or not Path(base).exists():
         raise ConfigError(f"model: {path} is an adapter of {base!r}, which is not on this disk")
+    if is_adapter(Path(base)):
+        raise ConfigError(f"model: {path} is an adapter of an adapter, {base}: merge that first")
     return base
 
 
 def read_adapter(folder: Path) -> dict[str, Tensor]:
     """An adapter's weights by the names that ``adapter_weights`` gives them."""
-    return {k.removeprefix(PREFIX): v for k, v in load_file(folder / WEIGHTS).items()}
+    try:
+        weights = load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"model: cannot read {folder / WEIGHTS}: {error}") from None
+    return {name.removeprefix(PREFIX): weight for name, weight in weights.items()}
 
 
 def merged(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """``model`` with an adapter worked into its weights, and no trace of peft."""
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    try:
+        with time_limit(MATCHING_SECONDS):
+            whole = PeftModel.from_pretrained(model, str(adapter))
+    except TimeLimit:
+        raise ConfigError(
+            f"model: {adapter} takes more than {MATCHING_SECONDS:g} seconds to match its "
+            "target_modules"
+        ) from None
+    # peft raises many kinds of error for an adapter that is of another model.
+    except Exception as error:  # noqa: BLE001
+        raise ConfigError(f"model: {adapter} does not fit its base: {error!s:.300}") from None
+
+    own = {name.removeprefix(PREFIX): w for name, w in adapter_weights(whole, "default").items()}
+    check_fit(own, read_adapter(adapter), adapter)
+    return whole.merge_and_unload()
+
+
+def check_fit(own: dict[str, Tensor], there: dict[str, Tensor], path: Path) -> None:
+    """What an adapter lacks would stay as it was drawn, without a word. Raises ConfigError."""
+    for name in sorted(own.keys() ^ there.keys()):
+        what = "lacks" if name in own else "holds, and its base has no place for,"
+        raise ConfigError(f"model: {path} {what} {name}")
+    for name, weight in own.items():
+        if weight.shape != there[name].shape:
+            raise ConfigError(
+                f"model: {path} holds {name} as {list(there[name].shape)}, must be "
+                f"{list(weight.shape)}"
+            )

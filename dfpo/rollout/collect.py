@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from dfpo.config import Config
-from dfpo.config.draws import Stream, uniforms
+from dfpo.config.draws import Draws, Stream
 from dfpo.config.noise import Noise
 from dfpo.config.types import Answers, Rollout, Row, Samples
 from dfpo.rewards.functions import Reward
-from dfpo.rewards.noise import NoiseInputs, corrupt, prompt_id
+from dfpo.rewards.noise import NoiseInputs, corrupt, kind_id, prompt_id, prompt_text
+from dfpo.rollout.play import play
 from dfpo.rollout.policy import decode, logprobs_by_parts
 from dfpo.rollout.sampler import Sampler
 from dfpo.rollout.votes import agreement, cast_votes
-from dfpo.tasks.source import domain_of
+from dfpo.tasks.source import column_of, domain_of
 
 
 @torch.no_grad()
@@ -74,10 +75,10 @@ def sample(sampler: Sampler, rows: list[Row], config: Config, step: int) -> tupl
     first = step * len(rows)
     sample_ids = torch.arange(first, first + len(rows), device=sampler.policy.device)
 
-    draws = uniforms(config.seed, Stream.SAMPLING, step, sample_ids, settings.max_new_tokens)
-    samples = sampler.answer(
-        [row["prompt"] for row in rows], settings.max_new_tokens,
-        uniforms=draws, temperature=settings.temperature,
+    samples, rows = play(
+        sampler, rows, settings.max_new_tokens,
+        draws=Draws(config.seed, Stream.SAMPLING, step, sample_ids),
+        temperature=settings.temperature,
     )  # fmt: skip
 
     texts, token_ids = decode(sampler.tokenizer, samples)
@@ -103,12 +104,19 @@ def noisy_rewards(
         votes = agreement(voted, answers, reward.extract).to(clean.device)
 
     prompt_ids = [prompt_id(row["prompt"]) for row in answers.rows]
+    domains = [domain_of(row) for row in answers.rows]
+    kinds = [kind_id(*pair) for pair in zip(domains, answers.texts, strict=True)]
     inputs = NoiseInputs(
         sample_ids=answers.sample_ids,
         prompt_ids=torch.tensor(prompt_ids, device=clean.device),
         lengths=torch.tensor(answers.lengths, device=clean.device),
-        domains=[domain_of(row) for row in answers.rows],
+        domains=domains,
         votes=votes,
+        prompt_lengths=torch.tensor(
+            [len(prompt_text(row["prompt"])) for row in answers.rows], device=clean.device
+        ),
+        kinds=torch.tensor(kinds, device=clean.device),
+        values=[column_of(row, noise.by) for row in answers.rows],
     )
 
     return corrupt(
@@ -118,6 +126,5 @@ def noisy_rewards(
 
 
 def last_tokens(mask: Tensor) -> Tensor:  # [B, T] bool -> [B, T] bool
-    """The mark of each answer's last token."""
-    position = torch.arange(mask.shape[1], device=mask.device)
-    return (position == mask.sum(-1, keepdim=True) - 1) & mask
+    """The mark of each answer's last token that counts."""
+    return (mask.cumsum(-1) == mask.sum(-1, keepdim=True)) & mask

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +27,15 @@ from transformers.utils import is_flash_attn_2_available
 
 from dfpo.config import ConfigError
 from dfpo.config.types import Prompt, Samples
+from dfpo.config.untrusted import (
+    GIB,
+    TimeLimit,
+    is_panic,
+    memory_limit,
+    read_pretrained,
+    time_limit,
+    try_apart,
+)
 from dfpo.rollout import logprobs
 from dfpo.rollout.adapters import base_of, is_adapter, merged
 from dfpo.rollout.batches import Parts, by_parts
@@ -35,6 +46,10 @@ from dfpo.rollout.sharding import as_forward, whole
 SMALL_MODEL = 2_000_000
 SHIPPED = Path(str(resources.files("dfpo.tasks"))) / "starting_policies"
 SHIPPED_POLICY = SHIPPED / "suite"
+# For the text of one prompt: of chat templates, which are code, and of tokenizers.
+PROMPT_SECONDS, PROMPT_MEMORY, LONGEST_PROMPT = 10.0, 2 * GIB, 10_000_000
+# Numbers of a layer by which it draws in training mode.
+RANDOM_IN_TRAINING = re.compile("drop|jitter")
 
 
 def shipped_policy(task: str | None) -> Path:
@@ -106,13 +121,24 @@ def checkpoint_gradients(model: nn.Module) -> None:
     """From here on, where ``recomputing`` says so, backward computes each layer again from the
     state before it. transformers does so in training mode alone, in which nothing may be dropped:
     a policy's log-probabilities are those it sampled with."""
+    config = copy.copy(model.config)
+    _draw_nothing(config)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+        # What layers hand to functional dropout, skip a whole layer by, or jitter a router by.
+        _draw_nothing(module)
+        # Some ask the configuration at each call; the model's own, which is saved, stays.
+        if module is not model and getattr(module, "config", None) is model.config:
+            module.config = config
     model.gradient_checkpointing_enable({"use_reentrant": False})
     model.recomputes = True
+
+
+def _draw_nothing(owner: Any) -> None:
+    for name, value in list(vars(owner).items()):
+        if isinstance(value, float) and RANDOM_IN_TRAINING.search(name):
+            setattr(owner, name, 0.0)
 
 
 @contextmanager
@@ -145,7 +171,7 @@ def load_policy(
     path = Path(path)
     if is_adapter(path):
         return _with_adapter(path, attention, dtype, merge=merge)
-    source: dict[str, Any] = {"pretrained_model_name_or_path": path, "local_files_only": True}
+    source: dict[str, Any] = {"pretrained_model_name_or_path": path}
 
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -156,8 +182,8 @@ def load_policy(
             f"model: {path} holds no config.json, must be a transformers model directory"
         )
 
-    model, report = _read(
-        AutoModelForCausalLM, "a causal language model", path,
+    model, report = read_pretrained(
+        AutoModelForCausalLM, "model", "a causal language model", path,
         **source, dtype=torch.float32, output_loading_info=True,
         attn_implementation=attention_of(attention, dtype),
     )  # fmt: skip
@@ -168,11 +194,14 @@ def load_policy(
             f"model: {path} lacks the weights {missing}, must hold all of a causal language model"
         )
 
+    _check_finite(model, path)
     if path.suffix == ".gguf":
         # Its weights are plain float32 once read, but the model would refuse to be saved.
         model.hf_quantizer.remove_quantization_config(model)
     compute_in(model, dtype)
-    tokenizer = _read(AutoTokenizer, "a tokenizer", path, **source, padding_side="left")
+    tokenizer = read_pretrained(
+        AutoTokenizer, "model", "a tokenizer", path, **source, padding_side="left"
+    )
     if tokenizer.pad_token_id is None:
         # Padding is masked everywhere, so any token serves where there is no end token either.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
@@ -190,13 +219,11 @@ def _with_adapter(
     return model.eval(), tokenizer
 
 
-def _read(loader: Any, what: str, path: Path, **source: Any) -> Any:
-    try:
-        return loader.from_pretrained(**source)
-    # transformers and its file formats raise many kinds of error for a directory that is no model.
-    except Exception as error:  # noqa: BLE001
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"model: {path} holds not {what}: {reason[:300]}") from error
+def _check_finite(model: PreTrainedModel, path: Path) -> None:
+    """A number that is none would be every answer's, without a word."""
+    for name, weight in model.named_parameters():
+        if not weight.detach().sum().isfinite():
+            raise ConfigError(f"model: {path} has NaN or infinity in {name}, must be finite")
 
 
 def context_length(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -212,7 +239,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
     Raises ConfigError for messages without a template, or a prompt of no tokens.
     """
     if isinstance(prompt, str):
-        ids = tokenizer(prompt)["input_ids"]
+        ids = _tokens(tokenizer, prompt)
     elif tokenizer.chat_template is None:
         raise ConfigError(
             "model: its tokenizer has no chat template, but a prompt is chat messages; give text "
@@ -220,7 +247,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
         )
     else:
         text = fill_template(tokenizer, prompt)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = _tokens(tokenizer, text, add_special_tokens=False)
 
     if not ids:
         raise ConfigError(f"prompt: {prompt!r} is no tokens, must be at least one")
@@ -228,16 +255,53 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> list[int]:
 
 
 def fill_template(tokenizer: PreTrainedTokenizerBase, prompt: list[dict[str, str]]) -> str:
-    """Messages in the words of the model's template; ConfigError where it refuses them."""
+    """Messages in the words of the model's template; ConfigError where it refuses them, or takes
+    too long or too much memory."""
+    roles = [message.get("role") for message in prompt]
     try:
-        return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        with time_limit(PROMPT_SECONDS), memory_limit(PROMPT_MEMORY):
+            return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+    except TimeLimit:
+        raise ConfigError(
+            f"prompt: the model's chat template takes more than {PROMPT_SECONDS:g} seconds for "
+            f"messages of roles {roles}"
+        ) from None
     # A template is code of the model's: it may raise whatever it likes.
     except Exception as error:  # noqa: BLE001
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        roles = [message.get("role") for message in prompt]
         raise ConfigError(
             f"prompt: the model's chat template refuses messages of roles {roles}: {reason}"
         ) from None
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, **options: Any) -> list[int]:
+    if len(text) > LONGEST_PROMPT:
+        raise ConfigError(
+            f"prompt: {text[:30]!r}... has {len(text)} letters, must have at most {LONGEST_PROMPT}"
+        )
+    try:
+        return tokenizer(text, **options)["input_ids"]
+    except BaseException as error:
+        if not is_panic(error):
+            raise
+        raise ConfigError(f"model: its tokenizer fails on {text[:60]!r}: {error}") from None
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, prompts: list[Prompt]) -> None:
+    """Tries a tokenizer on some prompts in a child process: its rules are compiled code, which
+    nothing stops once it runs. Raises ConfigError."""
+
+    def encode_all() -> None:
+        for prompt in prompts:
+            encode(tokenizer, prompt)
+
+    problem = try_apart(encode_all, 2 * PROMPT_SECONDS, PROMPT_MEMORY)
+    if problem is not None:
+        raise ConfigError(
+            problem
+            or f"model: its tokenizer takes more than {2 * PROMPT_SECONDS:g} seconds or "
+            f"{PROMPT_MEMORY // GIB} GiB for the first {len(prompts)} prompts, or ends its process"
+        )
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, samples: Samples) -> tuple[list[str], list[list]]:

@@ -32,6 +32,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
+from dfpo.rollout.compiled import layers_of
 from dfpo.rollout.processes import Processes
 
 T = TypeVar("T")
@@ -47,11 +48,8 @@ def shard(
     if dtype == torch.float32:
         half = {}
     trunk = getattr(model, "trunk", model)
-    blocks = getattr(trunk, "_no_split_modules", None) or ()
-
-    for module in list(trunk.modules()):
-        if type(module).__name__ in blocks:
-            fully_shard(module, mesh=mesh, **half)
+    for layer in list(layers_of(model)):
+        fully_shard(layer, mesh=mesh, **half)
 
     if trunk is not model:
         fully_shard(trunk, mesh=mesh, **half)

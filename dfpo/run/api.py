@@ -18,11 +18,13 @@ from dfpo.config.build import flatten
 from dfpo.config.rules import predicts
 from dfpo.config.types import Estimate, Samples
 from dfpo.method.critics import build_critic, estimate_values
+from dfpo.rewards.spaces import RewardSpace
+from dfpo.rollout.functions import RolloutFunction
 from dfpo.rollout.policy import encode, load_policy
 from dfpo.run import checkpoint
 from dfpo.run.eval_command import evaluate_model, policy_of
 from dfpo.run.evaluate import Scores, averages, score_table
-from dfpo.run.given import Given, read_data, read_model, read_rewards
+from dfpo.run.given import Given, read_data, read_model, read_rewards, read_rollout
 from dfpo.run.records import is_complete, read_metrics
 from dfpo.run.train import train as train_config
 
@@ -39,6 +41,7 @@ def train(
     algorithm: str = "dfpo",
     *,
     eval_data: str | Path | Sequence[Mapping[str, Any]] | None = None,
+    rollout: RolloutFunction | str | Path | Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Run:
     """Trains a policy and returns the finished run.
@@ -54,6 +57,9 @@ def train(
             are summed. Default: the task's verifier.
         algorithm: a preset: dfpo, ppo, grpo, ... (``dfpo.ALGORITHMS``).
         eval_data: held-out prompts, as ``data``.
+        rollout: what plays the answers, of several turns and with tools, ``f(prompts, generate,
+            tokenizer, **columns) -> {"completion_ids": ..., "env_mask": ...}``, or
+            "FILE.py:FUNCTION" (docs/rollouts.md); or settings, ``rollout={"samples": 8}``.
         settings: any other setting; those of a section as a mapping,
             ``rollout={"samples": 8}``, or by dotted name, ``**{"rollout.samples": 8}``.
 
@@ -71,7 +77,9 @@ def train(
         >>> run.metrics  # doctest: +SKIP
     """
     functions, paths = read_rewards(reward)
+    function, played = read_rollout(rollout)
     given = Given(
+        rollout=function,
         model=read_model(model),
         rows=read_data("data", data),
         held_out=read_data("eval_data", eval_data),
@@ -83,7 +91,7 @@ def train(
     chosen |= {name: str(value) for name, value in named.items() if value is not None}
     if paths:
         chosen["reward.functions"] = paths
-    own = {k: str(v) if isinstance(v, Path) else v for k, v in flatten(settings)}
+    own = {k: str(v) if isinstance(v, Path) else v for k, v in flatten(settings)} | played
 
     return Run(train_config(build_config(chosen | own | given.settings()), given=given))
 
@@ -98,6 +106,7 @@ def evaluate(
     target: Run | str | Path,
     data: str | Path | Sequence[Mapping[str, Any]] | None = None,
     reward: Rewards | None = None,
+    rollout: RolloutFunction | str | Path | Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Evaluation:
     """Scores a run's policy, or any model directory, on held-out prompts, without noise.
@@ -107,6 +116,7 @@ def evaluate(
         data: prompts, as in ``train``; default the run's own held-out ones.
         reward: as in ``train``; default the run's own. A function that was given to ``train``
             must be given again.
+        rollout: as in ``train``, likewise.
         settings: such as ``eval={"prompts": 100}``.
 
     Raises:
@@ -117,12 +127,13 @@ def evaluate(
     if (path / "config.yaml").is_file():
         stored = stored_settings("target", path)
     functions, paths = read_rewards(reward)
-    given = Given(rows=read_data("data", data), rewards=functions)
+    function, played = read_rollout(rollout)
+    given = Given(rows=read_data("data", data), rewards=functions, rollout=function)
     if data is not None:
         stored |= {"task": None, "eval_data": None, "data": str(data)}
     if paths:
         stored["reward.functions"] = paths
-    own = {"model": str(path)} | dict(flatten(settings))
+    own = {"model": str(path)} | dict(flatten(settings)) | played
     config = build_config(stored | own | given.settings())
     model, metric, scores, _ = evaluate_model(path, config, given=given)
 
@@ -227,9 +238,18 @@ class Run:
         """``dfpo.evaluate`` of this run."""
         return evaluate(self, **settings)
 
-    def values(self, prompt: str | list[dict[str, str]], answer: str) -> Values:
+    @cached_property
+    def space(self) -> RewardSpace:
+        """The map of rewards in whose space the critic learned."""
+        space = RewardSpace.of(self.config)
+        folder = policy_of(self.directory).parent
+        checkpoint.load_told(space, folder, self.policy.device)
+        return space
+
+    def values(self, prompt: str | list[dict[str, str]], answer: str, **columns: Any) -> Values:
         """What the critic predicts along an answer to a prompt, as [T, Q] quantiles of the return
-        before each token. Raises ConfigError for an answer of no tokens, or without a critic."""
+        before each token. ``columns`` are the prompt's others, of which ``reward.space_by`` may
+        name one. Raises ConfigError for an answer of no tokens, or without a critic."""
         ids = encode(self.tokenizer, prompt)
         tokens = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
         if not tokens:
@@ -245,6 +265,7 @@ class Run:
 
         draws = torch.Generator(device).manual_seed(self.config.seed)
         estimate: Estimate = estimate_values(self.critic, samples, draws)
+        estimate = self.space.readout(estimate, [{"prompt": prompt, **columns}])
         return Values(
             tokens=[self.tokenizer.decode([token]).strip() for token in tokens],
             quantiles=estimate.quantiles[0].float().cpu(),
@@ -258,15 +279,21 @@ class Run:
         with styled():
             return plot_training(read_metrics(self.directory), self.config)
 
-    def resume(self, *, reward: Rewards | None = None, **settings: Any) -> Run:
+    def resume(
+        self,
+        *,
+        reward: Rewards | None = None,
+        rollout: RolloutFunction | None = None,
+        **settings: Any,
+    ) -> Run:
         """Goes on where the run stopped, bit for bit; ``steps`` may be more than before. A reward
-        that was a Python function must be given again."""
+        or a rollout that was a Python function must be given again."""
         functions, paths = read_rewards(reward)
         if paths:
             raise ConfigError("reward: must be the functions that the run was given")
         config = build_config(stored_settings("run", self.directory) | dict(flatten(settings)))
         if not is_complete(self.directory, config):
-            train_config(config, self.directory, given=Given(rewards=functions))
+            train_config(config, self.directory, given=Given(rewards=functions, rollout=rollout))
         return Run(self.directory)
 
     def __repr__(self) -> str:

@@ -1,12 +1,16 @@
-"""Progress: a bar on a terminal, a line now and then everywhere else."""
+"""Progress: a bar on a terminal, a line now and then everywhere else. Neither has colours."""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any
 
 from tqdm import tqdm
+
+from dfpo.config import Config
+from dfpo.rollout.processes import Processes
 
 # Lines where there is no terminal: one every so many per cent, and not more often than so many
 # seconds.
@@ -55,6 +59,12 @@ class Lines(tqdm):
 
 
 def bar(*arguments: Any, **options: Any) -> tqdm:
-    """``tqdm(...)``, on a terminal; ``Lines`` elsewhere."""
-    kind = tqdm if sys.stderr.isatty() else Lines
+    """``tqdm(...)``, on a terminal that can draw over a line; ``Lines`` elsewhere."""
+    draws = sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    kind = tqdm if draws else Lines
     return kind(*arguments, **options, file=sys.stderr)
+
+
+def speaks(config: Config) -> bool:
+    """Whether this process says how the run goes: the first one, unless it is to be quiet."""
+    return Processes.here().leads and not config.quiet

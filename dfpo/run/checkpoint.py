@@ -1,11 +1,12 @@
 """Checkpoints: everything that a run needs to go on as if it had never stopped.
 
 ``runs/NAME/checkpoints/step-000012`` holds the state after 12 steps: ``policy/`` (a transformers
-directory), ``critic.safetensors`` and ``state.pt`` (optimisers, random states, what the closing
-plots need), which loads without unpickling code, and ``manifest.json``, which knows each of them
-by its digest. A checkpoint is written beside and renamed. The last ``checkpoint_keep`` stay; one
-that is found broken is set aside, and the one before it used. Prompts, sampling and noise are
-functions of (seed, step), so the step is their position.
+directory), ``critic.safetensors``, where rewards are mapped ``told_rewards.safetensors``, and
+``state.pt`` (optimisers, random states, what the closing plots need), which loads without
+unpickling code, and ``manifest.json``, which knows each of them by its digest. A checkpoint is
+written beside and renamed. The last ``checkpoint_keep`` stay; one that is found broken is set
+aside, and the one before it used. Prompts, sampling and noise are functions of (seed, step), so the
+step is their position.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dfpo.config import ConfigError
+from dfpo.rewards.spaces import RewardSpace
 from dfpo.rollout.adapters import is_adapter, read_adapter
 from dfpo.rollout.policy import load_policy
 from dfpo.rollout.processes import Processes
@@ -39,6 +41,7 @@ from dfpo.run.records import RUN_ID
 from dfpo.run.setup import Setup
 
 PARTIAL = ".partial"
+TOLD_FILE, TOLD = "told_rewards.safetensors", "told/"  # of maps of rewards; before its names
 Models = tuple[dict[str, Tensor], dict[str, Tensor]]  # state of the policy, of the critic
 
 
@@ -93,6 +96,7 @@ def restore(setup: Setup) -> Progress | None:
     state = load_state(folder)
     load_weights(setup.policy, read_weights(folder / "policy"))
     load_critic(setup.critic, folder / "critic.safetensors")
+    load_told(setup.space, folder, setup.policy.device)
     load_optimizer(setup.policy_optimizer, state["policy_optimizer"])
     if setup.critic_optimizer is not None:
         load_optimizer(setup.critic_optimizer, state["critic_optimizer"])
@@ -111,6 +115,8 @@ def write_models(folder: Path, setup: Setup, models: Models) -> None:
     setup.policy.save_pretrained(folder / "policy", state_dict=policy)
     setup.tokenizer.save_pretrained(folder / "policy")
     save_file({k: v.contiguous() for k, v in critic.items()}, folder / "critic.safetensors")
+    if not setup.space.is_raw:
+        save_file({f"{TOLD}{k}": v for k, v in setup.space.told.items()}, folder / TOLD_FILE)
 
 
 def newest(run: Path) -> Path | None:
@@ -176,6 +182,18 @@ def load_critic(critic: nn.Module, path: Path) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"resume: cannot read {path}: {reason}") from None
+
+
+def load_told(space: RewardSpace, folder: Path, device: torch.device) -> None:
+    """The told rewards that a space's maps are made from; ConfigError where they cannot be read."""
+    if space.is_raw:
+        return
+    try:
+        stored = load_file(folder / TOLD_FILE, device=str(device))
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"resume: cannot read {folder / TOLD_FILE}: {reason}") from None
+    space.restore({name.removeprefix(TOLD): told for name, told in stored.items()})
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from dfpo.config import Config
 from dfpo.config.types import Estimate, Rollout, Scored, Targets
-from dfpo.method.losses import masked_mean
+from dfpo.method.losses import importance_weights, masked_mean
 from dfpo.rollout.collect import last_tokens
 from dfpo.tasks.source import domain_of
+
+# KL to the first policy, in nats, beyond which a run says so: of an answer, and for each token of
+# long ones. None of the runs in results/ ended beyond 6.1.
+FAR, FAR_PER_TOKEN = 10.0, 0.1
 
 
 @torch.no_grad()
@@ -19,8 +26,8 @@ def rollout_metrics(
     targets: Targets,
     metric: str,
 ) -> dict[str, float]:
-    """Metrics of a rollout; those of values, which need a critic, are against the
-    clean return where they say so."""
+    """Metrics of a rollout; those of values, which need a critic, are against the clean return
+    where they say so. ``estimate`` is in units of told rewards."""
     mask = rollout.samples.mask
     kept = mask.float()
     log_ratio = ((rollout.old_logprobs - rollout.ref_logprobs) * kept).sum(-1)
@@ -38,7 +45,7 @@ def rollout_metrics(
     }
 
     if estimate is not None:
-        numbers |= _describe_values(rollout, estimate, targets)
+        numbers |= _describe_values(rollout, estimate)
     metrics = {name: float(value) for name, value in numbers.items()}
     prefix = "accuracy" if metric == "accuracy" else "domain"
     names = [domain_of(row) for row in rollout.answers.rows]
@@ -50,17 +57,29 @@ def rollout_metrics(
     return metrics
 
 
-def _describe_values(rollout: Rollout, estimate: Estimate, targets: Targets) -> dict[str, Tensor]:
+def _describe_values(rollout: Rollout, estimate: Estimate) -> dict[str, Tensor]:
     mask = rollout.samples.mask
-    values = estimate.quantiles.mean(-1)
+    values, spread = estimate.quantiles.mean(-1), estimate.quantiles.std(-1, correction=0)
     clean = rollout.clean_rewards.unsqueeze(-1).expand_as(values)
     return {
         "value/mean": masked_mean(values, mask),
-        "value/spread": masked_mean(targets.critic.spread, mask),
-        "value/last_spread": masked_mean(targets.critic.spread, last_tokens(mask)),
+        "value/spread": masked_mean(spread, mask),
+        "value/last_spread": masked_mean(spread, last_tokens(mask)),
         "value/bias": masked_mean(values - clean, mask),
         "value/explained_variance": explained_variance(values[mask], clean[mask]),
     }
+
+
+@torch.no_grad()
+def engine_metrics(rollout: Rollout, config: Config) -> dict[str, float]:
+    """How far the distribution that drew the answers is from the policy's own; nothing where the
+    policy itself drew."""
+    samples = rollout.samples
+    if samples.logprobs is None:
+        return {}
+    bound = config.policy.importance_clip or math.inf
+    _, metrics = importance_weights(rollout.old_logprobs, samples.logprobs, samples.mask, bound)
+    return {f"engine/{name}": float(value) for name, value in metrics.items()}
 
 
 def count_rewards(scored: Scored, config: Config) -> dict[str, float]:
@@ -76,6 +95,24 @@ def count_rewards(scored: Scored, config: Config) -> dict[str, float]:
     logged = {f"reward/log/{name}": value for name, value in scored.logged.items()}
 
     return counts | {f"reward/of/{name}": float(mean) for name, mean in parts.items()} | logged
+
+
+def warn_of_drift(records: list[dict[str, Any]], config: Config) -> str | None:
+    """A line on the first step whose policy has left the one it began from: rewards, above all
+    noisy ones, were never told there. None on any other step."""
+
+    def far(record: dict[str, Any]) -> bool:
+        kl, length = record.get("kl"), record.get("response_length")
+        return kl is not None and kl > max(FAR, FAR_PER_TOKEN * (length or 0))
+
+    if not far(records[-1]) or any(map(far, records[:-1])):
+        return None
+    return (
+        f"step {records[-1]['step']}: the policy is {records[-1]['kl']:.1f} nats an answer from "
+        "the one it began from, which often ends in a collapse; a larger --policy.kl-coef than "
+        f"{config.policy.kl_coef:g} or a smaller --policy.learning-rate than "
+        f"{config.policy.learning_rate:g} hold it nearer"
+    )
 
 
 def explained_variance(predicted: Tensor, observed: Tensor) -> Tensor:  # [N], [N]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dfpo.config import Config, ConfigError
+from dfpo.rollout.functions import RolloutError, load_rollout
 from dfpo.rollout.policy import Prompt
 from dfpo.rollout.sampler import Sampler
 from dfpo.run import checkpoint
@@ -26,16 +27,20 @@ def evaluate_model(
     if (target / "config.yaml").is_file():
         config = dataclasses.replace(config, model=str(policy_of(target)))
     policy, tokenizer, source, reward = load_parts(config, given)
-    sampler = Sampler.of(policy, tokenizer, micro_tokens=micro_tokens(config, policy))
+    function = load_rollout(config, given.rollout)
+    tokens = micro_tokens(config, policy)
+    sampler = Sampler.of(policy, tokenizer, micro_tokens=tokens, function=function)
     if not source.held_out:
         raise ConfigError("eval.prompts: is 0, must be at least 1 to evaluate")
-    scores = evaluate(sampler, source.held_out, reward, config)
+    try:
+        scores = evaluate(sampler, source.held_out, reward, config)
+    except RolloutError as error:
+        raise ConfigError(str(error)) from error
 
     rows = [row for splits in source.held_out.values() for part in splits.values() for row in part]
     shown = []
     if show:
-        length = config.rollout.max_new_tokens
-        texts, rewards = answer(sampler, rows[:show], reward, length, None)
+        texts, rewards = answer(sampler, rows[:show], reward, config, None)
         for row, text, value in zip(rows, texts, rewards.tolist(), strict=False):
             score = None if math.isnan(value) else value
             shown.append({"prompt": row["prompt"], "answer": text, "reward": score})
@@ -56,7 +61,8 @@ def evaluate_target(target: Path, config: Config, show: int, as_json: bool) -> s
         }
         return json.dumps(report | ({"answers": shown} if show else {}), indent=2)
 
-    lines = [f"{policy}: {metric}, mean ± standard error", score_table({"": scores})]
+    temperature = config.eval.temperature
+    lines = [f"{policy}: {metric}, mean ± standard error", score_table({"": scores}, temperature)]
     for line in shown:
         lines += ["", f"prompt: {_last_text(line['prompt'])}"]
         lines += [f"greedy answer (reward {line['reward']}): {line['answer']}"]

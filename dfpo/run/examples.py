@@ -9,10 +9,12 @@ import numpy as np
 import torch
 
 from dfpo.config import Config
-from dfpo.config.draws import Stream, uniforms
+from dfpo.config.draws import Draws, Stream
 from dfpo.config.types import Row, Samples
 from dfpo.method.critics import Critic, estimate_values
 from dfpo.rewards.functions import Reward
+from dfpo.rewards.spaces import RewardSpace
+from dfpo.rollout.play import play
 from dfpo.rollout.policy import decode
 from dfpo.rollout.sampler import Sampler
 from dfpo.tasks import DOMAINS, slip_position
@@ -25,6 +27,7 @@ class Example(NamedTuple):
     """A right and a wrong answer to one prompt, in this order."""
 
     domain: str
+    row: Row
     samples: Samples
     words: list[list[str]]  # of each answer, one a token
     slip: int | None  # first token of the wrong answer that is off, where the right one is known
@@ -61,12 +64,16 @@ def find_examples(
     return shown
 
 
-def predict(critic: Critic, examples: list[Example], config: Config) -> list[Fan]:
-    """The critic's present predictions along the examples."""
+def predict(
+    critic: Critic, space: RewardSpace, examples: list[Example], config: Config
+) -> list[Fan]:
+    """The critic's present predictions along the examples, in units of told rewards."""
     fans = []
     for example in examples:
         generator = torch.Generator(example.samples.mask.device).manual_seed(config.seed)
-        quantiles = estimate_values(critic, example.samples, generator).quantiles.float().cpu()
+        estimate = estimate_values(critic, example.samples, generator)
+        rows = [example.row] * len(example.words)
+        quantiles = space.returns(estimate.quantiles, rows).float().cpu()
         mask = example.samples.mask.cpu()
         verified = _verified(example.domain, config)
         labels = ("right", "wrong") if verified else ("best-rewarded", "worst-rewarded")
@@ -89,10 +96,10 @@ def _right_and_wrong(
 ) -> Example | None:
     length = config.rollout.max_new_tokens
     ids = torch.arange(number * TRIES, (number + 1) * TRIES, device=sampler.policy.device)
-    draws = uniforms(config.eval.seed, Stream.EVALUATION, 1, ids, length)
-    samples = sampler.answer([row["prompt"]] * TRIES, length, uniforms=draws)
+    draws = Draws(config.eval.seed, Stream.EVALUATION, 1, ids)
+    samples, rows = play(sampler, [row] * TRIES, length, draws=draws)
     texts, token_ids = decode(sampler.tokenizer, samples)
-    scores = reward([row] * TRIES, texts, token_ids).values.numpy()
+    scores = reward(rows, texts, token_ids).values.numpy()
     if np.isnan(scores).all() or np.nanmax(scores) == np.nanmin(scores):
         return None
     chosen = [int(np.nanargmax(scores)), int(np.nanargmin(scores))]
@@ -101,7 +108,7 @@ def _right_and_wrong(
     if _verified(domain, config):
         slip = slip_position(texts[chosen[1]].split(), row["answer"].split())
 
-    return Example(domain, samples.select(chosen), words, slip)
+    return Example(domain, row, samples.select(chosen), words, slip)
 
 
 def _verified(domain: str, config: Config) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,10 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config import ConfigError
+from dfpo.config.build import flatten
 from dfpo.config.types import Row
 from dfpo.rewards.sources import PYTHON
+from dfpo.rollout.functions import RolloutFunction
 from dfpo.tasks.source import check_rows
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -32,6 +34,7 @@ class Given:
     rows: list[Row] | None = None
     held_out: list[Row] | None = None
     rewards: tuple[Callable[..., Any], ...] = ()
+    rollout: RolloutFunction | None = None
 
     def settings(self) -> dict[str, Any]:
         """The settings that stand for what is given until the run has a directory."""
@@ -39,6 +42,8 @@ class Given:
         settings: dict[str, Any] = {k: "(given)" for k, v in names.items() if v is not None}
         if self.rewards:
             settings["reward.functions"] = [f"{PYTHON}{name_of(f)}" for f in self.rewards]
+        if self.rollout is not None:
+            settings["rollout.function"] = f"{PYTHON}{name_of(self.rollout)}"
         return settings
 
     def stored(self, run: Path) -> dict[str, str]:
@@ -120,3 +125,24 @@ def read_rewards(reward: Any) -> tuple[tuple[Callable[..., Any], ...], list[str]
     if all(isinstance(item, (str, Path)) for item in several):
         return (), [str(item) for item in several]
     raise ConfigError("reward: must be functions, or paths, not some of each")
+
+
+def read_rollout(rollout: Any) -> tuple[RolloutFunction | None, dict[str, Any]]:
+    """(function, settings) of what ``rollout`` is: a function, "FILE.py:FUNCTION", or settings of
+    that section."""
+    if rollout is None:
+        return None, {}
+    if callable(rollout):
+        return rollout, {}
+    if isinstance(rollout, (str, Path)):
+        return None, {"rollout.function": str(rollout)}
+    if isinstance(rollout, Mapping):
+        function = rollout.get("function")
+        own = dict(flatten({"rollout": rollout}))
+        if callable(function):
+            del own["rollout.function"]
+        return (function if callable(function) else None), own
+    raise ConfigError(
+        f"rollout: is {type(rollout).__name__}, must be a function, FILE.py:FUNCTION or a mapping "
+        "of settings"
+    )

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from dfpo.config import Config
-from dfpo.run.evaluate import SPLITS, Scores, average, splits_of
+from dfpo.run.evaluate import SPLITS, Scores, average, averages, splits_of
 from dfpo.run.examples import Fan
 from dfpo.run.progress import ValueRecord
 
@@ -49,15 +49,19 @@ def plot_run(
     after: Scores,
     records: list[ValueRecord],
     fans: list[Fan],
+    best_step: int | None = None,
 ) -> None:
-    """Writes training.png, accuracy.png (reward.png), value_fan.png and calibration.png into
-    ``folder``."""
+    """Writes training.png, accuracy.png (reward.png), value_fan.png, calibration.png and, of a run
+    that was evaluated while it trained, evaluations.png into ``folder``."""
     folder.mkdir(exist_ok=True)
     with styled():
         if after:
             plot_scores(before, after, metric).savefig(folder / f"{metric}.png")
         if metrics:
             plot_training(metrics, config).savefig(folder / "training.png")
+        if config.eval.every and metrics:
+            figure = plot_evaluations(metrics, before, metric, best_step)
+            figure.savefig(folder / "evaluations.png")
         if fans:
             plot_value_fan(fans).savefig(folder / "value_fan.png")
         if records:
@@ -136,7 +140,7 @@ def smooth(values: np.ndarray, span: int = 9) -> np.ndarray:
 
 
 def plot_scores(before: Scores, after: Scores, metric: str) -> plt.Figure:
-    """Mean at temperature 1 and greedy, before and after, per domain and split."""
+    """Mean reward, sampled and greedy, before and after, per domain and split."""
     splits = splits_of(before)
     width = max(4.0, 0.75 * (len(before) + 1))
     figure, axes = plt.subplots(
@@ -155,7 +159,7 @@ def plot_scores(before: Scores, after: Scores, metric: str) -> plt.Figure:
                 )
                 place = x + offset
                 ax.plot([place, place], [low, high], color=colour, linewidth=1.5, zorder=1)
-                label = {"sampled": "temperature 1", "greedy": "greedy"}[mode] if x == 0 else None
+                label = mode if x == 0 else None
                 ax.scatter(place, low, facecolor="white", edgecolor=colour, s=28, zorder=2)
                 ax.scatter(place, high, color=colour, s=28, zorder=2, label=label)
         title = SPLITS[split].capitalize()
@@ -169,6 +173,36 @@ def plot_scores(before: Scores, after: Scores, metric: str) -> plt.Figure:
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8
     )
+    return figure
+
+
+def plot_evaluations(
+    metrics: list[dict[str, Any]], before: Scores, metric: str, best_step: int | None
+) -> plt.Figure:
+    """Means over domains with their standard errors, after so many steps; one panel a split."""
+    splits, start = splits_of(before), averages(before)
+    points = [(0, {f"eval/{name}": value for name, value in start.items()})]
+    points += [(row["step"] + 1, row) for row in metrics if f"eval/{splits[0]}" in row]
+    steps = [step for step, _ in points]
+    figure, axes = plt.subplots(
+        1, len(splits), figsize=(4 * len(splits), 3), sharey=True, constrained_layout=True,
+        squeeze=False,
+    )  # fmt: skip
+
+    for ax, split in zip(axes[0], splits, strict=True):
+        for suffix, label, colour in (("", "sampled", BLUE), ("_greedy", "greedy", ORANGE)):
+            mean, error = (
+                np.array([row[f"eval/{split}{suffix}{end}"] for _, row in points], dtype=float)
+                for end in ("", "_se")
+            )
+            ax.plot(steps, mean, color=colour, marker="o", markersize=3, label=label)
+            ax.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.2, linewidth=0)
+        if best_step is not None:
+            ax.axvline(best_step, color=GREY, linewidth=0.8, linestyle="--", label="best")
+        ax.set(title=SPLITS[split].capitalize(), xlabel="steps done")
+
+    axes[0, 0].set_ylabel(f"{metric}, mean over domains")
+    axes[0, 0].legend(loc="best", fontsize=8)
     return figure
 
 

@@ -50,6 +50,11 @@ class Progress:
     problem: str | None = None  # the latest such failure
     steps_unscored: int = 0  # latest steps in a row in which no answer had a reward
     before: Scores | None = None  # evaluation of the first policy
+    latest: Scores | None = None  # evaluation of the policy after ``evaluated`` steps
+    evaluated: int = -1
+    best: float | None = None  # highest value of eval.metric so far
+    best_step: int | None = None
+    stale: int = 0  # evaluations in a row that were no better
     fans: list[Fan] = field(default_factory=list)
     records: list[ValueRecord] = field(default_factory=list)
     seconds: float = 0.0  # of all processes that worked on the run, up to ``tick``

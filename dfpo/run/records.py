@@ -136,12 +136,15 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def is_complete(run: Path, config: Config) -> bool:
-    """Whether the run has its summary and no steps are left."""
+    """Whether the run has its summary and no steps are left, or it ended by ``eval.patience``."""
     try:
-        done = json.loads((run / "summary.json").read_text())["training"]["steps"]
+        training = json.loads((run / "summary.json").read_text())["training"]
+        done = training["steps"]
     except (OSError, ValueError, KeyError):
         return False
-    return done >= config.steps
+    patience = config.eval.patience
+    gave_up = patience and training.get("evaluations_without_gain", 0) >= patience
+    return bool(done >= config.steps or gave_up)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

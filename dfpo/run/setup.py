@@ -8,6 +8,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -17,17 +18,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from dfpo.config import Config, ConfigError
-from dfpo.config.draws import Stream, uniforms
+from dfpo.config.draws import Draws, Stream
 from dfpo.config.noise import Noise, parse_noise
 from dfpo.config.rules import is_read
-from dfpo.config.types import Row
+from dfpo.config.spaces import SPACES
+from dfpo.config.types import Answers, Row
 from dfpo.method.critics import build_critic
 from dfpo.method.update import Learner
 from dfpo.rewards.functions import Reward, RewardError
 from dfpo.rewards.sources import PYTHON, load_reward
+from dfpo.rewards.spaces import RewardSpace
 from dfpo.rollout.adapters import add_adapters, check_peft, name_base, root_of
+from dfpo.rollout.collect import noisy_rewards
+from dfpo.rollout.compiled import compile_layers
+from dfpo.rollout.engines import EngineError
+from dfpo.rollout.functions import RolloutError, load_rollout
+from dfpo.rollout.play import play
 from dfpo.rollout.policy import (
     SMALL_MODEL,
+    check_tokenizer,
     checkpoint_gradients,
     compute_dtype,
     compute_in,
@@ -41,7 +50,9 @@ from dfpo.rollout.policy import (
 from dfpo.rollout.processes import Processes
 from dfpo.rollout.sampler import Sampler
 from dfpo.rollout.sharding import shard
+from dfpo.run.evaluate import metric_to_judge_by
 from dfpo.run.given import Given
+from dfpo.run.hub import check_hub
 from dfpo.run.records import choose_run
 from dfpo.run.shared_reward import shared_reward
 from dfpo.run.stop import RunError
@@ -69,6 +80,7 @@ class Setup:
     source: Source
     reward: Reward
     noise: Noise
+    space: RewardSpace
     given: Given
 
     @property
@@ -97,15 +109,29 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
         first_policy = copy.deepcopy(policy)
 
     check_trackers(config)
+    check_hub(config)
     new = Processes.here().from_lead(lambda: run or choose_run(config))
     config = dataclasses.replace(config, micro_tokens=micro_tokens(config, policy))
+    function = load_rollout(config, given.rollout)
     sampler, first = (
-        Sampler.of(model, tokenizer, engine, config.micro_tokens)
+        Sampler.of(
+            model, tokenizer, engine, config.micro_tokens, function, config.rollout.engine_memory
+        )
         for model, engine in ((policy, config.rollout.engine), (first_policy, "transformers"))
     )
     place(policy, config)
-    config = complete(config, policy, probe_reward(reward, source, sampler, config))
-    config = dataclasses.replace(config, **given.stored(new))
+    answers, probed = probe_reward(reward, source, sampler, config)
+    config = complete(config, policy, probed[probed.isfinite()])
+    if noise.hides_range and config.reward.told_low is None:
+        told = noisy_rewards(
+            probed.to(device), answers,
+            noise=noise, reward=reward, first=first, config=config, step=0,
+        )  # fmt: skip
+        config = with_told_range(config, told[told.isfinite()].cpu())
+    judged_by = metric_to_judge_by(config, source.held_out)
+    config = dataclasses.replace(
+        config, eval=dataclasses.replace(config.eval, metric=judged_by), **given.stored(new)
+    )
     if config.gradient_checkpointing:
         checkpoint_gradients(root_of(policy))
     if config.lora.rank:
@@ -120,6 +146,9 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
 
     place(critic.to(device), config, ("estimate", "loss"))
     place(first_policy, config)
+    if config.compile:
+        for model in (root_of(policy), critic, first_policy):
+            compile_layers(model)
     policy_optimizer, critic_optimizer = build_optimizers(policy, critic, config)
     generator = torch.Generator(device).manual_seed(config.seed)
     return Setup(
@@ -136,6 +165,7 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
         source=source,
         reward=reward,
         noise=noise,
+        space=RewardSpace.of(config),
         given=given,
     )
 
@@ -157,16 +187,27 @@ def build_optimizers(
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
     """One for the policy and one for the critic, unless the critic's parameters, if any, are
     trained by the policy's loss."""
-    trained = {"weight_decay": 0.0, "fused": True}
-    rate, own = config.policy.learning_rate, list(critic.parameters())
-    groups = [{"params": list(policy.parameters()), "lr": rate}]
+    policy_groups = parameter_groups(policy, config.policy.learning_rate, config.weight_decay)
+    own = parameter_groups(critic, config.critic.learning_rate, config.weight_decay)
     if not has_trunk(config):
-        if own:
-            groups.append({"params": own, "lr": config.critic.learning_rate})
-        return torch.optim.AdamW(groups, **trained), None
+        return torch.optim.AdamW(policy_groups + own, fused=True), None
 
-    critic_optimizer = torch.optim.AdamW(own, lr=config.critic.learning_rate, **trained)
-    return torch.optim.AdamW(groups, **trained), critic_optimizer
+    critic_optimizer = torch.optim.AdamW(own, fused=True)
+    return torch.optim.AdamW(policy_groups, fused=True), critic_optimizer
+
+
+def parameter_groups(
+    model: torch.nn.Module, rate: float | None, decay: float
+) -> list[dict[str, Any]]:
+    """A model's parameters for an optimiser; with a decay those that are vectors, which are biases,
+    norms and the like, in a group of their own that has none. No group where there are none."""
+    parameters = list(model.parameters())
+    groups = [(parameters, 0.0)]
+    if decay:
+        matrices = [parameter for parameter in parameters if parameter.dim() > 1]
+        vectors = [parameter for parameter in parameters if parameter.dim() <= 1]
+        groups = [(matrices, decay), (vectors, 0.0)]
+    return [{"params": params, "lr": rate, "weight_decay": own} for params, own in groups if params]
 
 
 def load_parts(
@@ -202,6 +243,7 @@ def load_parts(
         row for splits in source.held_out.values() for rows in splits.values() for row in rows
     ]
     known = source.rows or source.training(0, config.rollout.prompts)
+    check_tokenizer(tokenizer, [row["prompt"] for row in [*known, *held_out][:PROBED_PROMPTS]])
     check_prompts([*known, *held_out], policy, tokenizer, config)
 
     return policy, tokenizer, source, reward
@@ -212,9 +254,13 @@ def micro_tokens(config: Config, policy: PreTrainedModel) -> int:
     Of a small model the calls take the time, not the tokens."""
     if config.micro_tokens:
         return config.micro_tokens
-    if policy.num_parameters() < SMALL_MODEL:
+    return usual_micro_tokens(policy.num_parameters(), policy.device.type)
+
+
+def usual_micro_tokens(parameters: int, device: str) -> int:
+    if parameters < SMALL_MODEL:
         return 65536
-    return 8192 if policy.device.type == "cpu" else 32768
+    return 8192 if device == "cpu" else 32768
 
 
 def start_processes(config: Config) -> torch.device:
@@ -310,19 +356,21 @@ def probe_reward(
     source: Source,
     sampler: Sampler,
     config: Config,
-) -> Tensor:  # [N]
+) -> tuple[Answers, Tensor]:  # [N]
     """Scores the policy's answers to a few prompts of the first step, in which nothing may fail.
 
-    Raises ConfigError naming the reward and what it did. Returns the scores that are not None.
+    Raises ConfigError naming the reward and what it did. Returns the answers and their scores, NaN
+    for None.
     """
     rows = source.training(0, min(config.rollout.prompts, PROBED_PROMPTS))
     length = config.rollout.max_new_tokens
     ids = torch.arange(len(rows), device=sampler.policy.device)
-    draws = uniforms(config.seed, Stream.SAMPLING, 0, ids, length)
-    prompts = [row["prompt"] for row in rows]
-    samples = sampler.answer(
-        prompts, length, uniforms=draws, temperature=config.rollout.temperature
-    )
+    draws = Draws(config.seed, Stream.SAMPLING, 0, ids)
+    temperature = config.rollout.temperature
+    try:
+        samples, rows = play(sampler, rows, length, draws=draws, temperature=temperature)
+    except (EngineError, RolloutError) as error:
+        raise ConfigError(str(error)) from error
     completions, token_ids = decode(sampler.tokenizer, samples)
 
     try:
@@ -330,14 +378,13 @@ def probe_reward(
     except RewardError as error:
         raise ConfigError(f"reward: {error}") from error
 
-    scored = values[values.isfinite()]
-    if not len(scored):
+    if not values.isfinite().any():
         raise RunError(
             f"reward: {', '.join(reward.names)} scores none of {len(rows)} answers to the first "
             "prompts (None for all), so there is nothing to learn from"
         )
 
-    return scored
+    return Answers(rows=rows, texts=completions, token_ids=token_ids, sample_ids=ids), values
 
 
 def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
@@ -366,6 +413,10 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
             low, high = range_of(probed)
         bounded = binary or not reward.functions
 
+    if parse_noise(config.noise).hides_range:
+        bounded = reward.told_low is not None
+    if reward.space != "raw":
+        bounded = SPACES[reward.space].bounded
     if clip is None and is_read(config, "critic.clip_returns"):
         clip = bounded
     return dataclasses.replace(
@@ -375,7 +426,10 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
         data=_absolute(config.data),
         eval_data=_absolute(config.eval_data),
         reward=dataclasses.replace(
-            reward, functions=tuple(map(_absolute_reward, reward.functions)), low=low, high=high
+            reward, functions=tuple(map(_absolute_function, reward.functions)), low=low, high=high
+        ),
+        rollout=dataclasses.replace(
+            config.rollout, function=_absolute_function(config.rollout.function)
         ),
         policy=dataclasses.replace(optimiser, learning_rate=policy_rate),
         critic=dataclasses.replace(
@@ -383,6 +437,13 @@ def complete(config: Config, policy: PreTrainedModel, probed: Tensor) -> Config:
             learning_rate=critic_rate, clip_returns=clip,
         ),
     )  # fmt: skip
+
+
+def with_told_range(config: Config, told: Tensor) -> Config:  # [N]
+    """The range after a noise that leaves the reward's own, as well as first answers tell it."""
+    low, high = range_of(told) if len(told) else (config.reward.low, config.reward.high)
+    reward = dataclasses.replace(config.reward, told_low=low, told_high=high)
+    return dataclasses.replace(config, reward=reward)
 
 
 def range_of(probed: Tensor) -> tuple[float, float]:
@@ -405,8 +466,8 @@ def range_of(probed: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def _absolute_reward(text: str) -> str:
-    return text if text.startswith(PYTHON) else str(Path(text).absolute())
+def _absolute_function(text: str | None) -> str | None:
+    return text if not text or text.startswith(PYTHON) else str(Path(text).absolute())
 
 
 def _absolute(path: str | None) -> str | None:

@@ -15,22 +15,26 @@ import torch
 from accelerate.tracking import GeneralTracker
 
 from dfpo.config import Config, ConfigError, to_yaml
+from dfpo.config.rules import value_range
 from dfpo.config.types import Samples
 from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import update
 from dfpo.rollout.batches import parts_of
 from dfpo.rollout.collect import collect
+from dfpo.rollout.engines import EngineError
+from dfpo.rollout.functions import RolloutError
 from dfpo.rollout.policy import shipped_policy
 from dfpo.rollout.processes import Processes, ProcessLost
-from dfpo.rollout.sampler import Sampler
-from dfpo.run import checkpoint
-from dfpo.run.bars import bar
-from dfpo.run.diagnostics import count_rewards, rollout_metrics
-from dfpo.run.evaluate import Scores, averages, evaluate, score_table
+from dfpo.run import checkpoint, watch
+from dfpo.run.bars import bar, speaks
+from dfpo.run.diagnostics import count_rewards, engine_metrics, rollout_metrics, warn_of_drift
+from dfpo.run.evaluate import Scores, averages, score_table
 from dfpo.run.examples import Example, find_examples, predict
 from dfpo.run.given import Given
+from dfpo.run.hub import push
 from dfpo.run.kept import forget_after, keep
+from dfpo.run.live import live_plot
 from dfpo.run.lock import AtWork, hold
 from dfpo.run.manifest import fingerprint
 from dfpo.run.progress import Progress, ValueRecord
@@ -41,6 +45,7 @@ from dfpo.run.records import (
     write_json,
 )
 from dfpo.run.report.page import NAME, write_report
+from dfpo.run.run_card import write_card
 from dfpo.run.setup import NOTHING, Setup, check_prompts, set_up
 from dfpo.run.stop import RunError, Stopped, StopRequest, how_to_resume
 from dfpo.run.trackers import start_trackers, track_images
@@ -69,7 +74,7 @@ def train(config: Config, resume: Path | None = None, given: Given = NOTHING) ->
                 return _train(setup, stop, resuming=resume is not None)
         except OSError as error:
             raise RunError(f"cannot write: {error}; {how_to_resume(setup.run)}") from error
-        except ProcessLost as error:
+        except (EngineError, ProcessLost, RolloutError) as error:
             raise RunError(f"{error}; {how_to_resume(setup.run)}") from error
 
 
@@ -80,13 +85,15 @@ def _train(setup: Setup, stop: StopRequest, resuming: bool) -> Path:
         forget_after(setup.run, progress.step)
     log = MetricsLog(setup.run / "metrics.jsonl", progress.step, writes=leads)
     trackers = start_trackers(setup.config, setup.run) if leads else []
-    if leads:
+    if speaks(setup.config):
         print(describe_start(setup, progress))
     if progress.before is None:
-        progress.before = _evaluate(setup, setup.first)
+        progress.before = watch.evaluate_apart(setup, setup.first)
+        if setup.config.eval.every:
+            watch.judge(setup, progress, progress.before)
     examples = examples_of(setup, progress)
     if progress.step == 0:
-        progress.fans = predict(setup.critic, examples, setup.config)
+        progress.fans = predict(setup.critic, setup.space, examples, setup.config)
     run_steps(setup, stop, progress, examples, log, trackers)
     finish(setup, progress, log, trackers)
 
@@ -157,25 +164,37 @@ def run_steps(
     config, run = setup.config, setup.run
     progress_bar = bar(
         range(progress.step, config.steps), desc="train", unit="step",
-        initial=progress.step, total=config.steps, disable=not Processes.here().leads,
+        initial=progress.step, total=config.steps, disable=not speaks(config),
     )  # fmt: skip
+    live = live_plot(config) if Processes.here().leads else None
 
     for step in progress_bar:
+        if watch.has_stopped_gaining(progress, config):
+            progress_bar.close()
+            break
         with stop.step():
             record = train_step(setup, progress, examples, step)
+            if watch.is_due(progress, config):
+                record |= watch.look(setup, progress)
             log.append(record)
             for tracker in trackers:
                 tracker.log(log.records[-1], step=step)
-            progress_bar.set_postfix(headline(record, progress))
+            if live is not None:
+                live.draw(log.records, last=progress.step == config.steps)
+            progress_bar.set_postfix(headline(record, progress, config))
+            drift = warn_of_drift(log.records, config)
+            if drift and Processes.here().leads:
+                progress_bar.write(drift, file=sys.stderr)
             exhausted = progress.steps_unscored >= config.max_unscored_steps
             stop.agree()
-            due = progress.step % config.checkpoint_every == 0 or progress.step == config.steps
+            ends = progress.step == config.steps or watch.has_stopped_gaining(progress, config)
+            due = progress.step % config.checkpoint_every == 0 or ends
             if due or exhausted or stop.signum is not None:
                 started = time.perf_counter()
                 checkpoint.save(setup, progress)
                 hint = slow_checkpoint(time.perf_counter() - started, record, config)
                 first = due and progress.step == config.checkpoint_every
-                if hint and first and Processes.here().leads:
+                if hint and first and speaks(config):
                     progress_bar.write(hint)
         if stop.signum is not None:
             raise Stopped(stop.signum, run)
@@ -192,7 +211,9 @@ def finish(
 ) -> None:
     """Evaluates, and writes models, plots and summary."""
     config, run = setup.config, setup.run
-    after = _evaluate(setup, setup.sampler)
+    after = progress.latest
+    if progress.evaluated != progress.step:
+        after = watch.evaluate_apart(setup, setup.sampler)
     models = checkpoint.gather_models(setup)
     if not Processes.here().leads:
         return
@@ -204,7 +225,7 @@ def finish(
         plot_run(
             run / "plots", config,
             metric=setup.source.metric, metrics=log.records, before=progress.before, after=after,
-            records=progress.records, fans=progress.fans,
+            records=progress.records, fans=progress.fans, best_step=progress.best_step,
         )  # fmt: skip
         track_images(trackers, run / "plots", config.steps)
 
@@ -212,20 +233,43 @@ def finish(
         tracker.finish()
 
     progress.tick()
-    write_json(run / "summary.json", run_summary(setup, progress, after, log.records))
+    summary = run_summary(setup, progress, after, log.records)
+    scores = {"before": progress.before, "after": after}
+    write_card(run, config, summary, scores)
+    write_json(run / "summary.json", summary)
     if config.plots:
         try:
             write_report([run], run / NAME)
         except ConfigError as error:
             # Of a file that somebody changed; the run itself is done.
             print(f"{run / NAME} is not written: {error}", file=sys.stderr)
-    if after:
-        print(score_table({"before": progress.before, "after": after}))
-    print(
+    if not config.quiet:
+        print("\n".join(describe_end(setup, progress, scores, log.records)))
+    if config.push_to_hub:
+        place = push(run, config.push_to_hub)
+        if not config.quiet:
+            print(f"policy and card in {place}")
+
+
+def describe_end(
+    setup: Setup, progress: Progress, scores: dict[str, Scores], records: list[dict[str, Any]]
+) -> list[str]:
+    """The closing lines: an early end, the table, time and memory."""
+    config, lines = setup.config, []
+    if watch.has_stopped_gaining(progress, config):
+        lines.append(
+            f"ended after {progress.step} of {config.steps} steps: {progress.stale} evaluations "
+            f"without {config.eval.metric} above {progress.best:.3f}, that of step "
+            f"{progress.best_step}"
+        )
+    if scores["after"]:
+        lines.append(score_table(scores, config.eval.temperature))
+    lines.append(
         f"{progress.seconds:.0f} s, {progress.cpu_seconds:.0f} CPU-s, "
-        f"{tokens_per_second(log.records):.0f} tokens/s in training, {peak_memory():.1f} GB at "
-        f"most; {'report.html, ' if config.plots else ''}policy and metrics in {run}"
+        f"{tokens_per_second(records):.0f} tokens/s in training, {peak_memory():.1f} GB at "
+        f"most; {'report.html, ' if config.plots else ''}policy and metrics in {setup.run}"
     )
+    return lines
 
 
 def train_step(
@@ -250,25 +294,29 @@ def train_step(
             estimate = estimate_values(
                 setup.critic, rollout.samples, setup.generator, config.micro_tokens
             )
-            targets = compute_targets(rollout, estimate, config, step)
+            setup.space.tell(rollout)
+            targets = compute_targets(setup.space.mapped(rollout), estimate, config, step)
         with clock("update"):
             train_policy = step >= config.critic.warmup_steps
             losses = update(
                 setup.learner, rollout, targets, config, step, train_policy=train_policy
             )
             setup.sampler.engine.update()
+        if estimate is not None:
+            estimate = setup.space.readout(estimate, rollout.answers.rows)
         if Processes.here().leads:
             keep(
                 setup.run, setup.tokenizer, rollout,
                 estimate=estimate, targets=targets, config=config, step=step,
             )  # fmt: skip
         metrics |= rollout_metrics(rollout, estimate, targets, setup.source.metric) | losses
+        metrics |= engine_metrics(rollout, config)
         if estimate is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
             progress.records.append(ValueRecord.from_rollout(rollout, estimate))
 
     if examples and step + 1 == config.critic.warmup_steps:
         # The last moment at which the examples are the policy's own.
-        progress.fans = predict(setup.critic, examples, config)
+        progress.fans = predict(setup.critic, setup.space, examples, config)
     progress.count(rollout.scored, tokens)
     return {**metrics, **clock.report(tokens), **count_processes(rollout.samples, config)}
 
@@ -285,7 +333,7 @@ def count_processes(samples: Samples, config: Config) -> dict[str, float]:
     return {"perf/processes": processes.count, **shown}
 
 
-def headline(record: dict[str, float], progress: Progress) -> dict[str, str]:
+def headline(record: dict[str, float], progress: Progress, config: Config) -> dict[str, str]:
     """What the progress bar shows."""
     shown = {
         "reward": record.get("reward/noisy"),
@@ -293,6 +341,8 @@ def headline(record: dict[str, float], progress: Progress) -> dict[str, str]:
         "kl": record.get("kl"),
     }
     words = {name: f"{value:.3g}" for name, value in shown.items() if value is not None}
+    if config.eval.metric in record:
+        words[config.eval.metric] = f"{record[config.eval.metric]:.3f}"
     if progress.unscored:
         words["unscored"] = str(progress.unscored)
     if progress.invalid:
@@ -319,11 +369,6 @@ class Clock:
         return {**stages, "perf/seconds": total, "perf/tokens_per_second": tokens / total}
 
 
-def _evaluate(setup: Setup, sampler: Sampler) -> Scores:
-    with checkpoint.apart(setup.generator, setup.config.eval.seed):
-        return evaluate(sampler, setup.source.held_out, setup.reward, setup.config)
-
-
 def _from_lead(make: Callable[[], None]) -> None:
     Processes.here().from_lead(make)
 
@@ -335,8 +380,10 @@ def describe_start(setup: Setup, progress: Progress) -> str:
         f"{policy.num_parameters() / 1e6:.2f} M parameters on {policy.device}{_others()}, "
         f"noise {config.noise}"
     )
-    low, high = config.reward.low, config.reward.high
-    if (low, high) != (0.0, 1.0):
+    low, high = value_range(config)
+    if config.reward.space != "raw":
+        text += f", rewards through {config.reward.space}"
+    elif (low, high) != (0.0, 1.0):
         text += f", rewards scaled by [{low:g}, {high:g}]"
     if progress.step:
         text += f"; continues after {progress.step} of {config.steps} steps"
@@ -362,7 +409,11 @@ def run_summary(
     setup: Setup, progress: Progress, after: Scores, records: list[dict[str, Any]]
 ) -> dict[str, Any]:
     """Means at temperature 1 unless the key says greedy; averages over domains."""
-    before = progress.before
+    before, config = progress.before, setup.config
+    judged = {}
+    if config.eval.every:
+        judged["best"] = watch.score_of(progress, config)
+        judged["evaluations_without_gain"] = progress.stale
     rewards = [m["reward/clean"] for m in records if m.get("reward/clean") is not None]
     tenth = max(1, len(rewards) // 10)
     return {
@@ -378,6 +429,7 @@ def run_summary(
             "reward_last_tenth": sum(rewards[-tenth:]) / tenth if rewards else None,
             "unscored": progress.unscored,
             "invalid": progress.invalid,
+            **judged,
         },
         "seconds": progress.seconds,
         "cpu_seconds": progress.cpu_seconds,

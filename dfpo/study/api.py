@@ -1,4 +1,4 @@
-"""Comparisons in Python."""
+"""Comparisons and audits in Python."""
 
 from __future__ import annotations
 
@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfpo.config import ConfigError
 from dfpo.config.build import flatten
+from dfpo.run.api import Rewards, Run
+from dfpo.run.given import Given, read_rewards
+from dfpo.study.audit.command import Audit
+from dfpo.study.audit.command import audit as audit_run
 from dfpo.study.compare import compare as run_comparison
+from dfpo.study.grid import LOCAL
 from dfpo.study.results import Result, paired
 
 if TYPE_CHECKING:
@@ -21,6 +27,7 @@ def compare(
     output: str | Path | None = None,
     seeds: int | None = None,
     jobs: int | None = None,
+    on: str = LOCAL,
     **settings: Any,
 ) -> Comparison:
     """Trains a grid of arms, noises, domains and seeds; goes on where it stopped before.
@@ -30,6 +37,7 @@ def compare(
         output: where to write; default the recipe's.
         seeds: the first so many of the recipe's seeds alone.
         jobs: cells at a time; default one a core.
+        on: "local"; "ray", "ray://HOST:PORT" or "HOST:PORT" for a Ray cluster.
         settings: settings of every cell that reads them, as in ``train``.
 
     Raises:
@@ -38,8 +46,33 @@ def compare(
     """
     source = recipe if isinstance(recipe, Mapping) else Path(recipe)
     folder = None if output is None else Path(output)
-    done = run_comparison(source, folder, seeds, jobs, dict(flatten(settings)))
+    done = run_comparison(source, folder, seeds, jobs, dict(flatten(settings)), on)
     return Comparison(done.output, done.baseline, done.results)
+
+
+def audit(
+    run: Run | str | Path, *, answers: int = 1024, by: str = "domain", reward: Rewards | None = None
+) -> Audit:
+    """How wrong the reward of a run is, and where, as the critic that it taught sees it.
+
+    Args:
+        run: a finished run, or one that has a checkpoint.
+        answers: fresh answers to training prompts, which its policy gives and its reward scores.
+        by: the column whose values are audited apart.
+        reward: functions that were given to ``train`` in Python, which no file holds.
+
+    Returns:
+        Reports by group, and a table of the answers, the most surprising reward first; also in
+        audit.json and audit.parquet of the run.
+
+    Raises:
+        ConfigError: what is no run, or has no critic, in one line.
+    """
+    functions, paths = read_rewards(reward)
+    if paths:
+        raise ConfigError("reward: must be the functions that the run was given")
+    directory = run.directory if isinstance(run, Run) else Path(run)
+    return audit_run(directory, answers, by, Given(rewards=functions))
 
 
 @dataclass(frozen=True)

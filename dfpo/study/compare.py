@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dfpo.study.grid import command_line, narrow, read_results, run
+from dfpo.study.grid import LOCAL, command_line, narrow, read_results, run
 from dfpo.study.recipe import Settings, grid, load_recipe, parse_recipe
 from dfpo.study.results import Result, mixed_versions
 from dfpo.study.tables import write_tables
@@ -41,22 +41,24 @@ def compare(
     seeds: int | None,
     jobs: int | None,
     flags: Settings,
+    where: str = LOCAL,
 ) -> Compared:
     """Runs the cells that are not done yet and writes results, tables and plots. ``source`` is a
-    recipe's file or the recipe itself; None is the quick one. Raises ConfigError before any work,
+    recipe's file or the recipe itself; None is the quick one. ``where`` is "local" or a Ray
+    cluster. Raises ConfigError before any work,
     RunError where cells failed, Stopped on Ctrl-C."""
     if isinstance(source, Path):
         recipe = load_recipe(source, flags)
-        command = command_line("compare", source, output, seeds, flags)
+        command = command_line("compare", source, output, seeds, flags, where)
     else:
         recipe = parse_recipe(source or QUICK, Path(), flags)
         command = "dfpo.compare(recipe)"
         if source is None:
-            command = command_line("compare", None, output, seeds, flags)
+            command = command_line("compare", None, output, seeds, flags, where)
 
     recipe = narrow(recipe, output, seeds)
     cells = grid(recipe, read_tuned(recipe))
-    failed = run(recipe.output, cells, jobs, command)
+    failed = run(recipe.output, cells, jobs, command, where)
     results = read_results(cells)
 
     if results:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shlex
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from dfpo.config import ConfigError, build_config, load_yaml
+from dfpo.rollout.functions import load_rollout
 from dfpo.run.lock import AtWork, hold
 from dfpo.run.setup import load_parts
 from dfpo.run.stop import RunError, StopRequest
 from dfpo.study.cell import settings_file, write_settings
+from dfpo.study.ray_cells import check_ray, run_on_ray
 from dfpo.study.recipe import Cell, Recipe, Settings
 from dfpo.study.screen import make_board
 from dfpo.study.workers import run_cells
@@ -31,10 +34,20 @@ def narrow(recipe: Recipe, output: Path | None, seeds: int | None) -> Recipe:
     return dataclasses.replace(recipe, output=output or recipe.output, seeds=chosen)
 
 
-def run(output: Path, cells: list[Cell], jobs: int | None, command: str) -> RunError | None:
+LOCAL = "local"
+
+
+def run(
+    output: Path, cells: list[Cell], jobs: int | None, command: str, where: str = LOCAL
+) -> RunError | None:
     """Checks and trains the cells, as ``command`` asked, and leaves results.jsonl in ``output``;
-    returns what to say of those that failed."""
-    jobs = jobs or cores()
+    returns what to say of those that failed. ``where`` is "local" or a Ray cluster."""
+    train = functools.partial(run_cells, jobs=jobs or cores())
+    at_once = f"{jobs or cores()} at a time"
+    if where != LOCAL:
+        check_ray(where)
+        train = functools.partial(run_on_ray, jobs=jobs, where=where)
+        at_once = f"on {where}"
     with StopRequest().listen():
         check_begun(cells)
         check_loads(cells)
@@ -43,9 +56,10 @@ def run(output: Path, cells: list[Cell], jobs: int | None, command: str) -> RunE
         for each in cells:
             write_settings(each)
         done = sum(c.result.exists() for c in cells)
-        print(f"{len(cells)} cells, {done} done before, {jobs} at a time; {output}", flush=True)
+        print(f"{len(cells)} cells, {done} done before, {at_once}; {output}", flush=True)
         try:
-            failed = run_cells(cells, jobs, f"continue with: {command}", make_board())
+            proceed = f"continue with: {command}"
+            failed = train(cells, proceed=proceed, show=make_board())
         finally:
             lines = [json.dumps(result) + "\n" for result in read_results(cells)]
             (output / "results.jsonl").write_text("".join(lines))
@@ -94,11 +108,13 @@ def check_loads(cells: list[Cell]) -> None:
     for cell in cells:
         config = build_config(cell.settings)
         key = (config.model, config.task, config.data, config.eval_data, config.reward.functions)
+        key = (*key, config.rollout.function)
         parts.setdefault((*key, config.device), (cell, config))
 
     for cell, config in parts.values():
         try:
             load_parts(config)
+            load_rollout(config)
         except ConfigError as error:
             raise ConfigError(f"{cell.label}: {error}") from None
 
@@ -118,12 +134,18 @@ def locked(output: Path) -> Iterator[None]:
 
 
 def command_line(
-    command: str, path: Path | None, output: Path | None, seeds: int | None, flags: Settings
+    command: str,
+    path: Path | None,
+    output: Path | None,
+    seeds: int | None,
+    flags: Settings,
+    where: str = LOCAL,
 ) -> str:
     """The command that goes on where this one stopped."""
     words = ["dfpo", command, str(path) if path else "--quick"]
     words += ["--output", str(output)] if output else []
     words += ["--seeds", str(seeds)] if seeds else []
+    words += ["--on", where] if where != LOCAL else []
     for name, value in flags.items():
         values = value if isinstance(value, (list, tuple)) else [value]
         words += [f"--{name.replace('_', '-')}", *map(str, values)]

@@ -20,7 +20,7 @@ import yaml
 from dfpo.config import ConfigError, build_config
 from dfpo.config.build import flatten
 from dfpo.run.records import replace_text
-from dfpo.study.grid import command_line, narrow, read_results, run
+from dfpo.study.grid import LOCAL, command_line, narrow, read_results, run
 from dfpo.study.recipe import (
     Cell,
     Recipe,
@@ -40,7 +40,9 @@ BUDGET = (
 )  # fmt: skip
 
 
-def tune(path: Path, output: Path | None, jobs: int | None, flags: Settings) -> None:
+def tune(
+    path: Path, output: Path | None, jobs: int | None, flags: Settings, where: str = LOCAL
+) -> None:
     """Runs all trials that are not done yet and writes the file that the recipe calls ``tuned``.
     Raises as ``dfpo.study.compare.compare`` does."""
     recipe = narrow(load_recipe(path, flags), output, None)
@@ -49,8 +51,8 @@ def tune(path: Path, output: Path | None, jobs: int | None, flags: Settings) -> 
         raise ConfigError(f"{path}: {missing}: is not given, see docs/compare.md")
     cells = trials(recipe)
     check_budget(cells)
-    command = command_line("tune", path, output, None, flags)
-    failed = run(recipe.output / "tune", cells, jobs, command)
+    command = command_line("tune", path, output, None, flags, where)
+    failed = run(recipe.output / "tune", cells, jobs, command, where)
     if failed:
         raise failed
     record = choose(recipe, read_results(cells))

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
-from multiprocessing.process import BaseProcess
+from typing import Any
 
 from dfpo.run.stop import SIGNALS, Stopped
 from dfpo.study.cell import train_cell
@@ -34,7 +34,7 @@ class Work:
     cells: list[Cell]
     jobs: int
     waiting: deque[Cell] = field(default_factory=deque)
-    running: dict[BaseProcess, Cell] = field(default_factory=dict)
+    running: dict[Any, Cell] = field(default_factory=dict)  # by process, or by task of a cluster
     started: dict[Cell, tuple[float, int]] = field(default_factory=dict)  # when, after which step
     seconds: dict[str, float] = field(default_factory=dict)  # arm -> seconds in finished cells
     steps: dict[str, int] = field(default_factory=dict)  # arm -> steps in those seconds
@@ -52,10 +52,10 @@ def run_cells(
     work = Work(cells, jobs, deque(cell for cell in cells if not cell.result.exists()))
     for cell in cells:
         if cell.result.exists():
-            _count(work, cell, json.loads(cell.result.read_text())["cost"]["seconds"], cell.steps)
+            count(work, cell, json.loads(cell.result.read_text())["cost"]["seconds"], cell.steps)
 
     context = server()
-    with _listen() as received:
+    with listen() as received:
         told = 0
         while work.running or (work.waiting and not received):
             while work.waiting and len(work.running) < jobs and not received:
@@ -96,7 +96,7 @@ def server() -> multiprocessing.context.BaseContext:
 
 
 @contextmanager
-def _listen() -> Iterator[list[int]]:
+def listen() -> Iterator[list[int]]:
     """Signals that ask to stop, as they come."""
     received: list[int] = []
     before = {n: signal.signal(n, lambda signum, _: received.append(signum)) for n in SIGNALS}
@@ -110,17 +110,17 @@ def _listen() -> Iterator[list[int]]:
 def _settle(work: Work, cell: Cell, status: int, stopping: bool) -> None:
     started, first = work.started[cell]
     if status == 0:
-        _count(work, cell, time.monotonic() - started, steps_done(cell) - first)
+        count(work, cell, time.monotonic() - started, steps_done(cell) - first)
     elif not stopping:
-        work.failed[cell] = _last_words(cell, status)
+        work.failed[cell] = last_words(cell, status)
 
 
-def _count(work: Work, cell: Cell, seconds: float, steps: int) -> None:
+def count(work: Work, cell: Cell, seconds: float, steps: int) -> None:
     work.seconds[cell.arm] = work.seconds.get(cell.arm, 0.0) + seconds
     work.steps[cell.arm] = work.steps.get(cell.arm, 0) + steps
 
 
-def _last_words(cell: Cell, status: int) -> str:
+def last_words(cell: Cell, status: int) -> str:
     path = cell.run.with_suffix(".log")
     lines = path.read_text(errors="replace").split("\n") if path.exists() else []
     said = [line for line in lines if line.strip()][-LAST_LINES:]

@@ -18,6 +18,7 @@ from typing import Any
 from dfpo.config import Config, ConfigError
 from dfpo.config.types import Row
 from dfpo.tasks import SPLITS, SUITES, Suite, benchmarks, reasoning_gym
+from dfpo.tasks.stream import Stream
 
 Held = dict[str, dict[str, list[Row]]]  # domain -> split -> rows
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -157,21 +158,52 @@ def domain_of(row: Row) -> str:
     return row.get("domain") or "data"
 
 
+def column_of(row: Row, name: str) -> str:
+    """A row's value of a column, as text; "domain" is that of ``domain_of``."""
+    return domain_of(row) if name == "domain" else str(row.get(name))
+
+
 def _from_rows(config: Config, rows: list[Row] | None, evaluated: list[Row] | None) -> Source:
     """Rows that are given, else those of the files of ``data`` and ``eval_data``."""
+    if config.stream and rows is None:
+        return _from_stream(config, evaluated)
     rows = with_system(rows or read_rows("data", Path(config.data)), config.system_prompt)
+    held_out = _held_out(config, evaluated, lambda: rows)
+    return Source("reward", _epochs(rows, config), held_out, rows, None)
+
+
+def _from_stream(config: Config, evaluated: list[Row] | None) -> Source:
+    """Rows of ``data`` as they come; those that evaluation takes of it are its first."""
+    name, system = f"data: {config.data}", config.system_prompt
+    stream = Stream(
+        name, open_stream("data", Path(config.data)), _check_row,
+        seed=config.seed, buffer=config.stream_buffer,
+    )  # fmt: skip
+    held_out = _held_out(
+        config, evaluated, lambda: with_system(stream.head(config.eval.prompts), system)
+    )
+
+    def training(step: int, count: int) -> list[Row]:
+        return with_system(stream.step(step, count), system)
+
+    return Source("reward", training, held_out, None, None)
+
+
+def _held_out(
+    config: Config, evaluated: list[Row] | None, trained: Callable[[], list[Row]]
+) -> Held:
+    """The rows that are given or those of ``eval_data``. Without them nothing is held out: the same
+    measure on prompts that training sees, and called so."""
+    if not config.eval.prompts:
+        return {}
     if evaluated is None and config.eval_data is not None:
         evaluated = read_rows("eval_data", Path(config.eval_data))
     if evaluated is not None:
-        held_out = _by_domain(with_system(evaluated, config.system_prompt), config)
-    else:
-        # Nothing is held out: the same measure on prompts that training sees, and called so.
-        held_out = {
-            domain: {"train": [row for split in splits.values() for row in split]}
-            for domain, splits in _by_domain(rows, config).items()
-        }
-
-    return Source("reward", _epochs(rows, config), held_out, rows, None)
+        return _by_domain(with_system(evaluated, config.system_prompt), config)
+    return {
+        domain: {"train": [row for split in splits.values() for row in split]}
+        for domain, splits in _by_domain(trained(), config).items()
+    }
 
 
 def _from_benchmarks(config: Config, folder: Path, chat: bool) -> Source:
@@ -313,6 +345,43 @@ def _read_table(name: str, path: Path) -> Iterable[tuple[str, Any]]:
     return ((f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1))
 
 
+def open_stream(name: str, path: Path) -> Any:  # datasets.IterableDataset
+    """What ``read_rows`` reads, to be read as it goes. Raises ConfigError."""
+    datasets = _datasets(name, path)
+    if path.suffix == ".jsonl" and path.is_file():
+        # Not by the library's own reader, which makes a table of one type a column.
+        return datasets.IterableDataset.from_generator(_lines, gen_kwargs={"path": str(path)})
+    kind = {".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix)
+    if kind and not path.is_file():
+        raise ConfigError(f"{name}: there is no file {path}")
+    known = [str(path)] if kind is None else [kind]
+    files = {} if kind is None else {"data_files": str(path)}
+
+    try:
+        if path.is_dir():
+            return _training_split(name, path, datasets.load_from_disk(path)).to_iterable_dataset()
+        data = datasets.load_dataset(*known, **files, streaming=True)
+    except ConfigError:
+        raise
+    # As in reading whole: no network, no such data set, a directory of another kind.
+    except Exception as error:  # noqa: BLE001
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{name}: cannot read {path} as a stream: {reason}") from None
+
+    return _training_split(name, path, data)
+
+
+def _lines(path: str) -> Iterator[Row]:
+    """The rows of a .jsonl, a line at a time."""
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except (ValueError, RecursionError) as error:
+                    raise ConfigError(f"data: {path}, line {number} is not JSON: {error}") from None
+
+
 def _read_directory(name: str, path: Path) -> Iterable[tuple[str, Any]]:
     datasets = _datasets(name, path)
     try:
@@ -352,12 +421,17 @@ def _datasets(name: str, path: Path | str) -> Any:
 
 
 def _rows_of(name: str, path: Path | str, data: Any) -> Iterable[tuple[str, Any]]:
-    """Of several splits, the one for training."""
-    if isinstance(data, dict):
-        if "train" not in data:
-            raise ConfigError(f"{name}: {path} has splits {', '.join(data)}, must have one train")
-        data = data["train"]
+    data = _training_split(name, path, data)
     return ((f"row {number}", dict(row)) for number, row in enumerate(data, start=1))
+
+
+def _training_split(name: str, path: Path | str, data: Any) -> Any:
+    """Of several splits, the one for training."""
+    if not isinstance(data, dict):
+        return data
+    if "train" not in data:
+        raise ConfigError(f"{name}: {path} has splits {', '.join(data)}, must have one train")
+    return data["train"]
 
 
 def _check_row(place: str, row: Any) -> None:

@@ -49,4 +49,5 @@ def test_no_trainer_is_imported_unasked():
 
 @pytest.mark.parametrize("path", ADAPTERS, ids=lambda path: path.stem)
 def test_an_adapter_is_short(path):
-    assert len(path.read_text().splitlines()) <= 210
+    written = [line for line in path.read_text().splitlines() if line.strip()]
+    assert len(written) <= 200

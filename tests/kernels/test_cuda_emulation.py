@@ -383,7 +383,11 @@ def test_the_battery_passes(emulated, order):
     battery()
 
 
-@pytest.mark.parametrize("name", BROKEN)
+# Compiling one takes five seconds: `make test` takes one in five of them, `make gpu-proof` all.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] * (i % 5 > 0)) for i, name in enumerate(BROKEN)],
+)
 def test_a_broken_copy_is_noticed(objects, use, tmp_path, monkeypatch, name):
     file, text, replacement, *shown_by = BROKEN[name]
     shutil.copytree(CSRC, tmp_path / "csrc")

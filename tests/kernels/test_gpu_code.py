@@ -10,9 +10,9 @@ pytest.importorskip("triton")
 from kernels import gpu_code, gpu_proof  # noqa: E402
 
 
-@pytest.fixture(scope="module")
-def reports():
-    return gpu_code.reports(quick=True)
+@pytest.fixture(scope="module", params=[True, pytest.param(False, marks=pytest.mark.long)])
+def reports(request):
+    return gpu_code.reports(quick=request.param)
 
 
 def test_every_kernel_keeps_its_bounds_on_every_target(reports):
@@ -20,7 +20,9 @@ def test_every_kernel_keeps_its_bounds_on_every_target(reports):
     assert not broken
 
 
-def test_every_kernel_is_compiled_for_every_target(reports):
+@pytest.mark.long
+def test_every_kernel_is_compiled_for_every_target():
+    reports = gpu_code.reports()
     written = set()
     for path in (gpu_code.ROOT / "dfpo_kernels").glob("*/triton_*.py"):
         written |= set(re.findall(r"^def (\w+_kernel)\(", path.read_text(), re.M))

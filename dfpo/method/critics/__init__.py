@@ -47,9 +47,10 @@ class Critic(Protocol):
 
 def build_critic(policy: PreTrainedModel, config: Config) -> nn.Module:
     """The critic that ``critic.kind`` names; its trunk starts as the policy's, its head is drawn
-    from ``config.seed``. Global random states stay as they are."""
+    from ``config.seed``. Global random states stay as they are, and nothing of it is dropped at
+    random: one answer has one value."""
     with torch.random.fork_rng(devices=[]):
-        return CRITICS[config.critic.kind].load()(policy, config)
+        return CRITICS[config.critic.kind].load()(policy, config).eval()
 
 
 @torch.no_grad()

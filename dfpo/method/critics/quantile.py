@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from dfpo.config import Config
 from dfpo.config.types import Counts, CriticTargets, Estimate, Samples
-from dfpo.method.critics.trunk import TrunkCritic, return_units, seeded_trunk
+from dfpo.method.critics.trunk import TrunkCritic, after_last, return_units, seeded_trunk
 from dfpo.method.losses import masked_mean
 from dfpo_kernels import quantile_huber_loss
 from dfpo_kernels.value_flow import losses
@@ -52,7 +52,7 @@ class QuantileCritic(TrunkCritic):
     @torch.no_grad()
     def estimate(self, samples: Samples, noise: Tensor | None = None) -> Estimate:
         values = self.quantiles(samples).mean(0) * self.scale + self.mean
-        return Estimate(quantiles=values[:, :-1], final=values[:, -1])
+        return Estimate(quantiles=values[:, :-1], final=after_last(values, samples))
 
     def loss(
         self, samples: Samples, targets: CriticTargets, counts: Counts

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
 
 from dfpo.config import Config
+from dfpo.config.rules import value_range
 from dfpo.config.types import CriticTargets, Samples
 from dfpo.rollout.adapters import CRITIC, View
 from dfpo.rollout.policy import positions
@@ -44,6 +45,12 @@ class TrunkCritic(nn.Module):
         return states[:, -length - 1 :]
 
 
+def after_last(values: Tensor, samples: Samples) -> Tensor:  # [B, T + 1, Q] -> [B, Q]
+    """Those of the state after each answer's last token."""
+    last = samples.present.sum(-1).long().view(-1, 1, 1)
+    return values.gather(1, last.expand(-1, 1, values.shape[-1])).squeeze(1)
+
+
 def seeded_trunk(policy: PreTrainedModel | View, config: Config) -> PreTrainedModel | View:
     """The policy without its language head, with weights of its own, or with an adapter of its own
     where the policy is one. What is drawn next, a head, is drawn from ``config.seed``."""
@@ -57,6 +64,6 @@ def seeded_trunk(policy: PreTrainedModel | View, config: Config) -> PreTrainedMo
 
 
 def return_units(config: Config) -> tuple[float, float]:
-    """Middle and half-width of the reward's range: heads predict (return - middle) / half-width."""
-    low, high = config.reward.low, config.reward.high
+    """Middle and half-width of ``value_range``: heads predict (return - middle) / half-width."""
+    low, high = value_range(config)
     return (low + high) / 2, (high - low) / 2

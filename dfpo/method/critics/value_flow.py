@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dfpo.config import Config
+from dfpo.config.rules import value_range
 from dfpo.config.types import Counts, CriticTargets, Estimate, Samples
-from dfpo.method.critics.trunk import TrunkCritic, return_units, seeded_trunk
+from dfpo.method.critics.trunk import TrunkCritic, after_last, return_units, seeded_trunk
 from dfpo_kernels import FlowField
 from dfpo_kernels.nn import ValueFlowHead
 
@@ -45,7 +46,9 @@ class ValueFlowCritic(TrunkCritic):
         if self.coefs.path:
             field = FlowField(*(x[:, :-1] for x in velocity[:3]), *self.field_weights())
         shared = None if noise is None else base[:, :-1]
-        return Estimate(quantiles=values[:, :-1], final=values[:, -1], base=shared, field=field)
+        return Estimate(
+            quantiles=values[:, :-1], final=after_last(values, samples), base=shared, field=field
+        )
 
     def field_weights(self) -> list[Tensor]:
         """What the velocity fields of all tokens share, frozen as it is now."""
@@ -75,7 +78,7 @@ class ValueFlowCritic(TrunkCritic):
             path=targets.path,
             draws=targets.draws,
             weight=targets.weight,
-            most_tokens=sum(samples.lengths),
+            most_tokens=sum(samples.counts),
             total_tokens=counts.tokens,
         )
 
@@ -89,7 +92,7 @@ def flow_head(trunk: PreTrainedModel, config: Config) -> ValueFlowHead:
         trunk.config.hidden_size,
         return_mean=mean,
         return_scale=scale,
-        return_range=((config.reward.low, config.reward.high) if settings.clip_returns else None),
+        return_range=value_range(config) if settings.clip_returns else None,
         **{name: value for name, value in dataclasses.asdict(settings).items() if name in names},
     )
 

@@ -12,6 +12,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config.choices import ENGINES
+from dfpo.rollout.decoding import PLAIN, Decoding
+
+
+class EngineError(RuntimeError):
+    """Why an engine gave no answers, in one line."""
 
 
 class Generated(NamedTuple):
@@ -22,6 +27,8 @@ class Generated(NamedTuple):
 
 
 class Engine(Protocol):
+    tells_logprobs: bool  # whether what it generates comes with log-probabilities of its own
+
     def generate(
         self,
         prompts: list[list[int]],
@@ -29,16 +36,26 @@ class Engine(Protocol):
         *,
         uniforms: Tensor | None,  # [B, limit]
         temperature: float,
+        decoding: Decoding = PLAIN,
     ) -> Generated:
         """Answers of at most ``limit`` tokens: greedy without ``uniforms``, else token n of answer
-        b is drawn with uniform (b, n), or by draws of the engine's own that they seed."""
+        b is drawn with uniform (b, n), or by draws of the engine's own that they seed. Training
+        asks for plain ``decoding`` and leaves it out. An answer may go on after a stop string: it
+        is cut there."""
         ...
 
     def update(self) -> None:
         """The policy's weights have changed: draw from the new ones from here on."""
         ...
 
+    def rest(self) -> None:
+        """All answers for now are drawn: what memory they took is free for training."""
+        ...
 
-def build_engine(name: str, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Engine:
-    """The engine that ``rollout.engine`` names."""
-    return ENGINES[name].load()(policy, tokenizer)
+
+def build_engine(
+    name: str, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memory: float
+) -> Engine:
+    """The engine that ``rollout.engine`` names; ``memory`` is its share of the device's, where it
+    has one of its own. Raises ConfigError."""
+    return ENGINES[name].load()(policy, tokenizer, memory)

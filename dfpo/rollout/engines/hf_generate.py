@@ -23,6 +23,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from dfpo.rollout.adapters import root_of
+from dfpo.rollout.decoding import PLAIN, Decoding, StopStrings
 from dfpo.rollout.engines import Generated
 from dfpo.rollout.policy import SMALL_MODEL, end_tokens
 
@@ -37,40 +38,57 @@ class _CounterSampler(LogitsProcessor):
     """Turns greedy decoding into sampling: token n of answer b is the inverse of the cumulative
     distribution at uniform (b, n). One uniform per token, so paired arms stay paired."""
 
-    def __init__(self, uniforms: Tensor, temperature: float, prompt_length: int) -> None:
+    def __init__(
+        self, uniforms: Tensor, temperature: float, prompt_length: int, decoding: Decoding = PLAIN
+    ) -> None:
         self.uniforms = uniforms  # [B, T]
         self.temperature = temperature
         self.prompt_length = prompt_length
+        self.decoding = decoding
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        cumulative = (scores.float() / self.temperature).softmax(-1).cumsum(-1)
+        scaled = self.decoding.narrow(input_ids, scores.float() / self.temperature)
         position = input_ids.shape[1] - self.prompt_length
-        # Scaled by the total, which rounding leaves next to 1, so that every draw hits a token.
-        threshold = self.uniforms[:, position : position + 1] * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, threshold, right=True)
-        chosen = chosen.clamp_max(scores.shape[-1] - 1)
+        draws = self.uniforms[:, position : position + 1]
+        chosen = inverse(scaled, draws)
         return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
+
+
+def inverse(scores: Tensor, draws: Tensor) -> Tensor:  # [B, V], [B, 1] -> [B, 1]
+    """The token at which the cumulative distribution passes each draw."""
+    cumulative = scores.softmax(-1).cumsum(-1)
+    # Scaled by the total, which rounding leaves next to 1, so that every draw hits a token.
+    threshold = draws * cumulative[:, -1:]
+    chosen = torch.searchsorted(cumulative, threshold, right=True)
+    return chosen.clamp_max(scores.shape[-1] - 1)
 
 
 class _UntilSomeEnd(StoppingCriteria):
     """Stops the whole batch when LEAVING of its answers have ended."""
 
-    def __init__(self, ends: Tensor, rows: int) -> None:
-        self.ends = ends
+    def __init__(self, ends: Tensor, rows: int, stops: StopStrings | None = None) -> None:
+        self.ends, self.stops = ends, stops
         self.ended = torch.zeros(rows, dtype=torch.bool, device=ends.device)
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         self.ended = self.ended | torch.isin(input_ids[:, -1], self.ends)
+        if self.stops is not None:
+            self.ended = self.ended | self.stops(input_ids, scores)
         return self.ended | (self.ended.float().mean() >= LEAVING)
 
 
 class HFGenerate:
     """The policy itself draws, by ``generate``; its weights are always the newest."""
 
+    tells_logprobs = False
+
     def __init__(self, policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
         self.policy, self.tokenizer = policy, tokenizer
 
     def update(self) -> None:
+        pass
+
+    def rest(self) -> None:
         pass
 
     @torch.no_grad()
@@ -81,6 +99,7 @@ class HFGenerate:
         *,
         uniforms: Tensor | None,
         temperature: float,
+        decoding: Decoding = PLAIN,
     ) -> Generated:
         device, pad = self.policy.device, self.tokenizer.pad_token_id
         encoded = self.tokenizer.pad(
@@ -95,7 +114,7 @@ class HFGenerate:
         while True:
             ids, cache, ended = self._go_on(
                 ids, attention, cache, width,
-                limit=limit, temperature=temperature,
+                limit=limit, temperature=temperature, decoding=decoding,
                 uniforms=None if uniforms is None else uniforms[rows],
             )  # fmt: skip
             made = ids[:, width:]
@@ -122,17 +141,21 @@ class HFGenerate:
         *,
         limit: int,
         temperature: float,
+        decoding: Decoding,
         uniforms: Tensor | None,
     ) -> tuple[Tensor, Cache | None, Tensor | None]:  # [B, P + t'], cache, [B]
         """The answers with more tokens, until enough have ended for the others to go on without
         them, and which those are; or, with None, until all have ended or are full."""
         processors, until = LogitsProcessorList(), StoppingCriteriaList()
         if uniforms is not None:
-            processors.append(_CounterSampler(uniforms, temperature, width))
+            processors.append(_CounterSampler(uniforms, temperature, width, decoding))
         ends = end_tokens(self.policy, self.tokenizer)
+        stops = StopStrings(decoding, self.tokenizer, width) if decoding.stop else None
         leaves = bool(ends) and len(ids) > 1 and self._may_leave(cache)
         if leaves:
-            until.append(_UntilSomeEnd(torch.tensor(ends, device=ids.device), len(ids)))
+            until.append(_UntilSomeEnd(torch.tensor(ends, device=ids.device), len(ids), stops))
+        elif stops is not None:
+            until.append(stops)
         plain = GenerationConfig(
             max_length=width + limit,
             do_sample=False,
@@ -179,5 +202,5 @@ def _own_settings(model: PreTrainedModel, plain: GenerationConfig) -> Iterator[N
         model.generation_config = kept
 
 
-def build(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> HFGenerate:
+def build(policy: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, memory: float) -> HFGenerate:
     return HFGenerate(policy, tokenizer)

@@ -59,6 +59,11 @@ def play(setup: Setup, answers: int, plays: int) -> Played:
     """Samples ``answers`` answers per domain to held-out prompts, and plays on from each of their
     states ``plays`` times with the same policy. The draws depend on ``eval.seed`` alone, and the
     answers not on the noise."""
+    if (function := setup.config.rollout.function) is not None:
+        raise ConfigError(
+            f"rollout: is {function}, must be none to probe a critic: plays go on from the middle "
+            "of a turn, where a rollout function cannot begin"
+        )
     config = dataclasses.replace(
         setup.config,
         seed=setup.config.eval.seed,
@@ -111,13 +116,14 @@ def probe(setup: Setup, played: Played) -> Probe:
     # The critic's own settings make its advantages.
     own = dataclasses.replace(setup.config, seed=config.seed)
     advantages = [
-        compute_targets(draw, estimate, own, UNREACHED).raw_advantages[mask]
+        compute_targets(setup.space.mapped(draw), estimate, own, UNREACHED).raw_advantages[mask]
         for draw in _noise_draws(setup, rollout, config)
     ]
+    shown = setup.space.readout(estimate, rollout.answers.rows)
     ids = rollout.answers.token_ids
 
     return Probe(
-        *(x[mask].float().cpu().numpy() for x in (estimate.quantiles, clean, noisy, after)),
+        *(x[mask].float().cpu().numpy() for x in (shown.quantiles, clean, noisy, after)),
         torch.stack(advantages).float().cpu().numpy(),
         mask.nonzero()[:, 0].cpu().numpy(),
         tuple(domain_of(row) for row in rollout.answers.rows),

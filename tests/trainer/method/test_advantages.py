@@ -6,10 +6,12 @@ import pytest
 import torch
 from small_rollouts import LENGTHS, T, make_estimate, make_rollout
 
-from dfpo.config import build_config
+from dfpo.config import ConfigError, build_config
+from dfpo.config.choices import ADVANTAGES
 from dfpo.config.types import Estimate
-from dfpo.method.advantages import Returns, rank_advantage
+from dfpo.method.advantages import Returns, group_quantile, rank_advantage
 from dfpo.method.targets import compute_targets
+from dfpo_kernels import distributional_gae
 
 
 def scalar_gae(rewards, values, lengths, gamma, lam):
@@ -84,6 +86,114 @@ def test_groups_are_prompts_whatever_is_left_of_them():
         assert targets_of({"algorithm": algorithm}, rollout).advantages.abs().max() == 0
 
 
+def test_a_quantile_as_baseline_by_hand():
+    # Of 1, 0 the level .4 is reached by 0, of 1, .5 by .5; sample deviations sqrt(.5), sqrt(.125).
+    found = targets_of({"algorithm": "qae"}).advantages
+    expected = [ROW(v, n) for v, n in zip((2**0.5, 0, 2**0.5, 0), LENGTHS, strict=True)]
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-4, rtol=0)
+    # Above a half the higher one is the baseline: only the failure is left.
+    found = targets_of({"algorithm": "qae", "target.quantile": 0.6}).advantages
+    expected = [ROW(v, n) for v, n in zip((0, -(2**0.5), 0, -(2**0.5)), LENGTHS, strict=True)]
+    torch.testing.assert_close(found, torch.tensor(expected), atol=1e-4, rtol=0)
+    assert targets_of({"algorithm": "qae"}, make_rollout((3.0,) * 4)).advantages.abs().max() == 0
+
+
+@pytest.mark.parametrize("right, baseline", [(2, 0.0), (3, 1.0)])
+def test_a_quantile_has_two_regimes(right, baseline):
+    """Five answers at a level of .5: of two right ones the successes count, of three the rest."""
+    rewards = torch.zeros(5)
+    rewards[:right] = 1
+
+    class Given:
+        mask = torch.ones(5, 1, dtype=torch.bool)
+        token_rewards = rewards.unsqueeze(-1)
+        config = build_config({"algorithm": "qae", "target.quantile": 0.5})
+
+        class rollout:
+            groups = torch.zeros(5, dtype=torch.int64)
+
+    spread = rewards.std().item() + 1e-6
+    found = group_quantile(Given)[:, 0]
+    assert found.tolist() == pytest.approx([(r - baseline) / spread for r in rewards.tolist()])
+
+
+def test_leave_one_out_by_hand():
+    # Rewards 1, 0 | 1, .5: each less the other one; the KL penalty is 0 where policies are equal.
+    found = targets_of({"algorithm": "rloo"}).advantages
+    expected = [ROW(v, n) for v, n in zip((1, -1, 0.5, -0.5), LENGTHS, strict=True)]
+    torch.testing.assert_close(found, torch.tensor(expected))
+    alone = dataclasses.replace(make_rollout(), groups=torch.tensor([7, 3, 5, 5]))
+    assert targets_of({"algorithm": "rloo"}, alone).advantages[:2].abs().max() == 0
+
+
+def test_pretraining_with_decoupled_traces_by_hand():
+    """The critic learns the whole return, the policy's traces stay at .95."""
+    rollout, estimate = make_rollout(), make_estimate()
+    found = targets_of({"algorithm": "vc-ppo"}, rollout, estimate)
+    mask = rollout.samples.mask
+    returns = rollout.rewards.view(4, 1, 1).expand_as(found.critic.quantiles)
+    torch.testing.assert_close(found.critic.quantiles[mask], returns[mask])
+    values = estimate.quantiles.mean(-1)
+    expected = scalar_gae(rollout.rewards, values, LENGTHS, 1.0, 0.95)
+    torch.testing.assert_close(found.raw_advantages[mask], expected[mask], atol=1e-5, rtol=1e-5)
+    assert build_config({"algorithm": "vc-ppo"}).critic.warmup_steps == 30
+
+
+FLIPS = {"noise": "a:fp=.2,fn=.1;b:flip=.25", "reward.low": -1.0, "reward.high": 1.0}
+
+
+def by_domain(rewards, clean=None):
+    """Two answers of domain a, then two of b."""
+    rollout = make_rollout(rewards)
+    rows = [{"domain": name} for name in "aabb"]
+    clean = rollout.rewards if clean is None else torch.tensor(clean)
+    return dataclasses.replace(
+        rollout,
+        answers=dataclasses.replace(rollout.answers, rows=rows),
+        clean_rewards=clean,
+    )
+
+
+def test_backward_correction_by_hand():
+    # Shares s of the range: a: (s - .2) / .7, b: (s - .25) / .5, back in [-1, 1].
+    config = build_config(FLIPS | {"algorithm": "ppo-backward"})
+    rollout = by_domain((1.0, -1.0, 1.0, -1.0))
+    rewards = Returns(rollout, rollout.rewards, None, config).token_rewards.sum(-1)
+    expected = [-1 + 1.6 / 0.7, -1 - 0.4 / 0.7, 2.0, -2.0]
+    assert rewards.tolist() == pytest.approx(expected)
+    # Its mean over flips is the clean reward: .9 of the right ones of a are told as right.
+    assert 0.9 * expected[0] + 0.1 * expected[1] == pytest.approx(1)
+    assert 0.2 * expected[0] + 0.8 * expected[1] == pytest.approx(-1)
+    # Of clean rewards nothing is taken off.
+    estimate = Estimate(torch.zeros(4, T, 1), torch.zeros(4, 1))
+    rollout = by_domain((1.0, -1.0, 1.0, -1.0), (1.0, 1.0, -1.0, -1.0))
+    found = compute_targets(rollout, estimate, config, 0)
+    ends = [found.clean_advantages[i, n - 1].item() for i, n in enumerate(LENGTHS)]
+    assert ends == pytest.approx([1, 1, -1, -1])
+
+
+def test_forward_correction_by_hand():
+    # Told right: the rate of false negatives; told wrong: that rate less 1.
+    settings = FLIPS | {"algorithm": "reinforce-forward"}
+    found = targets_of(settings, by_domain((1.0, -1.0, 1.0, -1.0))).advantages
+    weights = (0.1, -0.9, 0.25, -0.75)
+    expected = [ROW(v, n) for v, n in zip(weights, LENGTHS, strict=True)]
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+@pytest.mark.parametrize(
+    "settings, said",
+    [
+        ({"noise": "heavy=1"}, "must be of flips alone with target.correction = backward"),
+        ({"noise": "flip=.2", "reward.space": "cdf"}, "must be raw with target.correction"),
+        ({"noise": "math:flip=.5"}, "must leave some labels right on average"),
+    ],
+)
+def test_what_no_correction_knows(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        build_config(settings | {"algorithm": "ppo-backward"})
+
+
 def test_reward_to_go_with_a_kl_penalty_by_hand():
     # Every token's log-ratio to the first policy is 0.5, the penalty 0.1: each costs 0.05.
     # Two tokens left: 1 - 0.1, one left: 1 - 0.05.
@@ -145,3 +255,58 @@ def test_rank_advantages_are_gae_where_all_returns_are_0_or_1_and_bounded_elsewh
     wild = targets_of(settings, make_rollout((10.0, -10.0, 1.0, 0.0)), estimate).raw_advantages
     # Above everything 1, below everything -1; 1 is above 3 of 4, 0 is below 1 of 4.
     assert wild[:, 0].tolist() == [1.0, -1.0, 0.75, -0.25]
+
+
+# An answer a b [tool tool] c with reward 1, values .2 .4 (9 9) .5, gamma .9, lam .5.
+HOLES = torch.tensor([[True, True, False, False, True]])
+TOOL_VALUES = torch.tensor([[0.2, 0.4, 9.0, 9.0, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        # c: 1 - .5 = .5;  b: .9 * .5 - .4 + .45 * .5 = .275;  a: .9 * .4 - .2 + .45 * .275
+        ("carry", [0.28375, 0.275, 0.5]),
+        # tools are steps of value 0: .9 * .5 + .45 * .5 = .675;  .45 * .675 = .30375
+        # b: -.4 + .45 * .30375;  a: .16 + .45 * -.2633125
+        ("zero", [0.041509375, -0.2633125, 0.5]),
+        # tools are steps of value 9: .45 - 9 + .225 = -8.325;  8.1 - 9 + .45 * -8.325 = -4.64625
+        # b: 8.1 - .4 + .45 * -4.64625;  a: .16 + .45 * 5.6091875
+        ("none", [2.684134375, 5.6091875, 0.5]),
+    ],
+)
+def test_mask_modes_with_a_tool_in_the_middle(mode, expected):
+    rewards = torch.tensor([[0.0, 0.0, 0.0, 0.0, 1.0]])
+    advantages, _ = distributional_gae(
+        rewards, TOOL_VALUES.unsqueeze(-1), HOLES, gamma=0.9, lam=0.5, mask_mode=mode
+    )
+    assert advantages[HOLES].flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"algorithm": "ppo", "target.lam": 0.5}, [0.28375, 0.275, 0.5]),
+        ({"algorithm": "dfpo", "target.lam": 0.5}, [0.28375, 0.275, 0.5]),
+        # Returns .81 .9 1, all above the values .2 .4 .5.
+        ({"algorithm": "dfpo-rank", "target.lam": 1.0}, [1.0, 1.0, 1.0]),
+        ({"algorithm": "reinforce++"}, [0.81, 0.9, 1.0]),
+        # Rewards 1 and 0: mean .5, standard deviation .7071 of a sample.
+        ({"algorithm": "grpo"}, [0.5 / (0.5**0.5 + 1e-6)] * 3),
+        ({"algorithm": "dr-grpo"}, [0.5] * 3),
+    ],
+)
+def test_a_tools_tokens_are_no_steps(settings, expected):
+    """Every advantage by hand: its tokens take neither reward nor discount, and pass values on."""
+    config = build_config({"target.gamma": 0.9, "reward.low": 0.0, "reward.high": 1.0, **settings})
+    rollout = make_rollout((1.0, 0.0, 1.0, 0.0))
+    mask = rollout.samples.mask.clone()
+    mask[0] = HOLES[0]
+    samples = dataclasses.replace(rollout.samples, mask=mask)
+    rollout = dataclasses.replace(rollout, samples=samples)
+    values = TOOL_VALUES.expand(4, -1).unsqueeze(-1).contiguous()
+    estimate = Estimate(quantiles=values, final=torch.zeros(4, 1))
+    raw = ADVANTAGES[config.target.advantage].load()(
+        Returns(rollout, rollout.rewards, estimate, config)
+    )
+    assert raw[0][HOLES[0]].tolist() == pytest.approx(expected, abs=1e-6)

@@ -102,6 +102,21 @@ def test_path_targets_one_token_on():
             assert path.discount[b, t].item() == 0.5
 
 
+def test_path_targets_step_over_a_tool():
+    """From a and b of a b [tool tool] c: one counted token on, a discount and a reward each."""
+    config = build_config({"target.path_lam": 0.0, "target.gamma": 0.5})
+    mask = torch.tensor([[True, True, False, False, True]])
+    rewards = torch.tensor([[1.0, 2.0, 0.0, 0.0, 4.0]])
+    zeros = torch.zeros(1, 5)
+    position = torch.arange(5.0).view(1, 5, 1)
+    field = FlowField(position, zeros[..., None], zeros, torch.ones(1), torch.ones(1))
+    path = path_targets(field, rewards, mask, torch.arange(1), config, 0)
+    assert path.mask.tolist() == [[True, True, False, False, False]]
+    assert path.field.bias[0, :2, 0].tolist() == [1.0, 4.0]
+    assert path.rewards[0, :2].tolist() == [1.0, 2.0]
+    assert path.discount[0, :2].tolist() == [0.5, 0.5]
+
+
 def test_path_horizon_is_geometric():
     """Mean horizon 1 / (1 - lam) = 5; the return in between is the discounted sum."""
     config = build_config({"target.path_lam": 0.8, "target.gamma": 0.9})

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import math
 import os
 import signal
@@ -14,6 +15,7 @@ import torch
 
 from dfpo.__main__ import main
 from dfpo.config import ConfigError
+from dfpo.rewards import calls
 from dfpo.rewards.functions import Reward, RewardError, number
 from dfpo.rewards.sources import load_function
 
@@ -24,7 +26,7 @@ GOOD = [1.0, 2.0, 3.0, 4.0]
 
 def score(*functions, seconds=0.0, step=0, strict=False):
     names = tuple(f"f{i}" for i in range(len(functions)))
-    reward = Reward(names, functions, (1.0,) * len(functions), None, seconds)
+    reward = Reward(names, functions, (1.0,) * len(functions), None, seconds, steps=10)
     return reward(ROWS, TEXTS, IDS, step=step, strict=strict)
 
 
@@ -112,7 +114,7 @@ def test_a_child_that_comes_back_ends(tmp_path):
     assert mark.read_text() == "was here"
 
 
-def test_awaited_functions_run_at_once():
+def test_awaited_functions_run_at_once(monkeypatch):
     def slow(values):
         async def function(**_):
             await asyncio.sleep(0.3)
@@ -130,6 +132,14 @@ def test_awaited_functions_run_at_once():
 
     assert "did not return within 0.2" in score(late, seconds=0.2).problem
 
+    async def blocks(**_):
+        time.sleep(5)
+
+    monkeypatch.setattr(calls, "GRACE", 0.1)
+    started = time.monotonic()
+    assert "did not return within 0.2" in score(blocks, seconds=0.2).problem
+    assert time.monotonic() - started < 3
+
     async def fails(**_):
         raise ValueError("no")
 
@@ -141,18 +151,47 @@ def test_trls_keywords_reach_who_takes_them():
 
     def with_all(trainer_state, log_metric, log_extra, **_):
         seen["step"] = trainer_state.global_step
+        seen["share"] = trainer_state.global_step / trainer_state.max_steps
         log_metric("length", 2.0)
         log_metric("length", 4.0)
         log_extra("note", ["a"] * 4)
+        log_extra("depth", [1, 2, 3, 6])
         return GOOD
 
     def without(prompts, completions, completion_ids, tags, n):
         return GOOD
 
     scored = score(with_all, without, step=7)
-    assert seen == {"step": 7}
-    assert scored.logged == {"length": 3.0}
+    assert seen == {"step": 7, "share": 0.7}
+    assert scored.logged == {"length": 3.0, "depth": 3.0}
     assert scored.invalid == 0
+
+
+REWARDS = """
+async def polite(completions, log_metric, trainer_state, **columns):
+    log_metric("step", trainer_state.global_step)
+    return [1.0] * len(completions)
+
+def short(completions, log_extra, **columns):
+    log_extra("words", [len(c.split()) for c in completions])
+    return [None] + [-0.01 * len(c) for c in completions[1:]]
+"""
+
+
+def test_what_functions_log_reaches_the_metrics(tmp_path):
+    (tmp_path / "score.py").write_text(REWARDS)
+    words = [f"{tmp_path / 'score.py'}:{name}" for name in ("polite", "short")]
+    small = ["--steps", "2", "--algorithm", "grpo", "--eval.prompts", "0", "--plots", "false"]
+    small += ["--rollout.prompts", "2"]
+    small += ["--rollout.samples", "2", "--runs-dir", str(tmp_path), "--name", "run"]
+    assert main(["train", "--reward", *words, "--reward.weights", "1,2", *small]) == 0
+
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    for step, row in enumerate(map(json.loads, lines)):
+        assert row["reward/log/step"] == step and row["reward/log/words"] > 0
+        # The sum with weights, of which the first answer lacks the second part.
+        parts = row["reward/of/polite"] + 2 * row["reward/of/short"] * 3 / 4
+        assert row["reward/clean"] == pytest.approx(parts)
 
 
 @pytest.mark.parametrize("value", [1e60, -1e60, 10**400, math.nan, math.inf])

@@ -2,20 +2,23 @@
 
 import pytest
 import torch
+import yaml
 from scipy import stats
 
+from dfpo.config.build import flatten
+from dfpo.config.draws import Stream, uniforms
 from dfpo.config.noise import Noise, parse_noise
-from dfpo.rewards.noise import NoiseInputs, corrupt, prompt_id, student_t2
+from dfpo.rewards.noise import NoiseInputs, corrupt, kind_id, prompt_id, student_t2
 
 COUNT = 20_000
 IDS = torch.arange(COUNT)
 REWARDS = (IDS % 2).float()
 
 
-def answers(ids=IDS, prompts=None, lengths=None, domains=None, votes=None):
+def answers(ids=IDS, prompts=None, lengths=None, domains=None, votes=None, **more):
     prompts = ids // 4 if prompts is None else prompts  # four answers to a prompt
     lengths = torch.ones(len(ids)) if lengths is None else lengths
-    return NoiseInputs(ids, prompts, lengths, domains or ["math"] * len(ids), votes)
+    return NoiseInputs(ids, prompts, lengths, domains or ["math"] * len(ids), votes, **more)
 
 
 def apply(text, rewards=REWARDS, seen=None, seed=0, step=0, low=0.0, high=1.0):
@@ -58,7 +61,20 @@ def test_kinds_are_applied_in_the_order_of_the_table():
         ("vote=0", "vote=0 is out of range"),
         ("heavy=inf", "heavy=inf is out of range"),
         ("per=prompt", "per=prompt alone"),
-        ("flip=.1,per=day", "per=day must be one of rollout, prompt"),
+        ("flip=.1,per=day", "per=day must be one of rollout, prompt, kind"),
+        ("per=kind,size=fixed", "per=kind alone"),
+        ("flip=.1,size=answer_length", "size alone, must say of what, as in normal=0.3"),
+        ("normal=.1,size=big", "size=big must be one of fixed, answer_length, prompt_length"),
+        ("normal=2..1", r"normal=2..1 must be a range LOW..HIGH"),
+        ("normal=0..1", r"normal=0..1 must be a range LOW..HIGH"),
+        ("flip=.1...2", "flip=.1...2 must be a number in"),
+        ("scale=0", r"scale=0 is out of range, must be a factor in \[1e-6, 1e6\]"),
+        ("outlier_size=3", "outlier_size without outliers"),
+        ("math:flip=.1;math:fp=.1", "math is given twice"),
+        ("math:flip=.1;science", "'science' is no part of a mixture"),
+        ("math:vote=4", "must stand for all answers alone"),
+        ("by=level;", "is no mixture"),
+        ("math:flip=2", "flip=2 is out of range"),
     ],
 )
 def test_parse_errors(text, message):
@@ -191,7 +207,14 @@ def test_flip_mirrors_other_ranges():
 
 
 @pytest.mark.parametrize(
-    "text", ["flip=0.3,outliers=0.1", "flip=0.3,per=prompt", "heavy=1", "missing=.2,per=prompt"]
+    "text",
+    [
+        "flip=0.3,outliers=0.1",
+        "flip=0.3,per=prompt",
+        "heavy=1",
+        "missing=.2,per=prompt",
+        "normal=1",
+    ],
 )
 def test_same_draws_for_any_batch(text):
     whole = apply(text)
@@ -209,3 +232,118 @@ def test_length_bias_draws_do_not_depend_on_the_batch():
     whole = apply("length=0.72")
     for i in range(3):
         assert torch.equal(apply("length=0.72", REWARDS[i::3], answers(IDS[i::3])), whole[i::3])
+
+
+MIXED = (
+    "math:flip=.15;science:scale=5,heavy=2.5;dialogue:scale=.2,normal=.1,outliers=.1,outlier_size=3"
+)
+DOMAINS = ["math", "science", "dialogue", "other"] * (COUNT // 4)
+
+
+def test_a_mixture_is_each_domains_own_noise():
+    rewards = (IDS // 4 % 2).float()
+    told = apply(MIXED, rewards, answers(domains=DOMAINS))
+    math, science, dialogue, other = (
+        (told[i::4], rewards[i::4], answers(IDS[i::4])) for i in range(4)
+    )
+    # Draws are of the answer, so each part is what it would be alone.
+    assert torch.equal(math[0], apply("flip=.15", *math[1:]))
+    added = apply("heavy=2.5", torch.zeros(COUNT // 4), science[2])
+    torch.testing.assert_close(science[0], 5 * science[1] + added)
+    assert torch.equal(other[0], other[1])
+    # Of 5000: nine tenths within .2 c + .1 N, one in ten 3 away.
+    left = dialogue[0] - 0.2 * dialogue[1]
+    far = left.abs() > 1.5
+    assert far.float().mean() == pytest.approx(0.1, abs=0.0213)
+    assert left[~far].std().item() == pytest.approx(0.1, abs=0.006)
+    assert left[far].abs().mean().item() == pytest.approx(3, abs=0.03)
+
+
+def test_a_mixture_by_another_column_and_for_the_rest():
+    values = ["easy", "hard"] * (COUNT // 2)
+    told = apply("by=level;hard:flip=1;*:offset=2", seen=answers(values=values), low=0, high=1)
+    assert torch.equal(told[::2], REWARDS[::2] + 2) and torch.equal(told[1::2], 1 - REWARDS[1::2])
+
+
+def test_a_mixture_in_yaml():
+    text = "noise: {by: level, 3: {flip: 0.1, per: kind}, x: none, '*': {normal: 0.1..2}}"
+    ((name, value),) = flatten(yaml.safe_load(text))
+    assert name == "noise"
+    assert parse_noise(value) == parse_noise("by=level;3:flip=.1,per=kind;x:none;*:normal=.1..2")
+    assert (
+        dict(flatten({"noise": {"flip": 0.3, "per": "prompt"}}))["noise"] == "flip=0.3,per=prompt"
+    )
+
+
+def test_normal_noise_is_normal():
+    added = apply("normal=0.5", torch.zeros(COUNT), low=-1.0, high=3.0) / 2
+    # As for heavy: p < 1e-4 would need a distance of .016.
+    assert stats.kstest(added.numpy(), stats.norm.cdf).statistic < 0.016
+
+
+@pytest.mark.parametrize("kind", ["normal", "heavy"])
+def test_a_size_drawn_per_prompt_is_log_uniform_and_the_same_at_every_step(kind):
+    """What is added, over what a size of 1 adds, is the prompt's size."""
+    zeros = torch.zeros(COUNT)
+    sizes = apply(f"{kind}=.05..3", zeros) / apply(f"{kind}=1", zeros)
+    later = apply(f"{kind}=.05..3", zeros, step=9) / apply(f"{kind}=1", zeros, step=9)
+    torch.testing.assert_close(sizes, later, rtol=1e-4, atol=0)
+    torch.testing.assert_close(sizes[::4], sizes[3::4], rtol=1e-4, atol=0)
+    shares = (sizes[::4] / 0.05).log() / torch.tensor(3 / 0.05).log()
+    # 5000 prompts: p < 1e-4 would need a distance of .031.
+    assert stats.kstest(shares.numpy(), stats.uniform.cdf).statistic < 0.031
+    other = apply(f"{kind}=.05..3", zeros, seed=1) / apply(f"{kind}=1", zeros, seed=1)
+    assert not torch.allclose(other, sizes, rtol=0.1)
+
+
+@pytest.mark.parametrize("of", ["answer_length", "prompt_length"])
+def test_a_size_in_proportion_to_a_length(of):
+    lengths = 8 + IDS % 60
+    given = {"lengths": lengths} if of == "answer_length" else {"prompt_lengths": lengths}
+    found = apply(f"normal=.5,size={of}", torch.zeros(COUNT), answers(**given))
+    expected = apply("normal=.5", torch.zeros(COUNT)) * lengths / 32
+    torch.testing.assert_close(found, expected)
+
+
+def test_answers_of_a_kind_share_their_error():
+    """A reward model that likes an answer likes its kind, at every step and for every prompt."""
+    kinds = torch.tensor(
+        [kind_id("math", f"{i % 9} + {i % 7000} = {i % 10}") for i in range(COUNT)]
+    )
+    seen = answers(prompts=IDS, kinds=kinds)
+    changed = apply("flip=0.3,per=kind", seen=seen) != REWARDS
+    unique, which = kinds.unique(return_inverse=True)
+    shares = torch.zeros(len(unique)).index_add(0, which, changed.float()) / which.bincount()
+    assert set(shares.tolist()) == {0.0, 1.0}
+    # 5 sqrt(.21 / count) over the kinds.
+    assert shares.mean().item() == pytest.approx(0.3, abs=5 * (0.21 / len(unique)) ** 0.5)
+    assert torch.equal(apply("flip=0.3,per=kind", seen=seen, step=5) != REWARDS, changed)
+    assert not torch.equal(apply("flip=0.3,per=kind", seen=seen, seed=1) != REWARDS, changed)
+    # By hand: eights of characters, first and last; what is in the middle does not matter.
+    assert kind_id("math", "1 + 2 = 3") == kind_id("math", "1 * 9 = 3")
+    assert kind_id("math", "1 + 2 = 3") != kind_id("math", "1 + 2 = 4")
+    assert kind_id("math", "1 + 2 = 3") != kind_id("science", "1 + 2 = 3")
+
+
+@pytest.mark.parametrize(
+    ("text", "hides"),
+    [("flip=.3", False), ("heavy=1", False), ("outliers=.1", False), ("normal=.1", True),
+     ("heavy=.1..2", True), ("heavy=1,size=answer_length", True), ("scale=5", True),
+     ("offset=1", True), (MIXED, True), ("math:heavy=1;science:none", True),
+     ("math:flip=.1", False)],
+)  # fmt: skip
+def test_which_noises_hide_the_range(text, hides):
+    assert parse_noise(text).hides_range is hides
+
+
+def test_scale_and_offset_by_hand():
+    # 5 r, then two ranges of 4 more; the flip before them is of the label.
+    rewards = torch.tensor([-1.0, 3.0])
+    assert apply("offset=2,scale=5", rewards, low=-1.0, high=3.0).tolist() == [3.0, 23.0]
+    assert apply("scale=5,flip=1", rewards, low=-1.0, high=3.0).tolist() == [15.0, -5.0]
+
+
+def test_new_draws_leave_the_old_ones_as_they_are():
+    """The first five columns of an answer's draws are those of 0.1.0."""
+    five = uniforms(3, Stream.NOISE, 2, IDS[:9], 5)
+    assert torch.equal(uniforms(3, Stream.NOISE, 2, IDS[:9], 6)[:, :5], five)

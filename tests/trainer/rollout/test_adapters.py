@@ -1,10 +1,11 @@
 """LoRA: one base, adapters of their own, the right reference, what peft reads."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from dfpo.__main__ import main
@@ -110,6 +111,89 @@ def test_training_goes_on_from_an_adapter_and_is_held_to_it(run, tmp_path):
     more = train(config(tmp_path, model=str(run / "policy"), name="more"))
     first = json.loads((more / "metrics.jsonl").read_text().splitlines()[0])
     assert first["kl"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_an_adapter_with_dropout_drops_nothing(run, tmp_path):
+    """peft's new layers are in training mode; an answer has one log-probability."""
+    adapter = tmp_path / "adapter"
+    shutil.copytree(run / "policy", adapter)
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_dropout": 0.5}))
+    setup = set_up(config(tmp_path, model=str(adapter)), None)
+    expected = logits(load_policy(run / "policy")[0])
+    for view in (setup.policy, setup.first.policy):
+        torch.testing.assert_close(logits(view), expected, atol=1e-4, rtol=1e-4)
+
+
+ODD = [
+    ({"use_dora": True}, "use_dora"),
+    ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ({"peft_type": "IA3"}, "peft_type"),
+    ({"megatron_config": {"a": 1}, "megatron_core": "antigravity"}, "megatron_config"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights"),
+    ({"bias": "all"}, "bias"),
+    ({"r": 10**9}, "r = 1000000000, its weights are of rank 4"),
+    ({"r": -1}, "r = -1"),
+    ({"rank_pattern": {"q_proj": 10**9}}, "its weights are of rank 4"),
+    ({"lora_alpha": float("nan")}, "lora_alpha"),
+    ({"base_model_name_or_path": "someone/else"}, "not on this disk"),
+    ({"base_model_name_or_path": None}, "not on this disk"),
+    ({"target_modules": ["q_proj"]}, "no place for"),
+    ({"target_modules": "*"}, ""),
+    ({"target_modules": 7}, ""),
+    ("[" * 100000, "adapter_config.json"),
+]
+
+
+@pytest.mark.parametrize(("change", "words"), ODD)
+@pytest.mark.parametrize("merge", [True, False])
+def test_odd_adapters_are_one_line(run, tmp_path, change, words, merge):
+    adapter = tmp_path / "adapter"
+    shutil.copytree(run / "policy", adapter)
+    path = adapter / "adapter_config.json"
+    if isinstance(change, dict):
+        change = json.dumps(json.loads(path.read_text()) | change)
+    path.write_text(change)
+    _refused(adapter, words, tmp_path, merge)
+
+
+@pytest.mark.parametrize("left", [0, 8, 500])
+def test_adapters_whose_weights_are_cut_short_are_one_line(run, tmp_path, left):
+    adapter = tmp_path / "adapter"
+    shutil.copytree(run / "policy", adapter)
+    path = adapter / "adapter_model.safetensors"
+    path.write_bytes(path.read_bytes()[:left])
+    _refused(adapter, "adapter_model.safetensors", tmp_path, True)
+
+
+def test_an_adapter_of_itself_is_one_line(run, tmp_path):
+    adapter = tmp_path / "adapter"
+    shutil.copytree(run / "policy", adapter)
+    path = adapter / "adapter_config.json"
+    own = {"base_model_name_or_path": str(adapter)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | own))
+    _refused(adapter, "of an adapter", tmp_path, True)
+
+
+def test_an_adapter_that_lacks_weights_is_named(run, tmp_path):
+    """peft leaves what is missing as it was drawn, with a warning."""
+    adapter = tmp_path / "adapter"
+    shutil.copytree(run / "policy", adapter)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    weights.pop(sorted(weights)[0])
+    save_file(weights, adapter / "adapter_model.safetensors")
+    for merge in (True, False):
+        _refused(adapter, "lacks", tmp_path, merge)
+
+
+def _refused(adapter, words, tmp_path, merge):
+    with pytest.raises(ConfigError) as error:
+        if merge:
+            load_policy(adapter)
+        else:
+            set_up(config(tmp_path, model=str(adapter)), None)
+    said = str(error.value)
+    assert words in said and "\n" not in said and len(said) < 800
 
 
 def test_an_adapter_of_the_output_layer_counts(tmp_path):

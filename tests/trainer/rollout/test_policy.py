@@ -5,7 +5,14 @@ import types
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    GPT2Config,
+    MixtralConfig,
+    OPTConfig,
+)
 
 import dfpo.rollout.policy
 from dfpo.config import ConfigError
@@ -14,8 +21,10 @@ from dfpo.rollout.engines.hf_generate import _CounterSampler
 from dfpo.rollout.policy import (
     SHIPPED_POLICY,
     attention_of,
+    checkpoint_gradients,
     compute_dtype,
     load_policy,
+    recomputing,
     set_compute_dtype,
     token_logprobs,
 )
@@ -185,6 +194,36 @@ def test_padding_or_none_makes_no_difference(policy):
         masked = model(samples.input_ids, attention_mask=samples.attention_mask).logits
         plain = model(samples.input_ids).logits
     torch.testing.assert_close(masked, plain, atol=1e-5, rtol=1e-5)
+
+
+SIZES = {"vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+SIZES |= {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2}
+DROP = {"dropout": 0.5, "attention_dropout": 0.5}
+RANDOM = {
+    "opt": OPTConfig(**SIZES, **DROP, ffn_dim=32, word_embed_proj_dim=16, layerdrop=0.5),
+    "bloom": BloomConfig(**SIZES, hidden_dropout=0.5, attention_dropout=0.5),
+    "falcon": FalconConfig(**SIZES, hidden_dropout=0.5, attention_dropout=0.5),
+    "gpt2": GPT2Config(**SIZES, resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5),
+    "mixtral": MixtralConfig(
+        **SIZES, intermediate_size=32, num_key_value_heads=2, num_local_experts=2,
+        router_jitter_noise=0.5,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_layers_computed_again_draw_nothing(name):
+    """Training mode, in which transformers computes them again, is where layers drop, skip and
+    jitter; log-probabilities must stay those that were sampled with."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(RANDOM[name]).eval()
+    ids = torch.arange(3, 23).view(2, 10)
+    expected, kept = model(ids).logits, model.config.to_dict()
+    checkpoint_gradients(model)
+    assert model.config.to_dict() == kept, "it is saved with the policy"
+    with recomputing(model):
+        assert model.training
+        torch.testing.assert_close(model(ids, use_cache=False).logits, expected)
 
 
 @pytest.mark.parametrize(

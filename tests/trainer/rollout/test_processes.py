@@ -9,7 +9,11 @@ import sys
 import time
 
 import pytest
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
+
+from dfpo.config import ConfigError, build_config
+from dfpo.run.setup import start_processes
 
 STEPS = 5
 SMALL = [
@@ -118,12 +122,12 @@ def test_several_processes_are_one(tmp_path, alone, processes, shard):
     assert not any("%" in err for _, err in said[1:]), "one bar"
 
 
-def test_a_run_of_two_resumes_on_three_and_on_one(tmp_path):
-    whole = train(tmp_path, "whole", 1, "--name", "whole", *SMALL)
+def test_a_run_of_two_resumes_on_three_and_on_one(tmp_path, alone):
     first = ["--name", "parts", *SMALL, "--steps", 2]
     train(tmp_path, "parts", 2, *first, "--shard", "true")
     train(tmp_path, "parts", 3, "--resume", "runs/parts", "--steps", 4)
-    same(whole, train(tmp_path, "parts", 1, "--resume", "runs/parts", "--steps", STEPS))
+    last = train(tmp_path, "parts", 1, "--resume", "runs/parts", "--steps", STEPS)
+    same(read(alone / "runs" / "dfpo"), last)
 
 
 def test_wrong_input_is_one_line_from_all(tmp_path):
@@ -146,6 +150,26 @@ def test_a_failing_reward_is_told_once_and_ends_all(tmp_path):
     assert "scored" in out[0][0] and "scored" not in out[1][0], "scored in one process alone"
 
 
+def test_a_rollout_function_is_run_once_and_its_turns_are_shared(tmp_path):
+    """Three turns of unequal length in one process or two: the same run."""
+    (tmp_path / "mine.py").write_text(
+        "def play(prompts, generate):\n"
+        "    print('played', flush=True)\n"
+        "    ids = [turn.token_ids + [5, 6] for turn in generate(prompts, max_new_tokens=3)]\n"
+        "    more = generate(ids[:3], max_new_tokens=2) + generate(ids[3:])\n"
+        "    answers = [a + turn.token_ids for a, turn in zip(ids, more)]\n"
+        "    mask = [[i not in (len(a) - 2, len(a) - 1) for i in range(len(b))]\n"
+        "            for a, b in zip(ids, answers)]\n"
+        "    return {'completion_ids': answers, 'env_mask': mask}\n"
+    )
+    flags = [*SMALL, "--steps", 3, "--rollout", "mine.py:play"]
+    one = train(tmp_path, "one", 1, "--name", "one", *flags)
+    two = train(tmp_path, "two", 2, "--name", "two", *flags)
+    same(one, two)
+    out = two[2]
+    assert "played" in out[0][0] and "played" not in out[1][0], "run in one process alone"
+
+
 def test_a_killed_process_ends_the_others_with_a_checkpoint(tmp_path):
     runs = start(tmp_path, 2, "--name", "cut", *SMALL, "--steps", 500)
     log = tmp_path / "runs" / "cut" / "metrics.jsonl"
@@ -161,6 +185,14 @@ def test_a_killed_process_ends_the_others_with_a_checkpoint(tmp_path):
     train(tmp_path, "cut", 1, "--resume", "runs/cut", "--steps", 6)
 
 
+@pytest.fixture
+def fresh_accelerate():
+    """Accelerate keeps one state for each process, made on first use."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @pytest.mark.parametrize(
     "variable, value, word",
     [
@@ -169,8 +201,7 @@ def test_a_killed_process_ends_the_others_with_a_checkpoint(tmp_path):
         ("ACCELERATE_USE_DEEPSPEED", "true", "accelerate"),
     ],
 )
-def test_what_a_launcher_asks_for_is_heard(tmp_path, monkeypatch, variable, value, word):
+def test_what_a_launcher_asks_for_is_heard(fresh_accelerate, monkeypatch, variable, value, word):
     monkeypatch.setenv(variable, value)
-    (run,) = start(tmp_path, 1, *SMALL)
-    _, err = run.communicate(timeout=60)
-    assert run.returncode == 2 and word in err and "Traceback" not in err
+    with pytest.raises(ConfigError, match=word):
+        start_processes(build_config({"device": "cpu"}))

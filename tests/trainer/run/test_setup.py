@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dfpo.config import ConfigError, build_config
+from dfpo.config.rules import value_range
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
-from dfpo.run.setup import micro_tokens, range_of
+from dfpo.run.setup import micro_tokens, range_of, set_up
 from dfpo.run.train import train
 
 
@@ -64,3 +65,44 @@ def test_how_many_tokens_at_once():
     policy, _ = load_policy(SHIPPED_POLICY)
     assert micro_tokens(build_config({}), policy) == 65536
     assert micro_tokens(build_config({"micro_tokens": 7}), policy) == 7
+
+
+HIDING = "math:scale=100,offset=-50,normal=1;science:none;dialogue:none"
+
+
+@pytest.mark.parametrize(
+    ("settings", "low", "high", "clipped"),
+    [
+        ({"noise": "flip=.2"}, 0.0, 1.0, True),
+        # Told of a third of the answers that the reward is -50 or 50, and of the others 0 or 1.
+        ({"noise": HIDING}, -120.0, 80.0, False),
+        ({"noise": HIDING, "reward.told_low": -60, "reward.told_high": 60}, -60.0, 60.0, True),
+        ({"noise": HIDING, "reward.space": "cdf"}, 0.0, 1.0, True),
+        ({"noise": HIDING, "reward.space": "asinh"}, -1.0, 1.0, False),
+    ],
+)
+def test_a_range_that_noise_hides_is_measured_or_not_needed(settings, low, high, clipped):
+    config = set_up(build_config({"device": "cpu", "eval.prompts": 1} | settings), None).config
+    found = value_range(config)
+    if settings == {"noise": HIDING}:
+        # 16 answers tell it: within a half of what all would.
+        assert found == (pytest.approx(low, rel=0.5), pytest.approx(high, rel=0.5))
+        assert (config.reward.told_low, config.reward.told_high) == found
+    else:
+        assert found == (low, high)
+    assert config.critic.clip_returns is clipped
+    # What a flip mirrors in stays the verifier's own range.
+    assert (config.reward.low, config.reward.high) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"reward.told_low": 0}, "reward.told_high: is not given, but reward.told_low is"),
+        ({"reward.told_low": 1, "reward.told_high": 0}, "must be below reward.told_high = 0"),
+        ({"reward.told_low": 0, "reward.told_high": 5}, "which none does not; give reward.low"),
+    ],
+)
+def test_a_told_range_goes_with_a_noise_that_leaves_the_reward_s_own(settings, said):
+    with pytest.raises(ConfigError, match=said):
+        build_config(settings)

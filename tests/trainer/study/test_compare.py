@@ -12,38 +12,15 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-import yaml
+from small_grids import STEPS, write
 
 from dfpo.__main__ import main
-from dfpo.config import ConfigError
 from dfpo.run.records import write_json
-from dfpo.study import screen, workers
+from dfpo.study import workers
 from dfpo.study.compare import QUICK
-from dfpo.study.recipe import Cell, grid, load_recipe, parse_recipe
+from dfpo.study.recipe import grid, parse_recipe
 
-STEPS = 8
-RECIPE = {
-    "seeds": [3, 4],
-    "arms": ["ppo", "dfpo"],
-    "noises": ["flip=0.5"],
-    "base": {
-        "steps": STEPS,
-        "rollout": {"prompts": 3, "samples": 2, "max_new_tokens": 36},
-        "critic": {"warmup_steps": 2, "warmup_epochs": 1, "num_quantiles": 5},
-        "eval.prompts": 2,
-        "checkpoint_every": 1,
-    },
-}
 CELLS = [f"suite/flip=0.5/{arm}/seed{seed}" for seed in (3, 4) for arm in ("ppo", "dfpo")]
-
-
-def write(folder, **changes):
-    """A recipe whose output is beside it."""
-    path = folder / "grid.yaml"
-    path.write_text(
-        yaml.safe_dump(RECIPE | {"output": str(folder / "out")} | changes, sort_keys=False)
-    )
-    return str(path)
 
 
 def results(folder):
@@ -205,73 +182,6 @@ def test_a_begun_cell_keeps_its_settings(whole, capsys):
     assert "was begun with other settings (steps)" in said and said.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"arm": []}, ["arm", "did you mean arms?"]),
-        ({"arms": ["pppo"]}, ["arm pppo", "did you mean ppo?"]),
-        ({"arms": []}, ["arms", "at least one"]),
-        ({"arms": {"a/b": {}}}, ["arms", "'a/b'"]),
-        ({"arms": {"ppo": {"policy.clp": 1}}}, ["arm ppo", "policy.clp", "mean policy.clip?"]),
-        ({"arms": {"ppo": {"seed": 1}}}, ["arms.ppo", "seed", "given by the grid"]),
-        ({"noises": ["flip=2"]}, ["noise flip=2", "out of range"]),
-        ({"noises": "flip=0.1"}, ["noises", "'flip=0.1'", "list"]),
-        ({"noises": {"x": {"policy.clip": 0.1}}, "arms": {"ppo": {"policy": {"clip": 0.3}}}},
-         ["policy.clip", "another axis"]),
-        ({"seeds": [1, 1]}, ["seeds", "[1, 1]"]),
-        ({"seeds": 0}, ["seeds", "0"]),
-        ({"baseline": "grppo"}, ["baseline", "'grppo'", "ppo, dfpo"]),
-        ({"baseline": ["ppo"]}, ["baseline", "['ppo']", "ppo, dfpo"]),
-        ({"arms": {"mine": {"algorithm": ["ppo"]}}}, ["arm mine", "algorithm", "['ppo']"]),
-        ({"domains": ["suit"]}, ["suit", "task"]),
-        ({"base": {"model": "no/such/model"}}, ["model", "no/such/model"]),
-        ({"base": {"steps": -1}}, ["steps", "-1"]),
-        ({"tuned": "nowhere.yaml"}, ["tuned", "nowhere.yaml", "dfpo tune"]),
-        ({"output": 3}, ["output", "3", "path"]),
-    ],
-)  # fmt: skip
-def test_a_bad_recipe_is_one_line_before_any_work(tmp_path, capsys, changes, words):
-    assert main(["compare", write(tmp_path, **changes)]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    for word in words:
-        assert word in said
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("changes", "flags", "words"),
-    [
-        ({"domains": ["suite"]}, ["--task", "hard"], ["task", "domain suite"]),
-        ({"arms": {"ppo": {}, "averse": {"algorithm": "dfpo", "risk": "cvar-lower"}}},
-         ["--risk", "neutral"], ["risk", "arm averse"]),
-        ({"noises": {"late": {"noise": "flip=0.1", "policy.clip": 0.1}}},
-         ["--policy.clip", "0.2"], ["policy.clip", "noise late"]),
-    ],
-)  # fmt: skip
-def test_a_flag_that_an_axis_sets_is_refused(tmp_path, capsys, changes, flags, words):
-    assert main(["compare", write(tmp_path, **changes), *flags]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "as a flag" in said
-    assert said.startswith(f"dfpo compare: error: {words[0]}: ") and words[1] in said
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    ("base", "flags", "name"),
-    [
-        ({}, {}, "suite"),
-        ({"task": "hard"}, {}, "hard"),
-        ({"task": "hard"}, {"task": "suite"}, "suite"),
-        ({}, {"data": "here/mine.jsonl", "reward": "score.py:reward"}, "mine"),
-    ],
-)
-def test_the_only_domain_is_called_by_what_runs(base, flags, name):
-    tree = {"output": "out", "arms": ["ppo"], "seeds": 1, "base": base}
-    (cell,) = grid(parse_recipe(tree, Path(), flags), {})
-    assert cell.domain == name
-
-
 @pytest.mark.parametrize("words", [[], ["a.yaml", "--quick"], ["absent.yaml"]])
 def test_wrong_commands(tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)
@@ -305,45 +215,3 @@ def test_a_grid_without_evaluation_has_the_other_tables(tmp_path):
 def test_plots_are_written(whole):
     names = {path.name for path in (whole / "out/plots").iterdir()}
     assert names == {"learning_curves.png", "levels.png", "differences.png"}
-
-
-def test_time_left_is_from_measured_costs(tmp_path):
-    cells = [
-        Cell("suite", "none", arm, seed, {}, {}, 10, tmp_path / f"{arm}{seed}")
-        for seed in range(2)
-        for arm in ("a", "b")
-    ]
-    work = workers.Work(cells, jobs=1, waiting=workers.deque(cells))
-    assert workers.seconds_left(work) is None
-    # A cell of a took 20 s: 2 s a step. Of b nothing is known, so it counts the same.
-    work.waiting.popleft()
-    work.seconds, work.steps = {"a": 20.0}, {"a": 10}
-    assert workers.seconds_left(work) == pytest.approx(60.0)
-    # One of b took 40 s: what is left is one of each.
-    work.waiting.popleft()
-    work.seconds["b"], work.steps["b"] = 40.0, 10
-    assert workers.seconds_left(work) == pytest.approx(60.0)
-    work.jobs = 2
-    assert workers.seconds_left(work) == pytest.approx(30.0)
-    assert "30 s left" in screen.table(work) and "0 of 4 cells" in screen.table(work)
-
-
-def test_a_terminal_shows_one_table_drawn_over(tmp_path, monkeypatch, capsys):
-    cells = [Cell("suite", "none", f"arm{i}", 0, {}, {}, 10, tmp_path / f"{i}") for i in range(30)]
-    work = workers.Work(cells, jobs=1, running={"a process": cells[7]})
-    work.started[cells[7]] = (time.monotonic(), 0)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: (80, 12))
-    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
-    show = screen.make_board()
-    show(work, None)
-    first = capsys.readouterr().out
-    # Thirty arms do not fit into twelve lines: the one at work, its two headings and the summary.
-    assert [line[:5] for line in first.splitlines()] == ["domai", "-----", "suite", "0 of "]
-    assert "arm7" in first and "seed 0: 0/10" in first
-    show(work, None)
-    assert capsys.readouterr().out.startswith("\x1b[4A\x1b[J")
-
-
-def test_names_may_not_collide(tmp_path):
-    with pytest.raises(ConfigError, match="twice"):
-        load_recipe(Path(write(tmp_path, arms=["ppo", "ppo"])), {})

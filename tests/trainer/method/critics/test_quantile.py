@@ -59,5 +59,7 @@ def test_dvpo_terms_by_hand(policy):
 
 def test_an_ensembles_value_is_its_heads_mean(policy):
     told = torch.tensor([[0.0, 2.0], [1.0, 3.0]]).view(2, 1, 1, 2).expand(2, 1, 2, 2)
-    estimate = Known(policy, told).estimate(None)
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    samples = Samples(torch.zeros(1, 2), torch.ones(1, 2), mask, torch.zeros(1).bool())
+    estimate = Known(policy, told).estimate(samples)
     assert estimate.quantiles.flatten().tolist() == [0.75, 1.75]  # (.5, 2.5) / 2 + .5

@@ -7,6 +7,7 @@ from dfpo.config import build_config
 from dfpo.config.types import Counts, CriticTargets, Samples
 from dfpo.method.critics import build_critic
 from dfpo.method.critics.scalar import ScalarCritic
+from dfpo.method.critics.trunk import after_last
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
 from dfpo.run.setup import complete
 
@@ -64,3 +65,12 @@ def test_ridge_control_has_the_flow_heads_conditioner(policy):
     assert shapes(ridge.head[0]) == shapes(flow.head.conditioner)
     assert shapes(plain.head) == {"weight": (1, 64), "bias": (1,)}
     assert (ridge.estimate(some_samples(policy)).quantiles == 0.5).all()
+
+
+def test_the_value_after_an_answer_is_that_of_its_last_token():
+    """Answers of 2 and 0 of 2 tokens: an answer shorter than the longest may be truncated too."""
+    values = torch.arange(6.0).view(2, 3, 1)
+    mask = torch.tensor([[True, False], [False, False]])  # the second is a tool's
+    kept = torch.tensor([[1, 1, 1], [1, 0, 0]])
+    samples = Samples(torch.zeros(2, 3), kept, mask, torch.ones(2).bool())
+    assert after_last(values, samples).tolist() == [[2.0], [3.0]]

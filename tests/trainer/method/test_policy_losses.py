@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from dfpo.method.losses import clipped_loss, kl_loss, token_average, trajectory_balance_loss
+from dfpo.method.losses import (
+    clipped_loss,
+    importance_weights,
+    kl_loss,
+    token_average,
+    trajectory_balance_loss,
+)
 
 MASK = torch.tensor([[True, True, True, True, False]])
 
@@ -123,3 +129,26 @@ def test_the_importance_weight_is_clipped():
         )[0].item()  # fmt: skip
 
     assert [loss(-2.0), loss(0.0)] == pytest.approx([1.28, 0.8])
+
+
+def test_importance_weights_by_hand():
+    # Trainer over engine: 1/2, 1, 2, 8 and a token that does not count; bound 3.
+    trainer = torch.tensor([[0.5, 1.0, 2.0, 8.0, 1.0]]).log() - 3
+    engine = torch.tensor([[-3.0, -3.0, -3.0, -3.0, 4.0]])
+    weights, metrics = importance_weights(trainer, engine, MASK, 3.0)
+    assert weights[0].tolist() == pytest.approx([0.5, 1.0, 2.0, 3.0, 1.0])
+    assert metrics["weight"].item() == pytest.approx(6.5 / 4)
+    assert metrics["truncated"].item() == 0.25
+    # k3 = r - 1 - log r, and the logarithms of 1/2, 1, 2 and 8 sum to 3 log 2.
+    assert metrics["kl"].item() == pytest.approx((11.5 - 4 - 3 * math.log(2)) / 4)
+
+
+def test_weights_multiply_each_tokens_loss():
+    logprobs = torch.zeros(1, 5, requires_grad=True)
+    advantages, weights = torch.ones(1, 5), torch.tensor([[0.5, 1.0, 2.0, 3.0, 9.0]])
+    loss, _ = clipped_loss(
+        logprobs, torch.zeros(1, 5), advantages, MASK, clip=0.2, dual_clip=3.0, weights=weights
+    )
+    loss.backward()
+    assert loss.item() == pytest.approx(-6.5 / 4)
+    assert logprobs.grad[0].tolist() == pytest.approx([-0.125, -0.25, -0.5, -0.75, 0.0])

@@ -1,0 +1,53 @@
+"""An algorithm of your own in twenty lines: an advantage that counts for less where the critic is
+not sure, beside the one it was made from.
+
+    python examples/gallery/own_algorithm.py [STEPS] [PICTURE]
+"""
+
+import sys
+
+import matplotlib.pyplot as plt
+import torch
+
+import dfpo
+from dfpo.config.algorithms import ALGORITHMS, Algorithm
+from dfpo.config.choices import ADVANTAGES
+from dfpo.config.tables import Choice
+from dfpo.method.advantages import gae
+
+
+def by_sureness(returns):  # [B, T]
+    """GAE, the less the more spread the predicted return is beside a tenth of its range."""
+    reward = returns.config.reward
+    spread = returns.estimate.quantiles.std(-1, correction=0)
+    sure = 0.1 * (reward.high - reward.low) / (spread + 0.1 * (reward.high - reward.low))
+    return torch.where(returns.mask, gae(returns) * sure, 0.0)
+
+
+ADVANTAGES["by_sureness"] = Choice(
+    "GAE, less where the return is spread", f"{__name__}:by_sureness"
+)
+ALGORITHMS["dfpo-sure"] = Algorithm(
+    "dfpo whose advantages count for less where it is not sure",
+    "this page",
+    {**ALGORITHMS["dfpo"].settings, "target.advantage": "by_sureness"},
+)
+
+
+def main(steps=40, picture="runs/own_algorithm.png"):
+    figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
+    for algorithm in ("dfpo", "dfpo-sure"):
+        run = dfpo.train(
+            algorithm=algorithm, noise="flip=0.3", steps=int(steps), eval={"prompts": 0},
+            name=f"own-{algorithm}",
+        )  # fmt: skip
+        curve = list(run.metrics["reward/clean"])
+        axis.plot(curve, label=algorithm)
+        print(f"{algorithm}: clean reward of the last five steps {sum(curve[-5:]) / 5:.3f}")
+    axis.set(title="True reward, while three labels in ten are flipped", xlabel="step", ylim=(0, 1))
+    axis.legend(frameon=False)
+    figure.savefig(picture)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
