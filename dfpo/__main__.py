@@ -92,7 +92,7 @@ flags hold for every cell; one that an arm, a noise or a domain sets is refused.
 # What may change when a run goes on: how long and how it is watched, never what it computes.
 RESUMABLE = (
     "steps", "checkpoint_every", "max_unscored_steps", "eval.patience", "trackers", "plots",
-    "push_to_hub", "quiet", "device", "threads", "keep_every", "keep_answers",
+    "push_to_hub", "quiet", "device", "threads", "answers_every", "answers_kept",
 )  # fmt: skip
 # What a recipe gives, or the grid.
 GRID = ("algorithm", "seed", "noise", "name", "runs_dir", "plots", "trackers")

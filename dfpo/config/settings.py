@@ -445,11 +445,11 @@ class Config:
         choices=("last", "best"),
         group=RECORDS,
     )
-    keep_every: int = option(
+    answers_every: int = option(
         5, "steps between those of which some answers are kept for dfpo show and dfpo report; 0 "
         "keeps none", low=0, group=RECORDS,
     )  # fmt: skip
-    keep_answers: int = option(
+    answers_kept: int = option(
         16, "answers kept of each of those steps, chosen whatever their rewards", low=1,
         high=1024, group=RECORDS,
     )  # fmt: skip

@@ -96,10 +96,10 @@ def keep(
     step: int,
 ) -> None:
     """Writes some answers of a step that is due, and thins out the steps before it."""
-    every = spacing(step, config.keep_every)
+    every = spacing(step, config.answers_every)
     if not is_due(step, every):
         return
-    chosen = choose(rollout, config.keep_answers)
+    chosen = choose(rollout, config.answers_kept)
     rows = [
         _row(place, tokenizer, rollout, estimate=estimate, targets=targets, step=step)
         for place in chosen

@@ -50,7 +50,7 @@ def which_step(run: Path, step: int | None) -> int:
     """The step that is asked for, or the last kept one."""
     steps = kept_steps(run)
     if not steps:
-        raise ConfigError(f"run: {run} kept no answers, must be of --keep-every 1 or more")
+        raise ConfigError(f"run: {run} kept no answers, must be of --answers-every 1 or more")
     if step is None:
         return steps[-1]
     if step not in steps:

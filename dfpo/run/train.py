@@ -238,7 +238,11 @@ def finish(
     write_card(run, config, summary, scores)
     write_json(run / "summary.json", summary)
     if config.plots:
-        write_report([run], run / NAME)
+        try:
+            write_report([run], run / NAME)
+        except ConfigError as error:
+            # Of a file that somebody changed; the run itself is done.
+            print(f"{run / NAME} is not written: {error}", file=sys.stderr)
     if not config.quiet:
         print("\n".join(describe_end(setup, progress, scores, log.records)))
     if config.push_to_hub:

@@ -1,4 +1,4 @@
-"""What the page shows of each run, as plain values that JSON can say, in a budget of letters."""
+"""What the page shows of each run, as plain values that JSON can say, in a budget of bytes."""
 
 from __future__ import annotations
 
@@ -25,12 +25,20 @@ from dfpo.run.kept import (
 from dfpo.run.listing import describe
 from dfpo.run.records import labels, read_metrics
 
-# Letters of the page, of all runs together; page.LARGEST is what they have to stay below.
+# Bytes of the page, of all runs together; page.LARGEST is what they have to stay below.
 FOR_CURVES, FOR_ANSWERS, FOR_PLOTS = 1_200_000, 3_600_000, 2_400_000
 MOST_POINTS, FEWEST_POINTS = 2000, 20  # of one curve
 MISSING = 65535  # a quantile that is not finite
 MOST_PAIRS = 12  # rewards before and after noise that are listed one by one
+# What could end the data's element or a line of script.
+ESCAPED = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 NO_PLACE = ("name", "runs_dir")  # settings that say where a run is, not what
+
+
+def embed(data: Any) -> str:
+    """JSON in which no text can be markup."""
+    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    return text.translate(str.maketrans(ESCAPED))
 
 
 def gather(runs: list[Path]) -> dict[str, Any]:
@@ -122,7 +130,7 @@ def fit_answers(
     the end of one step with fewer answers. The last kept step is always among them."""
     steps = list(kept)
     packed = {step: [pack(one, middle) for one in kept[step]] for step in steps}
-    sizes = {step: [len(json.dumps(one)) for one in packed[step]] for step in steps}
+    sizes = {step: [len(embed(one).encode()) for one in packed[step]] for step in steps}
 
     while len(steps) > 1 and sum(sum(sizes[step]) for step in steps) > letters:
         steps = steps[::-2][::-1]
@@ -150,6 +158,7 @@ def pack(kept: KeptAnswer, middle: float) -> dict[str, Any]:
         "told": _short(kept.told),
         "clean": _short(kept.clean),
         "right": kept.is_right(middle),
+        "noisy": kept.noisy,
         "tokens": kept.tokens,
         "cut": len(kept.tokens) == MOST_TOKENS,
         **numbers,

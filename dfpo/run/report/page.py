@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
-import json
 from importlib import metadata
 from importlib.resources import files
 from pathlib import Path
@@ -14,15 +13,13 @@ from typing import Any
 
 from dfpo.config import ConfigError
 from dfpo.run.records import replace_text
-from dfpo.run.report.data import gather
+from dfpo.run.report.data import embed, gather
 
 NAME = "report.html"
 LARGEST = 8_000_000  # bytes of a page
 # One after the other, in one element.
 SCRIPTS = ("uPlot.iife.min.js", "elements.js", "curves.js", "answers.js", "report.js")
 STYLES = ("uPlot.min.css", "report.css")
-# What could end the data's element or a line of script.
-ESCAPED = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
 def write_report(runs: list[Path], output: Path) -> Path:
@@ -69,12 +66,6 @@ def assemble(template: str, scripts: list[str], title: str, data: dict[str, Any]
         data=embed(data),
         made=f"Made by dfpo {html.escape(metadata.version('dfpo'))}; curves drawn by uPlot (MIT).",
     )
-
-
-def embed(data: Any) -> str:
-    """JSON in which no text can be markup."""
-    text = json.dumps(data, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
-    return text.translate(str.maketrans(ESCAPED))
 
 
 def policy(script: str, style: str) -> str:

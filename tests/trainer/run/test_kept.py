@@ -98,7 +98,7 @@ def test_what_is_due():
 
 
 def test_a_row_says_what_the_step_knew(tmp_path):
-    config = dataclasses.make_dataclass("C", ["keep_every", "keep_answers"])(1, 8)
+    config = dataclasses.make_dataclass("C", ["answers_every", "answers_kept"])(1, 8)
     quantiles = torch.tensor([[[3.0, 1.0], [5.0, 5.0]], [[0.0, 2.0], [9.0, 9.0]]])
     keep(
         tmp_path, Words(), rollout_of([0, 1], ["x", "y"], [2, 1]),
@@ -123,7 +123,7 @@ def test_a_row_says_what_the_step_knew(tmp_path):
 
 
 def test_without_a_critic_there_are_no_values(tmp_path):
-    config = dataclasses.make_dataclass("C", ["keep_every", "keep_answers"])(1, 8)
+    config = dataclasses.make_dataclass("C", ["answers_every", "answers_kept"])(1, 8)
     zeros = torch.zeros(1, 2)
     keep(
         tmp_path, Words(), rollout_of([0], ["x"]), estimate=None,
@@ -163,9 +163,9 @@ def train(folder, name, *flags):
 
 
 def test_a_resumed_run_keeps_each_answer_once_and_computes_the_same(tmp_path):
-    whole = train(tmp_path, "whole", "--steps", "4", "--keep-every", "1")
-    none = train(tmp_path, "none", "--steps", "4", "--keep-every", "0")
-    parts = train(tmp_path, "parts", "--steps", "2", "--keep-every", "1")
+    whole = train(tmp_path, "whole", "--steps", "4", "--answers-every", "1")
+    none = train(tmp_path, "none", "--steps", "4", "--answers-every", "0")
+    parts = train(tmp_path, "parts", "--steps", "2", "--answers-every", "1")
     # As if killed after these were written and before their checkpoint was.
     for step in (2, 5):
         write(parts, step, [answer(step=step)])

@@ -51,7 +51,7 @@ def test_wrong_input_is_one_line(tmp_path, capsys, flags, words):
 
 def test_a_run_that_kept_none(tmp_path, capsys):
     assert main(["show", str(make_run(tmp_path / "run", kept={}))]) == 2
-    assert "--keep-every 1 or more" in capsys.readouterr().err
+    assert "--answers-every 1 or more" in capsys.readouterr().err
 
 
 def test_nothing_in_an_answer_steers_the_terminal(tmp_path, capsys):

@@ -45,12 +45,12 @@ function matches(answer) {
   const words = $("f-search").value.toLowerCase();
   return is("f-run", answer.run) && is("f-step", answer.step) && is("f-domain", `=${answer.domain}`)
     && is("f-verdict", answer.right ? "right" : "wrong")
-    && is("f-noise", answer.told === answer.clean ? "true" : "noisy")
+    && is("f-noise", answer.noisy ? "noisy" : "true")
     && (!words || `${answer.prompt}\n${answer.answer}`.toLowerCase().includes(words));
 }
 
 function rewardOf(answer) {
-  const told = answer.told === answer.clean ? [`reward ${number(answer.clean)}`] : [
+  const told = !answer.noisy ? [`reward ${number(answer.clean)}`] : [
     make("span", { class: "noisy" }, `told ${number(answer.told)}, clean ${number(answer.clean)}`)];
   return [answer.right ? "✓ right, " : "✗ wrong, ", ...told];
 }
@@ -146,8 +146,8 @@ function pointAt(answer, parts, i) {
   [...parts.tokens.children].forEach((token, n) => token.classList.toggle("chosen", n === i));
   const row = answer.rows[i], values = [];
   if (row) {
-    parts.fan.replaceChildren(fan(answer, i));
-    parts.dots.replaceChildren(dotplot(answer, row));
+    parts.fan.replaceChildren(...fan(answer, i));
+    parts.dots.replaceChildren(...dotplot(answer, row));
     values.push(`value ${number(answer.values[i])} ± ${number(answer.spreads[i])}, `
       + `5 to 95 % ${number(percentile(row, 0.05))} to ${number(percentile(row, 0.95))}, `
       + `the token moves it by ${signed(answer.changes[i])}`);
@@ -204,9 +204,9 @@ function percentile(row, level) {
 }
 
 function extent(answer) {
-  const { low, high } = data.runs[answer.run], { packed, told, clean } = answer;
-  const all = [low, high, packed.low, packed.high, told, clean].filter(Number.isFinite);
-  return [Math.min(...all), Math.max(...all)];
+  // Not of the told reward, which noise may have sent anywhere.
+  const { low, high } = data.runs[answer.run], { packed } = answer;
+  return [Math.min(low, packed.low), Math.max(high, packed.high)];
 }
 
 function fan(answer, here) {
@@ -217,14 +217,14 @@ function fan(answer, here) {
   const band = (a, b, name) => make("polygon", { class: name,
     points: [...points(a), ...points(b).reverse()].join(" ") });
   const line = answer.values.map((v, i) => `${x(i)},${y(v ?? 0)}`).join(" ");
-  return make("svg", { viewBox: "0 0 600 116", role: "img",
-    "aria-label": "predicted return along the answer: mean, middle half, 5 to 95 %" },
+  const words = "mean, middle half and 5 to 95 % of the return, token by token";
+  const svg = make("svg", { viewBox: "0 0 600 108", role: "img", "aria-label": words },
   make("line", { class: "axis", x1: 40, x2: 590, y1: 100, y2: 100 }),
   make("text", { x: 0, y: 104 }, number(low)), make("text", { x: 0, y: 16 }, number(high)),
   band(0.05, 0.95, "outer"), band(0.25, 0.75, "inner"),
   make("polyline", { class: "mean", points: line }),
-  make("line", { class: "here", x1: x(here), x2: x(here), y1: 6, y2: 100 }),
-  make("text", { x: 40, y: 114 }, "mean, middle half and 5 to 95 % of the return, token by token"));
+  make("line", { class: "here", x1: x(here), x2: x(here), y1: 6, y2: 100 }));
+  return [svg, make("p", { class: "note" }, words)];
 }
 
 function dotplot(answer, row) {
@@ -235,16 +235,19 @@ function dotplot(answer, row) {
     heights.set(bin, n + 1);
     return make("circle", { class: "dot", r: 4, cx: 40 + (bin / bins) * 550, cy: 124 - 8 * n });
   });
-  const mark = (v, name) => make("line", { class: name, x1: x(v), x2: x(v), y1: 0, y2: 130 });
+  const mark = (v, name) => {
+    const at = x(Math.max(low, Math.min(high, v)));
+    return make("line", { class: name, x1: at, x2: at, y1: 0, y2: 130 });
+  };
   const mean = row.reduce((a, b) => a + b, 0) / row.length;
   const words = `each dot is 1/${row.length} of the chance; line: mean, dotted: clean reward`
-    + (answer.told === answer.clean ? "" : ", dashed: told reward");
-  return make("svg", { viewBox: "0 0 600 158", role: "img", "aria-label": "return distribution" },
+    + (answer.noisy ? `, dashed: told reward, ${number(answer.told)}` : "");
+  const svg = make("svg", { viewBox: "0 0 600 150", role: "img", "aria-label": words },
     make("line", { class: "axis", x1: 40, x2: 590, y1: 130, y2: 130 }),
-    make("text", { x: 40, y: 143 }, number(low)),
-    make("text", { x: 590, y: 143, "text-anchor": "end" }, number(high)),
-    make("text", { x: 40, y: 156 }, words), ...dots,
+    make("text", { x: 40, y: 147 }, number(low)),
+    make("text", { x: 590, y: 147, "text-anchor": "end" }, number(high)), ...dots,
     ...(Number.isFinite(mean) ? [mark(mean, "mean")] : []), mark(answer.clean, "clean"),
-    ...(answer.told === answer.clean ? [] : [mark(answer.told, "told")]));
+    ...(answer.noisy ? [mark(answer.told, "told")] : []));
+  return [svg, make("p", { class: "note" }, words)];
 }
 

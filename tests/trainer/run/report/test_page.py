@@ -104,7 +104,7 @@ def test_long_curves_are_means_of_steps():
 
 def test_answers_are_thinned_to_their_budget():
     kept = {step: [answer(step=step)] * 4 for step in range(9)}
-    size = len(json.dumps(data.pack(ANSWER, 0.5)))
+    size = len(embed(data.pack(ANSWER, 0.5)))
     assert data.fit_answers(kept, 0.5, 10**6)[0] == 9
     steps, answers = data.fit_answers(kept, 0.5, 14 * size)
     assert steps == 3 and [a["step"] for a in answers[::4]] == [0, 4, 8]
@@ -113,8 +113,9 @@ def test_answers_are_thinned_to_their_budget():
 
 
 def test_a_long_run_of_long_answers_stays_below_the_limit(tmp_path):
+    # Each "<" takes six bytes where it is embedded.
     long = answer(
-        prompt="p" * 8192, answer="a" * 8192, tokens=["token"] * 512, token_ids=[1] * 512,
+        prompt="<" * 8192, answer="\u4e2d" * 8192, tokens=["token"] * 512, token_ids=[1] * 512,
         values=[0.123456] * 512, spreads=[0.1] * 512, advantages=[-0.123456] * 512,
         quantiles=[[0.1] * 16] * 512, final=[0.1] * 16,
     )  # fmt: skip
