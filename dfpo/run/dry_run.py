@@ -6,6 +6,7 @@ batches and the run's own prompts, and forgotten with the process.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,7 @@ class Tried:
 
 def dry_run(config: Config, given: Given = NOTHING) -> str:
     """What the run would be. Raises what ``train`` would raise before its first step."""
+    config = dataclasses.replace(config, answers_every=0)  # a step writes nothing else
     with StopRequest().listen():
         setup = set_up(config, None, given)
         progress = Progress()
