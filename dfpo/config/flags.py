@@ -75,7 +75,7 @@ def add_settings(
 
     parser.add_argument(
         HELP_ALL, action="store_true", default=argparse.SUPPRESS,
-        help="every setting, and each choice on a line of its own",
+        help="every setting, each choice on its own line",
     )  # fmt: skip
 
 
