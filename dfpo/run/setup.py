@@ -43,6 +43,7 @@ from dfpo.rollout.processes import Processes
 from dfpo.rollout.sampler import Sampler
 from dfpo.rollout.sharding import shard
 from dfpo.run.given import Given
+from dfpo.run.model_checks import check_model
 from dfpo.run.records import choose_run
 from dfpo.run.shared_reward import shared_reward
 from dfpo.run.stop import RunError
@@ -104,6 +105,7 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
         Sampler.of(model, tokenizer, engine, config.micro_tokens)
         for model, engine in ((policy, config.rollout.engine), (first_policy, "transformers"))
     )
+    check_model(sampler, encode(tokenizer, source.training(0, 1)[0]["prompt"]))
     place(policy, config)
     config = complete(config, policy, probe_reward(reward, source, sampler, config))
     config = dataclasses.replace(config, **given.stored(new))
