@@ -39,7 +39,6 @@ examples:
   dfpo train --model DIR --data prompts.jsonl --reward score.py:reward
                                                your model, your prompts, your reward
   dfpo train --config runs/NAME/config.yaml    the same run again
-  dfpo train --dry-run                         how long, how large; writes nothing
   dfpo train --resume runs/NAME                go on where a run stopped, bit for bit
   dfpo train --help-all                        every setting, each choice on a line of its own
 
@@ -142,7 +141,7 @@ def add_train(parser: Parser, everything: bool) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--dry-run", action="store_true",
-        help="load and try everything, say how long and how large the run would be, write nothing",
+        help="foretell time and memory, write nothing",
     )  # fmt: skip
     add_settings(parser, everything=everything)
 

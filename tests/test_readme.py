@@ -62,7 +62,7 @@ def test_commands_run(page, files, tmp_path, monkeypatch):
             "train": [*LESS, "--plots", "false"], "eval": FEW, "info": [],
             "show": [], "runs": [], "report": [],
             "critic": ["--answers", "1", "--plays", "2"], "merge": [],
-            "audit": ["--answers", "8"],
+            "audit": ["--answers", "8"], "memory": [],
             "compare": [*LESS, "--seeds", "1"], "tune": LESS,
         }[words[0]]  # fmt: skip
         if "--resume" in words:

@@ -75,7 +75,7 @@ def add_settings(
 
     parser.add_argument(
         HELP_ALL, action="store_true", default=argparse.SUPPRESS,
-        help="every setting, each choice on its own line",
+        help="every setting, and what each may be",
     )  # fmt: skip
 
 

@@ -305,7 +305,7 @@ class EvalConfig:
     top_k: int = option(0, "sampled answers: so many likeliest tokens; 0 for all", low=0)
     stop: tuple[str, ...] = option((), "strings before which an answer ends; \\n is a line's end")
     every: int = option(
-        0, "steps between evaluations while training; 0: before and after it alone", low=0,
+        0, "steps between evaluations; 0: before and after training alone", low=0,
         common=True,
     )  # fmt: skip
     metric: str | None = option(
@@ -331,7 +331,7 @@ class Config:
     seed: int = option(
         0, "seed of prompts, sampling, noise and critic", low=0, high=2**31 - 1, common=True
     )
-    steps: int = option(60, "training steps, critic warm-up included", low=0, common=True)
+    steps: int = option(60, "training steps; critic warm-up included", low=0, common=True)
     risk: str = option(
         "neutral",
         "risk measure of the value in the advantage: neutral, cvar-lower[=TAIL], "
@@ -417,7 +417,7 @@ class Config:
         None, "system message before each prompt of data; one that has its own keeps it", group=DATA
     )
     eval_data: str | None = option(
-        None, "held-out prompts for evaluation, a file of the same form", group=DATA, common=True
+        None, "held-out prompts for evaluation; a file of the same form", group=DATA, common=True
     )
     noise: str = option(
         "none",

@@ -47,11 +47,13 @@ class Lines(tqdm):
         if not total or self.disable:
             return
         due = self.n - self._told >= SHARE * total and now - self._when >= SECONDS
-        if not due and self.n < total:
+        # A bar that goes when it ends, as one of an evaluation does, has no last word.
+        if not due and (self.n < total or not self.leave):
             return
         self._told, self._when = self.n, now
         words = f", {self.postfix}" if self.postfix else ""
-        self.fp.write(f"{self.desc}: {self.n} of {total} {self.unit}s{words}\n")
+        units = f"{self.unit}es" if self.unit.endswith("ch") else f"{self.unit}s"
+        self.fp.write(f"{self.desc}: {self.n} of {total} {units}{words}\n")
         self.fp.flush()
 
     def close(self) -> None:

@@ -26,6 +26,7 @@ from dfpo.config.choices import POLICY_LOSSES
 from dfpo.config.types import Counts, CriticTargets, Samples
 from dfpo.method.critics import build_critic
 from dfpo.method.policy_losses import PolicyBatch
+from dfpo.method.targets import path_targets
 from dfpo.rollout import policy as policies
 from dfpo.rollout.adapters import View, add_adapters, check_peft, root_of
 from dfpo.rollout.engines.hf_generate import CACHE, _CounterSampler
@@ -68,7 +69,7 @@ class Shape:
                 truncated=torch.empty(self.rows, dtype=torch.bool),
             )
         prompts, lengths = [self.prompt] * self.rows, [self.length] * self.rows
-        vars(samples).update(prompt_lengths=prompts, lengths=lengths)
+        vars(samples).update(prompt_lengths=prompts, lengths=lengths, counts=lengths)
         return samples
 
 
@@ -197,7 +198,7 @@ def stage_bytes(
         noise = noise_of(critic, samples)
         stages["values"] = look(critic, lambda: critic.estimate(samples, noise))
         stages["critic update"] = gradients["policy"] + update_bytes(
-            lambda: critic_loss(models, samples), models, critic, shape, share
+            lambda: critic_loss(models, config, samples), models, critic, shape, share
         )
     stages["policy update"] = gradients["critic"] + update_bytes(
         lambda: policy_loss(models, config, samples), models, policy, shape, share
@@ -274,7 +275,7 @@ def policy_loss(models: Models, config: Config, samples: Samples) -> Tensor:
     return POLICY_LOSSES[config.policy.loss].load()(models.policy, models.critic, batch, config)[0]
 
 
-def critic_loss(models: Models, samples: Samples) -> Tensor:
+def critic_loss(models: Models, config: Config, samples: Samples) -> Tensor:
     """Of targets that have the shape of what the critic estimates."""
     critic = models.critic
     with torch.no_grad():
@@ -284,8 +285,13 @@ def critic_loss(models: Models, samples: Samples) -> Tensor:
             quantiles=torch.empty_like(estimate.quantiles), mean=spread, spread=spread,
             base=estimate.base,
         )  # fmt: skip
-        draws = (*samples.mask.shape, estimate.quantiles.shape[-1] + 1)
-        targets = dataclasses.replace(targets, draws=torch.empty(draws, device="meta"))
+        shape = (*samples.mask.shape, estimate.quantiles.shape[-1] + 1)
+        path = None
+        if estimate.field is not None:
+            ids = torch.empty(len(samples.lengths), dtype=torch.int64, device="meta")
+            path = path_targets(estimate.field, spread, samples.mask, ids, config, 0)
+        draws = torch.empty(shape, device="meta")
+        targets = dataclasses.replace(targets, draws=draws, path=path)
     return critic.loss(samples, targets, Counts.of(samples.lengths))[0]
 
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config import ConfigError
 from dfpo.rollout.adapters import View
+from dfpo.rollout.decoding import PLAIN, Decoding
 from dfpo.rollout.engines import EngineError, Generated
 from dfpo.rollout.policy import context_length, end_tokens
 from dfpo.rollout.processes import Processes
@@ -57,9 +58,10 @@ class VLLM:
         *,
         uniforms: Tensor | None,
         temperature: float,
+        decoding: Decoding = PLAIN,
     ) -> Generated:
         self._wake()
-        parameters = self._parameters(len(prompts), limit, uniforms, temperature)
+        parameters = self._parameters(len(prompts), limit, uniforms, temperature, decoding)
         asked = [{"prompt_token_ids": prompt} for prompt in prompts]
         try:
             outputs = self.model.generate(asked, parameters, use_tqdm=False)
@@ -111,9 +113,15 @@ class VLLM:
             )
 
     def _parameters(
-        self, count: int, limit: int, uniforms: Tensor | None, temperature: float
+        self,
+        count: int,
+        limit: int,
+        uniforms: Tensor | None,
+        temperature: float,
+        decoding: Decoding,
     ) -> list[Any]:  # vllm.SamplingParams
-        """Of each request; its own draws are seeded with its answer's first uniforms."""
+        """Of each request; its own draws are seeded with its answer's first uniforms. Stop strings
+        would need a tokenizer of vLLM's own: answers run on and are cut."""
         from vllm import SamplingParams
 
         ends = end_tokens(self.policy, self.tokenizer)
@@ -121,6 +129,8 @@ class VLLM:
         return [
             SamplingParams(
                 temperature=0.0 if uniforms is None else temperature,
+                top_p=decoding.top_p,
+                top_k=decoding.top_k,
                 max_tokens=limit,
                 stop_token_ids=ends,
                 ignore_eos=True,

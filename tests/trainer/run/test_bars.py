@@ -29,6 +29,18 @@ def test_a_log_file_gets_lines(monkeypatch):
     assert "\r" not in file.getvalue() and "\x1b" not in file.getvalue()
 
 
+def test_a_bar_that_goes_has_no_last_word(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", file)
+    for _ in bars.bar(range(2), desc="evaluate", unit="batch", leave=False):
+        pass
+    assert file.getvalue() == ""
+    monkeypatch.setattr(bars, "SECONDS", 0.0)
+    for _ in bars.bar(range(2), desc="evaluate", unit="batch", leave=False):
+        pass
+    assert file.getvalue().splitlines()[-1] == "evaluate: 2 of 2 batches"
+
+
 def test_a_terminal_gets_a_bar(monkeypatch):
     file = io.StringIO()
     file.isatty = lambda: True

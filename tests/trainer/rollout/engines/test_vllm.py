@@ -13,6 +13,7 @@ import torch
 from tiny_models import make_model
 
 import dfpo
+from dfpo.rollout.decoding import Decoding
 from dfpo.rollout.engines import EngineError, vllm
 from dfpo.rollout.policy import load_policy
 
@@ -112,6 +113,14 @@ def test_requests_have_seeds_of_their_own(engine):
     generate(engine)
     greedy = [keywords for name, keywords in CALLS if name == "SamplingParams"]
     assert [(a["seed"], a["temperature"]) for a in greedy] == [(None, 0.0)] * 2
+    assert all((a["top_p"], a["top_k"]) == (1.0, 0) for a in greedy)
+
+
+def test_evaluation_narrows_what_is_drawn_from(engine):
+    asked = {"uniforms": torch.rand(1, 4), "temperature": 1.0, "decoding": Decoding(0.9, 20)}
+    engine.generate([[1, 5]], 4, **asked)
+    (told,) = [keywords for name, keywords in CALLS if name == "SamplingParams"]
+    assert (told["top_p"], told["top_k"]) == (0.9, 20)
 
 
 def test_what_vllm_raises_is_one_line(engine, monkeypatch):
