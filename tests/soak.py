@@ -1,6 +1,7 @@
 """Kills at random moments, and a long run: longer than a test may take.
 
     python tests/soak.py kills 100    each killed run, resumed, is the run that nothing disturbed
+    python tests/soak.py faults 1     every, or every second, third write of a run fails, in turn
     python tests/soak.py steps 2000   memory flat within 2 % after the first 200 steps, speed in 5 %
 
 `make soak` runs both. The moments are drawn from --seed, which is printed.
@@ -181,14 +182,38 @@ def steps(count: int) -> None:
         raise SystemExit("memory or time grows")
 
 
+def faults(stride: int) -> None:
+    """Each write of a run refused, on a disk that is full from then on, and gone."""
+    sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent / "trainer" / "run")]
+    from disk_faults import KINDS, command_with_fault
+    from test_disk_faults import check, words
+
+    counts: Counter[tuple] = Counter()
+    with tempfile.TemporaryDirectory() as top:
+        runs = Path(top) / "runs"
+        writes = command_with_fault(words(runs), runs).writes
+        for kind in KINDS:
+            for at in range(0, writes, stride):
+                shutil.rmtree(runs, ignore_errors=True)
+                outcome = command_with_fault(words(runs), runs, at=at, kind=kind)
+                try:
+                    check(runs, outcome)
+                except AssertionError as error:
+                    raise SystemExit(f"write {at} of {writes} {kind}: {error}") from None
+                counts[kind, outcome.status] += 1
+    print(f"{writes} writes; (kind, exit status): {dict(counts)}")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("kills", "steps"))
+    parser.add_argument("what", choices=("kills", "faults", "steps"))
     parser.add_argument("count", type=int)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     options = parser.parse_args()
     print(f"seed {options.seed}")
     if options.what == "kills":
         kills(options.count, random.Random(options.seed))
+    elif options.what == "faults":
+        faults(options.count)
     else:
         steps(options.count)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from dfpo.config import Config, ConfigError
+from dfpo.config.types import Prompt, Row
 from dfpo.rollout.functions import RolloutError, load_rollout
-from dfpo.rollout.policy import Prompt
+from dfpo.rollout.policy import encode
 from dfpo.rollout.sampler import Sampler
 from dfpo.run import checkpoint
 from dfpo.run.evaluate import Scores, answer, averages, evaluate, score_table
 from dfpo.run.given import Given
+from dfpo.run.model_checks import check_model
 from dfpo.run.setup import NOTHING, load_parts, micro_tokens
+from dfpo.tasks.source import Source
 
 
 def evaluate_model(
@@ -32,12 +36,13 @@ def evaluate_model(
     sampler = Sampler.of(policy, tokenizer, micro_tokens=tokens, function=function)
     if not source.held_out:
         raise ConfigError("eval.prompts: is 0, must be at least 1 to evaluate")
+    check_model(sampler, encode(tokenizer, next(_rows(source))["prompt"]))
     try:
         scores = evaluate(sampler, source.held_out, reward, config)
     except RolloutError as error:
         raise ConfigError(str(error)) from error
 
-    rows = [row for splits in source.held_out.values() for part in splits.values() for row in part]
+    rows = list(_rows(source))
     shown = []
     if show:
         texts, rewards = answer(sampler, rows[:show], reward, config, None)
@@ -68,6 +73,13 @@ def evaluate_target(target: Path, config: Config, show: int, as_json: bool) -> s
         lines += [f"greedy answer (reward {line['reward']}): {line['answer']}"]
 
     return "\n".join(lines)
+
+
+def _rows(source: Source) -> Iterator[Row]:
+    """All that are held out."""
+    for splits in source.held_out.values():
+        for part in splits.values():
+            yield from part
 
 
 def _last_text(prompt: Prompt) -> str:

@@ -53,6 +53,7 @@ from dfpo.rollout.sharding import shard
 from dfpo.run.evaluate import metric_to_judge_by
 from dfpo.run.given import Given
 from dfpo.run.hub import check_hub
+from dfpo.run.model_checks import check_model
 from dfpo.run.records import choose_run
 from dfpo.run.shared_reward import shared_reward
 from dfpo.run.stop import RunError
@@ -119,6 +120,7 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
         )
         for model, engine in ((policy, config.rollout.engine), (first_policy, "transformers"))
     )
+    check_model(sampler, encode(tokenizer, source.training(0, 1)[0]["prompt"]))
     place(policy, config)
     answers, probed = probe_reward(reward, source, sampler, config)
     config = complete(config, policy, probed[probed.isfinite()])

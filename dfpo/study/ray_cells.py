@@ -13,7 +13,9 @@ import importlib.util
 import json
 import os
 import re
+import signal
 import tempfile
+import threading
 import time
 import uuid
 from collections import deque
@@ -191,14 +193,29 @@ def train(cell: Cell) -> Ended:
     process = server().Process(target=train_cell, args=(cell,), daemon=True)
     process.start()
     try:
-        while process.is_alive():
-            process.join(REFRESH)
+        with interruptible():
+            while process.is_alive():
+                process.join(REFRESH)
     except KeyboardInterrupt:  # Ray's way to call a task off
         process.terminate()
         process.join()
 
     status = process.exitcode
     return Ended(status, "" if status == 0 else last_words(cell, status), {})
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """An interrupt is raised inside: Ray's processes may have inherited that they ignore it, as all
+    do that a shell starts in the background."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def left_of(cell: Cell) -> dict[str, bytes]:

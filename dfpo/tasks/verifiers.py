@@ -43,9 +43,10 @@ MARKUP = re.compile(r"\\(?:text|math)[a-z]*|[{}$*]")
 SET_OFF = r"(?!\)?\s*(?:,\s*(?:and|or)?|and|or)\s*\(?[A-J]\b)(?:[ \t]*$|\)|[.:,](?=\s|$))"
 LETTER = re.compile(r"\(?([A-Ja-j])" + SET_OFF)
 NAMED = r"(?:[Aa]nswer|[Oo]ption|[Cc]hoice)"
-SPOKEN = re.compile(NAMED + r"(?:\s+is)?\s*:?\s*\(?([A-J])" + SET_OFF, re.MULTILINE)
+# Spaces belong to one part each: two that share them try every split of a long run.
+SPOKEN = re.compile(NAMED + r"(?:\s+is)?\s*(?::\s*)?\(?([A-J])" + SET_OFF, re.MULTILINE)
 # A small letter is a word unless it ends its line: "the answer is a matter of taste".
-SMALL = re.compile(NAMED + r"\s*(?:is)?\s*:?\s*\(?([a-j])\)?\.?[ \t]*$", re.MULTILINE)
+SMALL = re.compile(NAMED + r"\s*(?:is\s*)?(?::\s*)?\(?([a-j])\)?\.?[ \t]*$", re.MULTILINE)
 ALONE = re.compile(r"\(?([A-Ja-j])\)?[.:]?")
 
 
@@ -84,7 +85,7 @@ def letter(text: str) -> str | None:
 def words(text: str) -> str | None:
     """The words in the box in lower case, without articles and punctuation."""
     inside = boxed(text)
-    return None if inside is None else _normalise(inside)
+    return None if inside is None or len(inside) > LONGEST else _normalise(inside)
 
 
 def _normalise(text: str) -> str | None:

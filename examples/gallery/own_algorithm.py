@@ -43,7 +43,7 @@ def main(steps=40, picture="runs/own_algorithm.png"):
         )  # fmt: skip
         curve = list(run.metrics["reward/clean"])
         axis.plot(curve, label=algorithm)
-        print(f"{algorithm}: clean reward of the last five steps {sum(curve[-5:]) / 5:.3f}")
+        print(f"{algorithm}: last five steps {sum(curve[-5:]) / len(curve[-5:]):.3f}")
     axis.set(title="True reward, while three labels in ten are flipped", xlabel="step", ylim=(0, 1))
     axis.legend(frameon=False)
     figure.savefig(picture)

@@ -12,19 +12,23 @@ import dfpo
 
 
 def main(steps=40, picture="runs/pseudo_labels.png"):
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
-    for axis, noise in zip(axes, ("vote=8", "none"), strict=True):
-        run = dfpo.train(
-            task="suite", noise=noise, steps=int(steps), eval={"prompts": 0},
-            name=f"pseudo-labels-{noise.partition('=')[0]}",
-        )  # fmt: skip
-        told, true = (list(run.metrics[f"reward/{kind}"]) for kind in ("noisy", "clean"))
-        axis.plot(told, color="#D55E00", label="told")
-        axis.plot(true, color="#0072B2", label="true")
-        axis.set(title={"none": "a verifier"}.get(noise, "the vote of 8 answers"), xlabel="step")
-        print(f"{noise}: told {sum(told[-5:]) / 5:.3f}, true {sum(true[-5:]) / 5:.3f}")
-    axes[0].legend(frameon=False)
+    run = dfpo.train(
+        task="suite", noise="vote=8", steps=int(steps), eval={"prompts": 0}, name="pseudo-labels"
+    )
+    told, true = (list(run.metrics[f"reward/{kind}"]) for kind in ("noisy", "clean"))
+    wrong = list(run.metrics["reward/corrupted"])
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
+    left.plot(told, color="#D55E00", label="told by the vote")
+    left.plot(true, color="#0072B2", label="true")
+    left.set(title="Mean reward of the step's answers", xlabel="step", ylim=(0, 1))
+    left.legend(frameon=False)
+    right.plot(wrong, color="#6b6b6b")
+    right.set(title="Share of answers with a wrong label", xlabel="step", ylim=(0, 1))
     figure.savefig(picture)
+    last = slice(-5, None)
+    told, true = (sum(row[last]) / len(row[last]) for row in (told, true))
+    print(f"last five steps: told {told:.3f}, true {true:.3f}")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import dataclasses
 import importlib.util
 import json
+import os
+import signal
 import threading
 import time
 from pathlib import Path
@@ -98,6 +100,27 @@ def test_a_node_that_does_not_see_the_directory_sends_files_back(tmp_path):
     assert plain(json.loads(cell.result.read_text())) == plain(json.loads(near.result.read_text()))
     kept = {path.name for path in cell.run.iterdir()}
     assert kept == {"config.yaml", "metrics.jsonl", "summary.json"}
+
+
+def test_a_cell_that_is_called_off_writes_its_checkpoint(tmp_path):
+    """An interrupt, which is how Ray calls a task off, though it was ignored before."""
+    cell = cells(tmp_path, base=RECIPE["base"] | {"steps": 5000})[0]
+    write_settings(cell)
+
+    def call_off():
+        wait_for(lambda: ray_cells.steps_done(cell) >= 2)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        threading.Thread(target=call_off, daemon=True).start()
+        ended = ray_cells.train(cell)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ended.status == 128 + signal.SIGTERM, ended.said
+    steps = ray_cells.steps_done(cell)
+    assert (cell.run / f"checkpoints/step-{steps:06d}").is_dir() and not cell.result.exists()
 
 
 def test_a_cell_that_failed_is_told(tmp_path):

@@ -1,6 +1,7 @@
 """Verifiers of final answers."""
 
 import re
+import time
 
 import pytest
 
@@ -74,6 +75,61 @@ def test_a_few_words():
 def test_mathematics(found, answer, same):
     pytest.importorskip("math_verify")
     assert verifiers.same_mathematics(f"So \\boxed{{{found}}}.", answer) == same
+
+
+HUNDRED_THOUSAND = {
+    "nested": "\\boxed{" + "\\frac{1}{" * 5000 + "}" * 50000,
+    "never closed": "\\boxed{" * 14000,
+    "closed": "\\boxed{1}" * 11000,
+    "thoughts": "</think>" * 12000,
+    "tabs": "Answer" + " \t" * 50000 + "z",
+    "said": "answer is " * 10000,
+    "colons": "option :" * 12000,
+    "options": "Option A, " * 10000,
+    "text in text": "\\boxed{" + "\\text{" * 16000 + "}",
+    "text in text, closed": "\\boxed{" + "\\text{" * 8000 + "}" * 8001,
+    "one word": "\\boxed{" + "a" * 100000 + "}",
+    "digits": "\\boxed{" + "9" * 100000 + "}",
+    "arabic digits": "\\boxed{" + "\u0663" * 100000 + "}",
+    "thousands": "\\boxed{1" + "{,}234" * 16000 + "}",
+    "minus": "\\boxed{" + "\u2212" * 100000 + "5}",
+    "surrogates": "\\boxed{" + "\ud800" * 100000 + "}",
+}
+
+
+@pytest.mark.parametrize("name", HUNDRED_THOUSAND)
+def test_a_hundred_thousand_letters_take_no_second(name):
+    """Of each kind of answer; spaces that two parts of a pattern shared took hours."""
+    text, began = HUNDRED_THOUSAND[name], time.process_time()
+    for kind in verifiers.KINDS.values():
+        kind.extract(text)
+        assert kind.verify(text, "B") == 0.0
+    assert time.process_time() - began < 1.0
+
+
+@pytest.mark.parametrize(
+    ("found", "same"),
+    [("\u0661\u0662", 1.0), ("\uff11\uff12", 1.0), ("\u221212", 0.0), ("12\u00b2", 0.0)],
+)
+def test_digits_and_signs_of_other_alphabets(found, same):
+    pytest.importorskip("math_verify")
+    assert verifiers.same_mathematics(f"\\boxed{{{found}}}", "12") == same
+
+
+SLOW = [
+    "(x+y+z)^{9999}", "\\sqrt[99999]{2}", "9999^{9999}", "\\binom{99999999}{9999999}",
+    "1e999999999",
+    "\\sum_{n=1}^{99999999} n^{-3}", "\\int_0^1 e^{\\sin(x^x)} dx",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("found", SLOW)
+def test_what_takes_long_is_wrong_in_a_second(found):
+    pytest.importorskip("math_verify")
+    assert verifiers.same_mathematics("\\boxed{2/2}", "1") == 1.0  # the process is up
+    began = time.monotonic()
+    assert verifiers.same_mathematics(f"\\boxed{{{found}}}", "12") == 0.0
+    assert time.monotonic() - began < verifiers.SECONDS + 0.5
 
 
 def test_an_expression_that_never_ends_is_wrong_and_stops_nothing(monkeypatch):
