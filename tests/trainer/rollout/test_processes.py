@@ -130,6 +130,20 @@ def test_a_run_of_two_resumes_on_three_and_on_one(tmp_path, alone):
     same(read(alone / "runs" / "dfpo"), last)
 
 
+def test_maps_of_rewards_are_those_of_one_process(tmp_path):
+    """Each holds the whole rollout, so told rewards, and maps made of them, are equal by bits."""
+    flags = [
+        *SMALL, "--algorithm", "dfpo-rank", "--reward.space", "cdf", "--reward.space-by", "domain",
+        "--noise", "normal=.05..3", "--reward.space-window", 20, "--steps", 3,
+        "--critic.warmup-epochs", 1,
+    ]  # fmt: skip
+    one, two = (train(tmp_path, f"of-{n}", n, *flags, "--name", f"of-{n}") for n in (1, 2))
+    same(one, two)
+    told = [load_file(tmp_path / f"runs/of-{n}/told_rewards.safetensors") for n in (1, 2)]
+    assert told[0].keys() == told[1].keys() and len(told[0]) == 3
+    assert all(told[0][name].equal(told[1][name]) for name in told[0])
+
+
 def test_wrong_input_is_one_line_from_all(tmp_path):
     out = [run.communicate(timeout=60) for run in start(tmp_path, 2, "--model", "nowhere")]
     assert "".join(err for _, err in out).count("error:") == 1
