@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dfpo.config.algorithms import ALGORITHMS
-from dfpo.config.choices import TABLES
+from dfpo.config.choices import ADVANTAGES, TABLES
 from dfpo.config.errors import ConfigError
 from dfpo.config.noise import parse_noise
 from dfpo.config.risk import parse_risk
@@ -106,9 +106,10 @@ def check_together(config: Config) -> None:
         )
 
     if predicts(config) == (kind in ("none", "partition")):
+        need = " and ".join(readers(ADVANTAGES, "target.lam"))
         raise ConfigError(
-            f"target.advantage: is {config.target.advantage} with a critic of kind {kind}; gae and "
-            "rank need a critic, and the others need none"
+            f"target.advantage: is {config.target.advantage} with a critic of kind {kind}; {need} "
+            "need a critic, and the others need none"
         )
 
     point = kind in ("scalar", "categorical")
@@ -266,5 +267,5 @@ def value_range(config: Config) -> tuple[float, float]:
 
 
 def predicts(config: Config) -> bool:
-    """Whether advantages are made from the values of a critic."""
-    return config.target.advantage in ("gae", "rank")
+    """Whether advantages are made from the values of a critic: then a row reads their trace."""
+    return ADVANTAGES[config.target.advantage].does_read("target.lam")

@@ -5,6 +5,7 @@ not sure, beside the one it was made from.
 """
 
 import sys
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import torch
@@ -12,7 +13,6 @@ import torch
 import dfpo
 from dfpo.config.algorithms import ALGORITHMS, Algorithm
 from dfpo.config.choices import ADVANTAGES
-from dfpo.config.tables import Choice
 from dfpo.method.advantages import gae
 
 
@@ -24,9 +24,8 @@ def by_sureness(returns):  # [B, T]
     return torch.where(returns.mask, gae(returns) * sure, 0.0)
 
 
-ADVANTAGES["by_sureness"] = Choice(
-    "GAE, less where the return is spread", f"{__name__}:by_sureness"
-)
+# It reads what GAE reads, a critic's values among it.
+ADVANTAGES["by_sureness"] = replace(ADVANTAGES["gae"], target=f"{__name__}:by_sureness")
 ALGORITHMS["dfpo-sure"] = Algorithm(
     "dfpo whose advantages count for less where it is not sure",
     "this page",

@@ -1,0 +1,192 @@
+"""200 shapes of any size, against eager PyTorch; then the shortest calls.
+
+    python bench/short_cases.py [SHAPES]
+
+Processor time of one thread, the least of some rounds in turn. Ends with the shapes where eager is
+faster, which are to be none, and with what a call of ours costs beside the cheapest chain of
+PyTorch calls that gives the same number.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from tabulate import tabulate
+
+import dfpo_kernels as kernels
+from dfpo_kernels import FlowField
+
+# Work of a shape, in multiplications of an eager formula: what is larger takes seconds.
+MOST_WORK = 3e6
+SCAN = {"gamma": 0.99, "lam": 0.95}
+
+
+@dataclass(frozen=True)
+class Shape:
+    rows: int
+    tokens: int
+    quantiles: int
+    width: int
+    steps: int
+
+
+def draw(random_: random.Random) -> Shape:
+    def size(most: int) -> int:
+        return int(most ** random_.random())
+
+    return Shape(size(512), size(256), size(128), size(128), size(8))
+
+
+def field(shape: Shape) -> FlowField:
+    r, w = shape.rows, shape.width
+    return FlowField(
+        torch.randn(r, w), torch.randn(r, w), torch.randn(r), torch.randn(w), torch.randn(w)
+    )
+
+
+def flow_velocity(shape: Shape) -> Callable:
+    f, z = field(shape), torch.randn(shape.rows, shape.quantiles)
+    return lambda ops: ops.flow_velocity(f, z, torch.tensor(0.3))
+
+
+def integrate_flow(shape: Shape) -> Callable:
+    f, z = field(shape), torch.randn(shape.rows, shape.quantiles)
+    start, end = torch.tensor(0.0), torch.tensor(1.0)
+    return lambda ops: ops.integrate_flow(f, z, steps=shape.steps, start=start, end=end)
+
+
+def flow_consistency_loss(shape: Shape) -> Callable:
+    f, z = field(shape), torch.randn(shape.rows, shape.quantiles)
+    return lambda ops: ops.flow_consistency_loss(f, z, steps=shape.steps)
+
+
+def quantile_huber_loss(shape: Shape) -> Callable:
+    q, targets = (torch.randn(shape.rows, shape.quantiles) for _ in range(2))
+    return lambda ops: ops.quantile_huber_loss(q, targets, kappa=1.0)
+
+
+def distributional_gae(shape: Shape) -> Callable:
+    lead = (shape.rows, shape.tokens)
+    rewards, values, mask = torch.randn(lead), torch.randn(*lead, shape.quantiles), torch.ones(lead)
+    return lambda ops: ops.distributional_gae(rewards, values, mask, **SCAN)
+
+
+OPS = (
+    flow_velocity,
+    integrate_flow,
+    flow_consistency_loss,
+    quantile_huber_loss,
+    distributional_gae,
+)
+
+
+def work(op: Callable, shape: Shape) -> float:
+    per_row = {
+        "flow_velocity": shape.quantiles * shape.width,
+        "integrate_flow": shape.quantiles * shape.width * shape.steps,
+        "flow_consistency_loss": shape.quantiles * shape.width * (shape.steps + 1),
+        "quantile_huber_loss": shape.quantiles**2,
+        "distributional_gae": shape.quantiles * shape.tokens,
+    }[op.__name__]
+    return per_row * shape.rows
+
+
+def least(calls: dict[str, Callable], seconds: float = 0.04) -> dict[str, float]:
+    """Microseconds of processor time of each, the least of rounds in turn."""
+    counts = {name: repeats(call) for name, call in calls.items()}
+    found = dict.fromkeys(calls, float("inf"))
+    until = time.process_time() + seconds * len(calls)
+    while time.process_time() < until:
+        for name, call in calls.items():
+            began = time.process_time()
+            for _ in range(counts[name]):
+                call()
+            spent = (time.process_time() - began) / counts[name]
+            found[name] = min(found[name], 1e6 * spent)
+    return found
+
+
+def repeats(call: Callable) -> int:
+    """Calls that take some two milliseconds, at least one."""
+    call()
+    began = time.process_time()
+    call()
+    return max(1, int(2e-3 / max(time.process_time() - began, 1e-6)))
+
+
+def sweep(shapes: int) -> list[tuple]:
+    random_, rows = random.Random(0), []
+    while len(rows) < shapes:
+        op, shape = OPS[len(rows) % len(OPS)], draw(random_)
+        if work(op, shape) > MOST_WORK:
+            continue
+        call = op(shape)
+        took = least({"ours": partial(call, kernels), "eager": partial(call, kernels.reference)})
+        rows.append((op.__name__, shape, took["ours"], took["eager"]))
+    return rows
+
+
+def one_of_all() -> list[tuple]:
+    """R = T = Q = 1 beside the fewest PyTorch calls that give the same number."""
+    one = Shape(1, 1, 1, 1, 1)
+    bias, gain, offset, z_weight, time_weight = f = field(one)
+    z, other, mask = torch.randn(1, 1), torch.randn(1, 1), torch.ones(1, 1)
+    token = z.unsqueeze(-1)
+    s = torch.tensor(0.0)
+
+    def velocity():
+        x = torch.addcmul(bias, z, z_weight)
+        return torch.addcmul(offset, gain, torch.nn.functional.silu(x))
+
+    chains = {
+        "flow_velocity": (lambda: kernels.flow_velocity(f, z, s), velocity),
+        "integrate_flow": (lambda: kernels.integrate_flow(f, z, steps=1), lambda: z + velocity()),
+        "quantile_huber_loss": (
+            lambda: kernels.quantile_huber_loss(z, other, kappa=1.0),
+            lambda: torch.nn.functional.huber_loss(z, other) * 0.5,
+        ),
+        "distributional_gae": (
+            lambda: kernels.distributional_gae(z, token, mask, **SCAN),
+            lambda: (z - other, z),
+        ),
+    }
+    rows = []
+    for name, (ours, chain) in chains.items():
+        took = least({"ours": ours, "chain": chain}, seconds=0.3)
+        rows.append((name, took["ours"], took["chain"]))
+    return rows
+
+
+def main(shapes: int = 200) -> int:
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        rows, shortest = sweep(shapes), one_of_all()
+
+    table = []
+    for op in OPS:
+        ratios = sorted(eager / ours for name, _, ours, eager in rows if name == op.__name__)
+        fastest = min(ours for name, _, ours, _ in rows if name == op.__name__)
+        middle = ratios[len(ratios) // 2]
+        table.append((op.__name__, len(ratios), ratios[0], middle, ratios[-1], fastest))
+    headers = ("op", "shapes", "least eager/ours", "median", "most", "fastest call, us")
+    print(tabulate(table, headers, floatfmt=".3g"))
+    print()
+    headers = ("R = T = Q = 1", "ours, us", "chain, us", "ours/chain")
+    print(tabulate([(*row, row[1] / row[2]) for row in shortest], headers, floatfmt=".3g"))
+
+    slower = [(name, shape, ours, eager) for name, shape, ours, eager in rows if ours > eager]
+    for name, shape, ours, eager in slower:
+        print(f"eager is faster: {name} {shape}: {ours:.1f} us, eager {eager:.1f}")
+    print(f"{len(rows)} shapes, eager faster in {len(slower)}")
+    return int(bool(slower))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*map(int, sys.argv[1:])))
