@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -17,11 +18,14 @@ from typing import Any
 
 from dfpo.config import Config, ConfigError
 from dfpo.config.types import Row
+from dfpo.config.untrusted import GIB, memory_limit
 from dfpo.tasks import SPLITS, SUITES, Suite, benchmarks, reasoning_gym
 from dfpo.tasks.stream import Stream
 
 Held = dict[str, dict[str, list[Row]]]  # domain -> split -> rows
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+COLUMNS = 10_000  # of all rows together: each row gets them all
+UNPACKED = 64  # times its size that a file may take in memory
 RESERVED = (  # the reward's other keywords
     "prompts", "completions", "completion_ids", "trainer_state", "log_metric", "log_extra",
 )  # fmt: skip
@@ -295,7 +299,15 @@ def read_rows(name: str, path: Path) -> list[Row]:
 
     if not path.is_file():
         raise ConfigError(f"{name}: there is no file {path}")
-    return check_rows(f"{name}: {path}", readers[path.suffix](name, path))
+    # Of its size on disk; a few kilobytes of a table may stand for any number of rows.
+    room = UNPACKED * path.stat().st_size + 4 * GIB
+    try:
+        with memory_limit(room):
+            return check_rows(f"{name}: {path}", readers[path.suffix](name, path))
+    except MemoryError:
+        raise ConfigError(
+            f"{name}: {path} takes more than {room / GIB:.0f} GiB to read, must be smaller"
+        ) from None
 
 
 def check_rows(name: str, placed: Iterable[tuple[str, Any]]) -> list[Row]:
@@ -307,6 +319,8 @@ def check_rows(name: str, placed: Iterable[tuple[str, Any]]) -> list[Row]:
     if not rows:
         raise ConfigError(f"{name} holds no rows, must hold at least one")
     keys = dict.fromkeys(key for row in rows for key in row)
+    if len(keys) > COLUMNS:
+        raise ConfigError(f"{name} has {len(keys)} columns, must have at most {COLUMNS}")
     return [{key: row.get(key) for key in keys} for row in rows]
 
 
@@ -320,10 +334,20 @@ def _read_jsonl(name: str, path: Path) -> Iterator[tuple[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = json.loads(line, object_pairs_hook=_distinct_keys)
         except (ValueError, RecursionError) as error:
             raise ConfigError(f"{name}: {path}, line {number} is not JSON: {error}") from None
         yield f"line {number}", row
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Of two values of one key json would keep the last, in silence."""
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        twice = counts.most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:60]!r} stands twice in one object")
+    return row
 
 
 def _read_table(name: str, path: Path) -> Iterable[tuple[str, Any]]:
@@ -448,6 +472,7 @@ def _check_row(place: str, row: Any) -> None:
         raise ConfigError(f"{place}: domain is {row['domain']!r}, must be text")
     prompt = row["prompt"]
     if isinstance(prompt, str) and prompt:
+        _check_text(place, prompt)
         return
     messages = prompt if isinstance(prompt, list) else []
     texts = [m.get(k) for m in messages if isinstance(m, dict) for k in ("role", "content")]
@@ -459,6 +484,18 @@ def _check_row(place: str, row: Any) -> None:
             f"{place}: prompt is {_short(prompt)}, must be text or a list of messages "
             '{"role": ..., "content": ...}'
         )
+    for text in texts:
+        _check_text(place, text)
+
+
+def _check_text(place: str, text: str) -> None:
+    """JSON may name half a character, of which no tokenizer makes tokens."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{place}: prompt holds {text[error.start]!a}, half a surrogate pair, must be text"
+        ) from None
 
 
 def _short(value: Any) -> str:

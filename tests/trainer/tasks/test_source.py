@@ -1,6 +1,8 @@
 """Prompts from files and from reasoning-gym."""
 
 import json
+import resource
+import time
 from pathlib import Path
 
 import pyarrow
@@ -197,3 +199,74 @@ def test_a_system_prompt_opens_each_prompt_once():
     ]  # fmt: skip
     assert [row["n"] for row in found] == [1, 2, 3]
     assert with_system(rows, None) is rows
+
+
+def tokens_of(count):
+    return pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array([0] * count, pyarrow.int32()), pyarrow.array(["x" * 100_000])
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"prompt": "a", "prompt": "b"}\n', ["line 1", "'prompt' stands twice"]),
+        ('{"prompt": "a"}\n'.encode("utf-16"), ["utf-8"]),
+        ('{"prompt": "\\ud800"}\n', ["line 1", "half a surrogate pair"]),
+        ('{"prompt": [{"role": "user", "content": "\\udfff"}]}\n', ["half a surrogate pair"]),
+        ('{"prompt": "a", "x": ' + "9" * 10**6 + "}\n", ["line 1 is not JSON"]),
+        ('{"prompt": "a", "x": ' + "[" * 10**6 + "}\n", ["line 1 is not JSON"]),
+        ('{"prompt": "' + "x" * 10**8, ["line 1 is not JSON"]),
+        ({"prompt": "a", **{f"c{i}": i for i in range(10**6)}}, ["1000001 columns", "10000"]),
+    ],
+)
+def test_hostile_jsonl(tmp_path, content, words):
+    path = tmp_path / "a.jsonl"
+    content = json.dumps(content) if isinstance(content, dict) else content
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    check_refusal(path, words)
+
+
+def check_refusal(path, words):
+    """One line within twenty seconds of work and 3 GiB."""
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    with pytest.raises(ConfigError) as error:
+        read_rows("data", path)
+    said = str(error.value)
+    assert len(said) < 500 and "\n" not in said
+    for word in words:
+        assert word in said
+    assert time.process_time() - began < 20
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 3 * 2**30
+
+
+def test_rows_of_columns_of_their_own(tmp_path):
+    """5000 rows of 20 keys each would be 500 million cells."""
+    path = tmp_path / "a.jsonl"
+    rows = [{"prompt": "a"} | {f"c{i}_{j}": 1 for j in range(20)} for i in range(5000)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    check_refusal(path, ["100001 columns"])
+
+
+def test_a_table_that_unpacks_without_end(tmp_path, monkeypatch):
+    """A few kilobytes that stand for 10^10 letters."""
+    monkeypatch.setattr("dfpo.tasks.source.GIB", 2**28)
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"prompt": tokens_of(100_000)}), path)
+    assert path.stat().st_size < 10**6
+    check_refusal(path, ["GiB to read"])
+
+
+def test_parquet_of_nulls_within_messages(tmp_path):
+    path = tmp_path / "a.parquet"
+    prompts = pyarrow.array([[{"role": "user", "content": None}], None, [None]])
+    parquet.write_table(pyarrow.table({"prompt": prompts}), path)
+    check_refusal(path, ["row 1", "prompt is"])
+
+
+def test_numbers_that_json_does_not_have_are_columns(tmp_path):
+    """As pandas writes what is missing; the reward function gets them."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "a", "x": NaN, "y": Infinity}\n')
+    (row,) = read_rows("data", path)
+    assert row["x"] != row["x"] and row["y"] == float("inf")
