@@ -41,6 +41,7 @@ class TrunkCritic(nn.Module):
             input_ids=samples.input_ids,
             attention_mask=samples.attention_mask,
             position_ids=positions(samples.attention_mask),
+            use_cache=False,
         ).last_hidden_state
         return states[:, -length - 1 :]
 
