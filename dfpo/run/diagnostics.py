@@ -17,6 +17,8 @@ from dfpo.tasks.source import domain_of
 # KL to the first policy, in nats, beyond which a run says so: of an answer, and for each token of
 # long ones. None of the runs in results/ ended beyond 6.1.
 FAR, FAR_PER_TOKEN = 10.0, 0.1
+# What float32 makes of equal numbers, relative to their size, and some more.
+ROUNDING = 1e-6
 
 
 @torch.no_grad()
@@ -116,10 +118,13 @@ def warn_of_drift(records: list[dict[str, Any]], config: Config) -> str | None:
 
 
 def explained_variance(predicted: Tensor, observed: Tensor) -> Tensor:  # [N], [N]
-    """1 - Var(observed - predicted) / Var(observed); 0 where the observed do not vary."""
+    """1 - Var(observed - predicted) / Var(observed); 0 where the observed do not vary, or by no
+    more than float32 rounds numbers of their size."""
+    predicted, observed = predicted.double(), observed.double()
     variance = observed.var(correction=0)
     residual = (observed - predicted).var(correction=0)
-    return torch.where(variance > 0, 1 - residual / variance.clamp_min(1e-12), 0.0)
+    varies = variance.sqrt() > ROUNDING * observed.abs().max()
+    return torch.where(varies, 1 - residual / variance.clamp_min(1e-300), 0.0)
 
 
 def _sign_agreement(targets: Targets, mask: Tensor) -> Tensor:

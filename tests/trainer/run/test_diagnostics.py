@@ -25,6 +25,9 @@ def test_explained_variance_by_hand():
     assert explained_variance(torch.tensor([0.0, 1.0, 1.0, 2.0]), observed) == 0.5
     assert explained_variance(observed + 3, observed) == 1.0, "a bias is not its matter"
     assert explained_variance(observed, torch.ones(4)) == 0.0
+    nearly = torch.tensor([1.0, 1.0 + 2**-23, 1.0, 1.0])
+    assert explained_variance(observed, nearly) == 0.0, "equal but for rounding"
+    assert explained_variance(1e30 * observed, 1e30 * observed) == 1.0
 
 
 def test_rewards_are_counted():
