@@ -131,7 +131,9 @@ def checkpoint_gradients(model: nn.Module) -> None:
         # Some ask the configuration at each call; the model's own, which is saved, stays.
         if module is not model and getattr(module, "config", None) is model.config:
             module.config = config
-    model.gradient_checkpointing_enable({"use_reentrant": False})
+    # Renamed in transformers 5.24.
+    old = model.gradient_checkpointing_enable
+    getattr(model, "activation_checkpointing_enable", old)({"use_reentrant": False})
     model.recomputes = True
 
 
