@@ -64,7 +64,7 @@ def compare(
         from dfpo.study.plots import plot_comparison  # matplotlib, which only drawing needs
 
         plot_comparison(recipe.output, results, recipe.baseline)
-        print((recipe.output / "table.md").read_text())
+        print((recipe.output / "table.md").read_text(encoding="utf-8"))
         print(f"results.jsonl, table.md, table.tex and plots in {recipe.output}")
         if said := mixed_versions(results):
             print(f"dfpo compare: {said}", file=sys.stderr)

@@ -52,7 +52,12 @@ def run_cells(
     work = Work(cells, jobs, deque(cell for cell in cells if not cell.result.exists()))
     for cell in cells:
         if cell.result.exists():
-            _count(work, cell, json.loads(cell.result.read_text())["cost"]["seconds"], cell.steps)
+            _count(
+                work,
+                cell,
+                json.loads(cell.result.read_text(encoding="utf-8"))["cost"]["seconds"],
+                cell.steps,
+            )
 
     context = server()
     with _listen() as received:
@@ -122,7 +127,7 @@ def _count(work: Work, cell: Cell, seconds: float, steps: int) -> None:
 
 def _last_words(cell: Cell, status: int) -> str:
     path = cell.run.with_suffix(".log")
-    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     said = [line for line in lines if line.strip()][-LAST_LINES:]
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
