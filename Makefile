@@ -81,6 +81,7 @@ fuzz: $(VENV)/installed
 # A hundred kills at random moments, and 2,000 steps watched from outside; an hour on two cores.
 soak: $(VENV)/installed
 	$(BIN)/python tests/soak.py kills 100
+	$(BIN)/python tests/soak.py faults 1
 	$(BIN)/python tests/soak.py steps 2000
 
 # Does a refactoring change a number? Trains this tree and the commit BASE side by side, compares bits.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -567,6 +568,10 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; wrong input is one line on stderr and exit status 2."""
+    for stream in (sys.stdout, sys.stderr):
+        # What a locale has no letters for is escaped, where it would end a run.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     words = [dashed(word) for word in (sys.argv[1:] if argv is None else argv)]
     everything = HELP_ALL in words
     parser, commands = build_parsers(words[0] if words else "", everything=everything)

@@ -4,7 +4,7 @@
     python tests/soak.py faults 1     every, or every second, third write of a run fails, in turn
     python tests/soak.py steps 2000   memory flat within 2 % after the first 200 steps, speed in 5 %
 
-`make soak` runs both. The moments are drawn from --seed, which is printed.
+`make soak` runs all three. The moments are drawn from --seed, which is printed.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 def read_yaml(name: str, path: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; ``name`` is what the error calls it."""
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except OSError as error:
         raise ConfigError(f"{name}: cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:

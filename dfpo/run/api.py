@@ -210,7 +210,7 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """Scores before and after, time and memory; empty while the run is not finished."""
         path = self.directory / "summary.json"
-        return json.loads(path.read_text()) if path.is_file() else {}
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     @cached_property
     def _model(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -130,7 +130,7 @@ def newest(run: Path) -> Path | None:
 def run_id(run: Path) -> str:
     """What tells a run's checkpoints from another's, wherever they are moved: written with it."""
     try:
-        return (run / RUN_ID).read_text().strip()
+        return (run / RUN_ID).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError):
         return ""
 

@@ -34,7 +34,7 @@ class AtWork(Exception):
 def hold(folder: Path) -> Iterator[None]:
     """Holds the lock of ``folder`` inside. Raises AtWork, and OSError where nothing can be
     written."""
-    with (folder / NAME).open("a+") as file:
+    with (folder / NAME).open("a+", encoding="utf-8") as file:
         try:
             _lock(file)
         except BlockingIOError:
@@ -123,7 +123,7 @@ def _beat(path: Path, done: threading.Event) -> None:
 
 def _is_stale(path: Path) -> bool:
     try:
-        owner = json.loads(path.read_text())
+        owner = json.loads(path.read_text(encoding="utf-8"))
         age = time.time() - path.stat().st_mtime
     except (OSError, ValueError):
         # Gone by now, or just made: its maker has not written yet.
@@ -136,20 +136,20 @@ def _is_stale(path: Path) -> bool:
 
 def _who(path: Path) -> str:
     try:
-        return json.loads(path.read_text())["who"]
+        return json.loads(path.read_text(encoding="utf-8"))["who"]
     except (OSError, ValueError, KeyError):
         return "another process"
 
 
 def _boot() -> str:
     path = Path("/proc/sys/kernel/random/boot_id")
-    return path.read_text().strip() if path.exists() else ""
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
 def _started(pid: int) -> str:
     """When a process began, in the kernel's ticks; "" where it is gone."""
     try:
         # Behind the name, which may hold anything, the 20th field.
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     except (OSError, IndexError):
         return ""

@@ -80,8 +80,10 @@ def create_run(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         # Without its name, which is taken: the file starts the same run again beside this one.
-        (partial / "config.yaml").write_text(to_yaml(dataclasses.replace(config, name=None)))
-        (partial / RUN_ID).write_text(f"{uuid.uuid4().hex}\n")
+        (partial / "config.yaml").write_text(
+            to_yaml(dataclasses.replace(config, name=None)), encoding="utf-8"
+        )
+        (partial / RUN_ID).write_text(f"{uuid.uuid4().hex}\n", encoding="utf-8")
         store(partial)
         os.rename(partial, run)
     except OSError as error:
@@ -102,7 +104,7 @@ class MetricsLog:
         self.records: list[dict[str, Any]] = []
         if not path.exists() or not writes:
             return
-        for line in path.read_text().split("\n")[:steps]:
+        for line in path.read_text(encoding="utf-8").split("\n")[:steps]:
             self.records.append(json.loads(line))
         replace_text(path, "".join(json.dumps(record) + "\n" for record in self.records))
 
@@ -111,7 +113,7 @@ class MetricsLog:
         self.records.append(record)
         if not self.writes:
             return
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
 
@@ -131,14 +133,14 @@ def _plain(value: Any) -> Any:
 def replace_text(path: Path, text: str) -> None:
     """Written beside and renamed, so that a reader never meets half a file."""
     beside = path.with_suffix(".partial")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
 
 
 def is_complete(run: Path, config: Config) -> bool:
     """Whether the run has its summary and no steps are left, or it ended by ``eval.patience``."""
     try:
-        training = json.loads((run / "summary.json").read_text())["training"]
+        training = json.loads((run / "summary.json").read_text(encoding="utf-8"))["training"]
         done = training["steps"]
     except (OSError, ValueError, KeyError):
         return False
@@ -151,7 +153,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     """One mapping a step; a run of no steps has no file. A line that is being written counts as
     not there yet."""
     path = run / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
 

@@ -135,7 +135,7 @@ def check_first_policy(setup: Setup, resuming: bool) -> None:
     kept, now = setup.run / "first_policy.sha256", fingerprint(model)
     if not resuming:
         replace_text(kept, now + "\n")
-    elif kept.exists() and kept.read_text().strip() != now:
+    elif kept.exists() and kept.read_text(encoding="utf-8").strip() != now:
         raise ConfigError(
             f"resume: {model} is not the model that this run began from, it has changed since; "
             "bring it back, or start a new run"

@@ -86,7 +86,7 @@ class Comparison:
     @property
     def table(self) -> str:
         """Levels, paired differences and budgets, in Markdown."""
-        return (self.output / "table.md").read_text()
+        return (self.output / "table.md").read_text(encoding="utf-8")
 
     @property
     def differences(self) -> list[dict[str, Any]]:

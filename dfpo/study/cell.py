@@ -53,7 +53,7 @@ def train_cell(cell: Cell) -> None:
     # Ctrl-C reaches the comparison alone, which tells its cells once.
     os.setsid()
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    log = cell.run.with_suffix(".log").open("a")
+    log = cell.run.with_suffix(".log").open("a", encoding="utf-8")
     for stream in (1, 2):
         os.dup2(log.fileno(), stream)
 
@@ -100,7 +100,7 @@ def write_settings(cell: Cell) -> None:
 def cell_result(cell: Cell) -> dict[str, Any]:
     """What came of a finished cell: final values, never best ones. ``cost`` alone depends on the
     machine."""
-    summary = json.loads((cell.run / "summary.json").read_text())
+    summary = json.loads((cell.run / "summary.json").read_text(encoding="utf-8"))
     metrics = read_metrics(cell.run)
     config = build_config(stored_settings("run", cell.run))
     benchmarks = _benchmarks(summary["domains"])

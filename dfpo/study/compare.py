@@ -69,7 +69,7 @@ def compare(
 
         plot_comparison(recipe.output, results, recipe.baseline)
         write_comparison(recipe.output, results, recipe.baseline, command)
-        print((recipe.output / "table.md").read_text())
+        print((recipe.output / "table.md").read_text(encoding="utf-8"))
         print(f"report.html, results.jsonl, table.md, table.tex and plots in {recipe.output}")
         if said := mixed_versions(results):
             print(f"dfpo compare: {said}", file=sys.stderr)

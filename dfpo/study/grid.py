@@ -62,7 +62,7 @@ def run(
             failed = train(cells, proceed=proceed, show=make_board())
         finally:
             lines = [json.dumps(result) + "\n" for result in read_results(cells)]
-            (output / "results.jsonl").write_text("".join(lines))
+            (output / "results.jsonl").write_text("".join(lines), encoding="utf-8")
 
     if not failed:
         return None
@@ -82,7 +82,7 @@ def cores() -> int:
 
 def read_results(cells: list[Cell]) -> list[dict[str, Any]]:
     """Results of the finished cells, in the order of the grid."""
-    return [json.loads(c.result.read_text()) for c in cells if c.result.exists()]
+    return [json.loads(c.result.read_text(encoding="utf-8")) for c in cells if c.result.exists()]
 
 
 def check_begun(cells: list[Cell]) -> None:

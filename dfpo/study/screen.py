@@ -49,7 +49,7 @@ def ending(work: Work, cell: Cell) -> str:
     elif not cell.result.exists():
         outcome = f"stopped after {steps_done(cell)} of {cell.steps} steps"
     else:
-        result = json.loads(cell.result.read_text())
+        result = json.loads(cell.result.read_text(encoding="utf-8"))
         outcome = ", ".join([*score_words(result), f"{result['cost']['cpu_seconds']:.0f} CPU-s"])
 
     return f"[{done}/{len(work.cells)}] {cell.label}: {outcome}; {remaining(work)}"
@@ -86,7 +86,9 @@ def table(work: Work, height: int = 1000) -> str:
     """Every arm under every noise: cells done, what runs, means so far. Where that is more than
     ``height`` lines, the arms that run."""
     results = {
-        cell: json.loads(cell.result.read_text()) for cell in work.cells if cell.result.exists()
+        cell: json.loads(cell.result.read_text(encoding="utf-8"))
+        for cell in work.cells
+        if cell.result.exists()
     }
     rows = []
 

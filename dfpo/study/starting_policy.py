@@ -172,7 +172,9 @@ def train_policy(config: SFTConfig, output: Path) -> dict[str, dict[str, float]]
     results = measure(model, tokenizer, config.eval_prompts, suite)
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
-    (output / "README.md").write_text(card(config, output, model, results, seconds))
+    (output / "README.md").write_text(
+        card(config, output, model, results, seconds), encoding="utf-8"
+    )
 
     return results
 

@@ -74,8 +74,10 @@ def write_tables(output: Path, results: list[Result], baseline: str, command: st
     for table in tables(results, baseline, MARKDOWN):
         body = tabulate(table.rows, table.headers, tablefmt="pipe", disable_numparse=True)
         text.append(f"## {table.title}\n\n{table.text}\n\n{body}\n")
-    (output / "table.md").write_text("\n".join(text))
-    (output / "table.tex").write_text(latex(tables(results, baseline, LATEX), f"{command}: {ran}"))
+    (output / "table.md").write_text("\n".join(text), encoding="utf-8")
+    (output / "table.tex").write_text(
+        latex(tables(results, baseline, LATEX), f"{command}: {ran}"), encoding="utf-8"
+    )
 
 
 def latex(several: list[Table], heading: str) -> str:

@@ -52,7 +52,8 @@ def run_cells(
     work = Work(cells, jobs, deque(cell for cell in cells if not cell.result.exists()))
     for cell in cells:
         if cell.result.exists():
-            count(work, cell, json.loads(cell.result.read_text())["cost"]["seconds"], cell.steps)
+            made = json.loads(cell.result.read_text(encoding="utf-8"))
+            count(work, cell, made["cost"]["seconds"], cell.steps)
 
     context = server()
     with listen() as received:
@@ -122,7 +123,7 @@ def count(work: Work, cell: Cell, seconds: float, steps: int) -> None:
 
 def last_words(cell: Cell, status: int) -> str:
     path = cell.run.with_suffix(".log")
-    lines = path.read_text(errors="replace").split("\n") if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else []
     said = [line for line in lines if line.strip()][-LAST_LINES:]
     if status < 0:
         return f"killed by {signal.Signals(-status).name}"
