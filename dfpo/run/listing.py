@@ -84,7 +84,7 @@ def describe(run: Path, folder: Path) -> Listed:
 
 def _summary(run: Path) -> dict[str, Any]:
     try:
-        return json.loads((run / "summary.json").read_text())
+        return json.loads((run / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

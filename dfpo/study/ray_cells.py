@@ -82,7 +82,10 @@ def run_on_ray(
         for cell in cells:
             if cell.result.exists():
                 count(
-                    work, cell, json.loads(cell.result.read_text())["cost"]["seconds"], cell.steps
+                    work,
+                    cell,
+                    json.loads(cell.result.read_text(encoding="utf-8"))["cost"]["seconds"],
+                    cell.steps,
                 )
 
         told = 0

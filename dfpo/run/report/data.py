@@ -285,6 +285,6 @@ def fit_plots(run: Path, letters: int) -> list[dict[str, str]]:
 def _read_json(path: Path) -> dict[str, Any]:
     """Empty where there is none yet. Raises ConfigError where it is broken."""
     try:
-        return json.loads(path.read_text()) if path.exists() else {}
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     except ValueError as error:
         raise ConfigError(f"run: cannot read {path}: {error}") from None

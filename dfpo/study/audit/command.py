@@ -178,7 +178,7 @@ def to_plain(found: Audit) -> dict[str, Any]:
 
 
 def to_json(found: Audit) -> str:
-    return (found.run / "audit.json").read_text().rstrip()
+    return (found.run / "audit.json").read_text(encoding="utf-8").rstrip()
 
 
 def _cell(value: Any) -> str:
