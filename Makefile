@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-cluster test-integrations real-model lint bench sanitize sanitize-emulation \
+.PHONY: demo test test-long test-cluster test-integrations real-model lint bench sanitize sanitize-emulation \
     portable wheel release matrix golden gpu-proof gpu-day compare leads docs fuzz soak clean
 
 # Trains DFPO on the shipped three-domain suite; plots and policy land in runs/.
@@ -21,6 +21,11 @@ test: $(VENV)/installed lint
 # with one table.
 test-integrations: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/integrations/environments.py '$(TORCH)' $(ARGS)
+
+# The tests that `make test` leaves out for time: ten minutes.
+test-long: $(VENV)/installed
+	$(BIN)/pip install --quiet -e '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m long $(ARGS)
 
 # A comparison on a Ray cluster of three nodes, of which one is killed; minutes.
 test-cluster: $(VENV)/installed

@@ -108,6 +108,7 @@ def test_is_the_reference(emulated, order, shape, mode):
     mixture(inputs, lam=0.7, mask_mode=mode)
 
 
+@pytest.mark.long
 def test_wide_shares_of_many_tokens(use, tmp_path):
     """As they are where there are many chunks; here of any number."""
     wide = load(compile_emulation(tmp_path, "-DDFPO_ENOUGH_BLOCKS=0").values(), tmp_path)
@@ -121,7 +122,7 @@ def test_wide_shares_of_many_tokens(use, tmp_path):
             mixture(packed, lam=0.9, mask_mode=mode)
 
 
-@pytest.mark.parametrize("num_quantiles", [20, 33])
+@pytest.mark.parametrize("num_quantiles", [20, pytest.param(33, marks=pytest.mark.long)])
 def test_long_sequences_pass_a_state_from_window_to_window(emulated, num_quantiles):
     """Three windows of 16 chunks, of 48 or 64 tokens each; and packed beside short ones."""
     inputs = make_scan(1, 2300, num_quantiles, done=0.001)

@@ -77,28 +77,57 @@ def same(one, other):
 
 
 SEVERAL = """
-import sys
+import json, sys
 from dfpo.config import build_config
 from dfpo.run.train import train
-for name in sys.argv[2:]:
-    algorithm, _, rank = name.partition("+lora=")
+for name, own in json.loads(sys.argv[2]).items():
     train(build_config({
-        "algorithm": algorithm, "name": name, "lora.rank": rank or 0, "steps": 5,
-        "rollout.prompts": 5,
-        "rollout.samples": 3, "critic.warmup_steps": 2, "eval.prompts": 0, "plots": False,
-        "device": "cpu", "noise": "flip=0.2", "shard": sys.argv[1],
+        "algorithm": name, "name": name, "steps": 5, "rollout.prompts": 5, "rollout.samples": 3,
+        "critic.warmup_steps": 2, "eval.prompts": 0, "plots": False, "device": "cpu",
+        "noise": "flip=0.2", "shard": sys.argv[1], **own,
     }))
 """
-ALGORITHMS = ["dfpo", "dfpo-rank", "ppo", "grpo"]
-LORA = "dfpo+lora=4"
+ARMS = {
+    "dfpo": {},
+    "dfpo-rank": {
+        "reward.space": "cdf", "reward.space_by": "domain", "reward.space_window": 20,
+        "noise": "normal=.05..3",
+    },
+    "ppo": {},
+    "grpo": {},
+}  # fmt: skip
+WHOLE = {
+    "lora": {"algorithm": "dfpo", "lora.rank": 4},
+    "own": {
+        "algorithm": "dfpo", "reward.functions": "own.py:score", "rollout.function": "own.py:play",
+        "noise": "none", "steps": 3,
+    },
+}  # fmt: skip
+# Three turns of unequal length, with two tokens of a tool.
+OWN = """
+def score(completions, **columns):
+    print('scored', flush=True)
+    return [float(len(c) % 2) for c in completions]
+
+def play(prompts, generate):
+    print('played', flush=True)
+    ids = [turn.token_ids + [5, 6] for turn in generate(prompts, max_new_tokens=3)]
+    more = generate(ids[:3], max_new_tokens=2) + generate(ids[3:])
+    answers = [a + turn.token_ids for a, turn in zip(ids, more)]
+    mask = [[i not in (len(a) - 2, len(a) - 1) for i in range(len(b))]
+            for a, b in zip(ids, answers)]
+    return {'completion_ids': answers, 'env_mask': mask}
+"""
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Each algorithm in one process."""
+    """Each arm in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    (run,) = launch(folder, 1, "-c", SEVERAL, "false", *ALGORITHMS, LORA)
-    assert run.wait(timeout=200) == 0, run.communicate()
+    (folder / "own.py").write_text(OWN)
+    (run,) = launch(folder, 1, "-c", SEVERAL, "false", json.dumps(ARMS | WHOLE))
+    out, err = run.communicate(timeout=300)
+    assert run.returncode == 0, err
     return folder
 
 
@@ -106,17 +135,29 @@ def alone(tmp_path_factory):
 def test_several_processes_are_one(tmp_path, alone, processes, shard):
     """15 answers to 5 prompts: shares are uneven, and a prompt's answers lie in several. Whole
     models in each process, or a share of each."""
-    arms = ALGORITHMS if shard == "true" else [*ALGORITHMS, LORA]
-    runs = launch(tmp_path, processes, "-c", SEVERAL, shard, *arms)
-    said = [run.communicate(timeout=200) for run in runs]
+    (tmp_path / "own.py").write_text(OWN)
+    arms = ARMS if shard == "true" else ARMS | WHOLE
+    runs = launch(tmp_path, processes, "-c", SEVERAL, shard, json.dumps(arms))
+    said = [run.communicate(timeout=300) for run in runs]
     assert not any(run.returncode for run in runs), said
-    for algorithm in arms:
-        many = read(tmp_path / "runs" / algorithm)
-        same(read(alone / "runs" / algorithm), many)
+    for arm in arms:
+        many = read(tmp_path / "runs" / arm)
+        same(read(alone / "runs" / arm), many)
         last = many[0][-1]
         assert last["perf/processes"] == processes
         rows = [last[f"perf/rows/{i}"] for i in range(processes)]
         assert sum(rows) == 15 and min(rows) >= 1
+
+    # Each holds the whole rollout, so what is told, and maps made of it, are equal by bits.
+    one, many = (
+        load_file(folder / "runs/dfpo-rank/told_rewards.safetensors")
+        for folder in (alone, tmp_path)
+    )
+    assert one.keys() == many.keys() and len(one) == 3
+    assert all(one[name].equal(many[name]) for name in one)
+
+    if "own" in arms:
+        assert "scored" in said[0][0] and "played" in said[0][0]
     words = [line for out, _ in said[1:] for line in out.splitlines()]
     assert not [line for line in words if not line.startswith("[Gloo]")], "one voice"
     assert not any("%" in err for _, err in said[1:]), "one bar"
@@ -130,58 +171,10 @@ def test_a_run_of_two_resumes_on_three_and_on_one(tmp_path, alone):
     same(read(alone / "runs" / "dfpo"), last)
 
 
-def test_maps_of_rewards_are_those_of_one_process(tmp_path):
-    """Each holds the whole rollout, so told rewards, and maps made of them, are equal by bits."""
-    flags = [
-        *SMALL, "--algorithm", "dfpo-rank", "--reward.space", "cdf", "--reward.space-by", "domain",
-        "--noise", "normal=.05..3", "--reward.space-window", 20, "--steps", 3,
-        "--critic.warmup-epochs", 1,
-    ]  # fmt: skip
-    one, two = (train(tmp_path, f"of-{n}", n, *flags, "--name", f"of-{n}") for n in (1, 2))
-    same(one, two)
-    told = [load_file(tmp_path / f"runs/of-{n}/told_rewards.safetensors") for n in (1, 2)]
-    assert told[0].keys() == told[1].keys() and len(told[0]) == 3
-    assert all(told[0][name].equal(told[1][name]) for name in told[0])
-
-
 def test_wrong_input_is_one_line_from_all(tmp_path):
     out = [run.communicate(timeout=60) for run in start(tmp_path, 2, "--model", "nowhere")]
     assert "".join(err for _, err in out).count("error:") == 1
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_failing_reward_is_told_once_and_ends_all(tmp_path):
-    (tmp_path / "mine.py").write_text(
-        "calls = 0\n"
-        "def score(completions, **columns):\n"
-        "    global calls\n"
-        "    calls += 1\n"
-        "    print('scored', flush=True)\n"
-        "    return [float(len(c) % 2) for c in completions]\n"
-    )
-    flags = [*SMALL, "--steps", 2, "--reward", "mine.py:score", "--noise", "none"]
-    out = train(tmp_path, "own", 2, "--name", "own", *flags)[2]
-    assert "scored" in out[0][0] and "scored" not in out[1][0], "scored in one process alone"
-
-
-def test_a_rollout_function_is_run_once_and_its_turns_are_shared(tmp_path):
-    """Three turns of unequal length in one process or two: the same run."""
-    (tmp_path / "mine.py").write_text(
-        "def play(prompts, generate):\n"
-        "    print('played', flush=True)\n"
-        "    ids = [turn.token_ids + [5, 6] for turn in generate(prompts, max_new_tokens=3)]\n"
-        "    more = generate(ids[:3], max_new_tokens=2) + generate(ids[3:])\n"
-        "    answers = [a + turn.token_ids for a, turn in zip(ids, more)]\n"
-        "    mask = [[i not in (len(a) - 2, len(a) - 1) for i in range(len(b))]\n"
-        "            for a, b in zip(ids, answers)]\n"
-        "    return {'completion_ids': answers, 'env_mask': mask}\n"
-    )
-    flags = [*SMALL, "--steps", 3, "--rollout", "mine.py:play"]
-    one = train(tmp_path, "one", 1, "--name", "one", *flags)
-    two = train(tmp_path, "two", 2, "--name", "two", *flags)
-    same(one, two)
-    out = two[2]
-    assert "played" in out[0][0] and "played" not in out[1][0], "run in one process alone"
 
 
 def test_a_killed_process_ends_the_others_with_a_checkpoint(tmp_path):

@@ -63,7 +63,7 @@ def test_noise_corrupts_the_plays_at_its_rate(probed):
     assert rate == pytest.approx(0.25, abs=4 * (0.25 * 0.75 / found.clean.size) ** 0.5)
 
 
-@pytest.mark.parametrize("noise", ["missing=1", "missing=0.5", "vote=2"])
+@pytest.mark.parametrize("noise", ["missing=1", pytest.param("vote=2", marks=pytest.mark.long)])
 def test_the_answers_do_not_depend_on_the_noise(probed, noise):
     setup, found = probed
     noisy = dataclasses.replace(setup, noise=parse_noise(noise))
