@@ -5,8 +5,8 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-long test-cluster test-integrations real-model lint bench sanitize sanitize-emulation \
-    portable wheel release matrix golden gpu-proof gpu-day compare leads docs fuzz soak clean
+.PHONY: demo test test-long test-cluster test-integrations real-model lint bench sanitize \
+    sanitize-emulation portable wheel release matrix golden gpu-proof gpu-day compare leads docs fuzz soak clean
 
 # Trains DFPO on the shipped three-domain suite; plots and policy land in runs/.
 demo: $(VENV)/installed
