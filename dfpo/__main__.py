@@ -405,8 +405,8 @@ def run_runs(args: argparse.Namespace) -> None:
 def run_audit(args: argparse.Namespace) -> None:
     from dfpo.study.audit.command import audit, audit_report, to_json
 
-    found = audit(args.run, args.answers, args.by)
-    print(to_json(found) if args.json else audit_report(found, args.show))
+    audited = audit(args.run, args.answers, args.by)
+    print(to_json(audited) if args.json else audit_report(audited, args.show))
 
 
 def run_memory(args: argparse.Namespace) -> None:

@@ -80,6 +80,19 @@ def check_together(config: Config) -> None:
         except ValueError as error:
             raise ConfigError(f"{name}: {error}") from None
 
+    for check in (
+        _check_parts,
+        _check_advantage,
+        _check_ranges,
+        _check_evaluation,
+        _check_data,
+        _check_step,
+    ):
+        check(config)
+
+
+def _check_parts(config: Config) -> None:
+    """Critic, risk, schedule and processes."""
     kind = config.critic.kind
     if config.risk != "neutral" and kind not in ("value_flow", "quantile"):
         raise ConfigError(
@@ -105,6 +118,10 @@ def check_together(config: Config) -> None:
             "process, and what is trained is small"
         )
 
+
+def _check_advantage(config: Config) -> None:
+    """Advantages and losses beside the critic that they take values from."""
+    kind = config.critic.kind
     if predicts(config) == (kind in ("none", "partition")):
         need = " and ".join(readers(ADVANTAGES, "target.lam"))
         raise ConfigError(
@@ -151,6 +168,10 @@ def check_together(config: Config) -> None:
         )
 
     _check_correction(config)
+
+
+def _check_ranges(config: Config) -> None:
+    """Ranges of rewards, where a noise leaves them known."""
     _check_range("", config.reward.low, config.reward.high)
     _check_range("told_", config.reward.told_low, config.reward.told_high)
     if config.reward.told_low is not None and not parse_noise(config.noise).hides_range:
@@ -159,6 +180,8 @@ def check_together(config: Config) -> None:
             f"the range of rewards alone, which {config.noise} does not; give reward.low"
         )
 
+
+def _check_evaluation(config: Config) -> None:
     for name, value, usual in (
         ("keep", config.keep, "last"),
         ("eval.patience", config.eval.patience, 0),
@@ -182,6 +205,9 @@ def check_together(config: Config) -> None:
             f"eval.every: is {config.eval.every}, but eval.prompts = 0 leaves nothing to evaluate"
         )
 
+
+def _check_data(config: Config) -> None:
+    """Where prompts come from, and what scores them."""
     if config.data is not None and config.task is not None:
         raise ConfigError(f"task: is {config.task}, but data gives the prompts; give one of them")
 
@@ -206,6 +232,9 @@ def check_together(config: Config) -> None:
             f"the {len(config.reward.functions)} rewards"
         )
 
+
+def _check_step(config: Config) -> None:
+    """How many answers a step has, and who plays them."""
     answers = config.rollout.prompts * config.rollout.samples
     if config.rollout.function is not None and parse_noise(config.noise).vote:
         raise ConfigError(

@@ -73,7 +73,7 @@ class StopStrings(StoppingCriteria):
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
         start = max(self.width, input_ids.shape[1] - self.span)
         texts = self.tokenizer.batch_decode(input_ids[:, start:], skip_special_tokens=True)
-        found = [self.decoding.stops(text) for text in texts]
-        now = torch.tensor(found, device=input_ids.device)
+        stopped = [self.decoding.stops(text) for text in texts]
+        now = torch.tensor(stopped, device=input_ids.device)
         self.stopped = now if self.stopped is None else self.stopped | now
         return self.stopped

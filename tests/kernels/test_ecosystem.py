@@ -24,6 +24,14 @@ pytestmark = pytest.mark.skipif(
 PAGE = (Path(__file__).parents[2] / "docs/kernels.md").read_text()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def fresh_device_contexts():
+    """`torch.device("meta")` remembers torch's constructors from its first use: one made while a
+    compiler had put its own in their place is of no use to the tests that follow."""
+    yield
+    torch.utils._device._device_constructors.cache_clear()
+
+
 def gradients(module, run, given):
     """The output, and the gradient of its square in the input and every parameter."""
     given = given.detach().clone().requires_grad_()

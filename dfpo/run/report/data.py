@@ -237,9 +237,9 @@ def _moved(kept: list[KeptAnswer]) -> dict[str, Any]:
         return {"head": ["clean reward", "told reward", "answers"], "rows": rows}
 
     levels = (0, 5, 25, 50, 75, 95, 100)
-    found = np.percentile([one.told - one.clean for one in kept], levels)
+    changes = np.percentile([one.told - one.clean for one in kept], levels)
     head = ["share of answers", *(f"{level} %" for level in levels)]
-    return {"head": head, "rows": [["told less clean below", *(f"{x:.4g}" for x in found)]]}
+    return {"head": head, "rows": [["told less clean below", *(f"{x:.4g}" for x in changes)]]}
 
 
 def _share(count: int, total: int) -> str:

@@ -13,8 +13,8 @@ function isShown({ arm, noise, domain }) {
 
 function startFilters() {
   for (const key of ["noise", "domain"]) {
-    const found = [...data.curves, ...data.forest.rows].map((row) => row[key]);
-    const values = [...new Set(found)];
+    const all = [...data.curves, ...data.forest.rows].map((row) => row[key]);
+    const values = [...new Set(all)];
     fill($(`f-${key}`), [["", "all"], ...values.map((value) => [`=${value}`, value])]);
     $(`f-${key}`).parentElement.hidden = values.length < 2;
   }

@@ -54,7 +54,7 @@ class Audit:
     answers: pa.Table  # a row an answer, the most surprising reward first
     # How well surprise, and a scalar critic's residual, find the labels that injected noise made
     # wrong: areas under ROC curves. None where nothing is known to be wrong.
-    found: dict[str, float] | None
+    known_errors: dict[str, float] | None
 
     def __str__(self) -> str:
         return audit_report(self, 5)
@@ -71,10 +71,10 @@ def audit(run: Path, answers: int, by: str, given: Given = NOTHING) -> Audit:
 
     setup = set_up(config, run, given)
     checkpoint.restore(setup)
-    found = audit_answers(run, judge(setup, answers, by), by)
-    pq.write_table(found.answers, run / "audit.parquet")
-    write_json(run / "audit.json", to_plain(found))
-    return found
+    audited = audit_answers(run, judge(setup, answers, by), by)
+    pq.write_table(audited.answers, run / "audit.parquet")
+    write_json(run / "audit.json", to_plain(audited))
+    return audited
 
 
 def audit_answers(run: Path, judged: Judged, by: str) -> Audit:
@@ -129,28 +129,31 @@ def known_errors(judged: Judged, columns: dict[str, np.ndarray]) -> dict[str, fl
     }
 
 
-def audit_report(found: Audit, show: int) -> str:
+def audit_report(audited: Audit, show: int) -> str:
     """Tables of the groups and of the most surprising rewards, and what they mean."""
     rows = [
         [name, *(_cell(getattr(report, key)) for key in COLUMNS)]
-        for name, report in found.groups.items()
+        for name, report in audited.groups.items()
     ]
-    parts = [tabulate(rows, [found.by, *COLUMNS.values()], disable_numparse=True), MEANING]
+    parts = [tabulate(rows, [audited.by, *COLUMNS.values()], disable_numparse=True), MEANING]
     parts += [
         f"{name}: the critic knows too little to say: its skill is {_cell(report.skill)}, must "
         "surely be above .55; train it for longer, or with more answers"
-        for name, report in found.groups.items()
+        for name, report in audited.groups.items()
         if not report.knows
     ]
-    if found.found:
-        known = found.found
+    if audited.known_errors:
+        known = audited.known_errors
         parts.append(
             f"known errors ({known['share']:.3f} of the rewards, from the run's own noise): found "
             f"with AUC {known['surprise']:.3f} by surprise, {known['residual']:.3f} by the size of "
             "the residual"
         )
     if show:
-        parts += ["most surprising rewards:", _surprising(found.answers.slice(0, show).to_pylist())]
+        parts += [
+            "most surprising rewards:",
+            _surprising(audited.answers.slice(0, show).to_pylist()),
+        ]
 
     return "\n".join(parts)
 
@@ -168,17 +171,17 @@ def _surprising(rows: list[dict[str, Any]]) -> str:
     return tabulate(lines, headers, disable_numparse=True)
 
 
-def to_plain(found: Audit) -> dict[str, Any]:
+def to_plain(audited: Audit) -> dict[str, Any]:
     """What JSON can hold of it."""
     groups = {
         name: dataclasses.asdict(report) | {"knows": report.knows}
-        for name, report in found.groups.items()
+        for name, report in audited.groups.items()
     }
-    return {"by": found.by, "groups": groups, "known_errors": found.found}
+    return {"by": audited.by, "groups": groups, "known_errors": audited.known_errors}
 
 
-def to_json(found: Audit) -> str:
-    return (found.run / "audit.json").read_text(encoding="utf-8").rstrip()
+def to_json(audited: Audit) -> str:
+    return (audited.run / "audit.json").read_text(encoding="utf-8").rstrip()
 
 
 def _cell(value: Any) -> str:

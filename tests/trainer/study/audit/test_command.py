@@ -54,7 +54,7 @@ def test_an_audit_in_python_is_the_same_each_time_and_by_any_column(folder):
     assert first.answers.equals(again.answers) and first.groups.keys() == {"all", "0", "1"}
     # Graded rewards have a spread and no labels; without injected noise nothing is known.
     assert first.groups["all"].spread[0] > 0 and np.isnan(first.groups["all"].flips[0])
-    assert first.found is None and "clean" not in first.answers.column_names
+    assert first.known_errors is None and "clean" not in first.answers.column_names
     assert "spread" in str(first)
 
 
@@ -82,7 +82,7 @@ def test_each_group_is_judged_by_its_own_rates(tmp_path):
     assert found.groups["a"].flips[0] == 0
     # Of 50 surest on each side: three standard errors are .13.
     assert found.groups["b"].flips[0] == pytest.approx(0.25, abs=0.13)
-    assert found.found["surprise"] > 0.99 and found.found["residual"] > 0.99
+    assert found.known_errors["surprise"] > 0.99 and found.known_errors["residual"] > 0.99
     top = found.answers.slice(0, int(wrong.sum())).to_pylist()
     assert all(row["group"] == "b" and row["told"] != row["clean"] for row in top)
     assert "knows too little" not in audit_report(found, 0)
