@@ -40,6 +40,13 @@ ADAM = 8  # bytes a trained parameter: two moments in float32
 FLOAT = 4
 
 
+def on_meta() -> torch.device:
+    """A context in which torch makes shapes alone. torch remembers its constructors from the first
+    such context; one entered while a compiler had put its own in their place is of no use later."""
+    torch.utils._device._device_constructors.cache_clear()
+    return torch.device("meta")
+
+
 @dataclass(frozen=True)
 class Shape:
     """The tokens of a step, and of what goes through a model at once."""
@@ -61,7 +68,7 @@ class Shape:
     def samples(self) -> Samples:
         """A micro-batch, as shapes."""
         whole = (self.rows, self.prompt + self.length)
-        with torch.device("meta"):
+        with on_meta():
             samples = Samples(
                 input_ids=torch.empty(whole, dtype=torch.int64),
                 attention_mask=torch.empty(whole, dtype=torch.int64),
@@ -331,7 +338,7 @@ def build_models(config: Config, model: PretrainedConfig, device: str) -> Models
     """Policy and critic as shapes, in the dtype that they multiply in."""
     half = config.dtype == "bfloat16" or (config.dtype == "auto" and device == "cuda")
     dtype = torch.bfloat16 if half else torch.float32
-    with torch.device("meta"):
+    with on_meta():
         policy = AutoModelForCausalLM.from_config(model, attn_implementation="sdpa").eval()
         if config.lora.rank:
             check_peft()
