@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from dfpo.config import Config
 from dfpo.config.types import Counts, CriticTargets, Estimate, Samples
-from dfpo.method.critics.trunk import TrunkCritic, return_units, seeded_trunk
+from dfpo.method.critics.trunk import TrunkCritic, after_last, return_units, seeded_trunk
 from dfpo.method.losses import masked_mean
 
 # Bins reach so far beyond the range on either side, in half ranges: a smoothed target at its end
@@ -46,7 +46,7 @@ class CategoricalCritic(TrunkCritic):
         shares = self.head(self.hidden(samples)).softmax(-1)
         centres = (self.edges[1:] + self.edges[:-1]) / 2
         values = (shares @ centres).unsqueeze(-1) * self.scale + self.mean
-        return Estimate(quantiles=values[:, :-1], final=values[:, -1])
+        return Estimate(quantiles=values[:, :-1], final=after_last(values, samples))
 
     def loss(
         self, samples: Samples, targets: CriticTargets, counts: Counts

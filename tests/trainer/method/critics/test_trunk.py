@@ -23,11 +23,13 @@ def test_trunk_starts_as_the_policys_and_is_its_own(policy, algorithm):
         assert tensor.data_ptr() != base[name].data_ptr()
 
 
-@pytest.mark.parametrize("algorithm", ["dfpo", "ppo"])
+@pytest.mark.parametrize("algorithm", ["dfpo", "ppo", "dvpo", "ppo-hl-gauss"])
 def test_values_do_not_depend_on_padding(policy, samples, algorithm):
-    """An answer alone, without the batch's padding, has the values it has in the batch."""
-    own = {} if algorithm == "ppo" else {"critic__num_quantiles": 8}
-    critic = critic_of(policy, algorithm=algorithm, **own)
+    """An answer alone, without the batch's padding, has the values it has in the batch, that after
+    its last token among them."""
+    critic = critic_of(policy, algorithm=algorithm)
+    for parameter in critic.parameters():  # a head that starts at zero would hide it
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator())
     found = estimate_values(critic, samples, generator())
     for row in range(6):
         keep = samples.attention_mask[row].bool()
@@ -42,6 +44,7 @@ def test_values_do_not_depend_on_padding(policy, samples, algorithm):
         torch.testing.assert_close(
             found.quantiles[row, :count], alone.quantiles[0], atol=1e-4, rtol=1e-4
         )
+        torch.testing.assert_close(found.final[row], alone.final[0], atol=1e-4, rtol=1e-4)
 
 
 def test_value_before_a_token_does_not_see_it(policy, samples):
