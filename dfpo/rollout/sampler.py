@@ -72,7 +72,6 @@ class Sampler:
         lengths, limits = [len(prompt) for prompt in ids], [limit] * len(ids)
         batches = micro_batches(lengths, limits, self.micro_tokens, processes.count)
 
-        asked = {} if decoding == PLAIN else {"decoding": decoding}
         tokens = torch.zeros(len(ids), limit, dtype=torch.int64, device=device)
         logprobs = None
         if self.engine.tells_logprobs:
@@ -83,8 +82,9 @@ class Sampler:
                 if uniforms is not None and len(rows) < len(ids):
                     draws = uniforms[row_index(rows, device)]
                 made = self.engine.generate(
-                    [ids[i] for i in rows], limit, uniforms=draws, temperature=temperature, **asked
-                )
+                    [ids[i] for i in rows], limit,
+                    uniforms=draws, temperature=temperature, decoding=decoding,
+                )  # fmt: skip
                 place = slice(None) if len(rows) == len(ids) else row_index(rows, device)
                 tokens[place, : made.tokens.shape[1]] = made.tokens
                 if logprobs is not None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import os
 import re
 import signal
@@ -18,7 +17,6 @@ import tempfile
 import threading
 import time
 import uuid
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +26,7 @@ from dfpo.config import ConfigError, build_config
 from dfpo.run.stop import Stopped
 from dfpo.study.cell import settings_file, train_cell, write_settings
 from dfpo.study.recipe import Cell
-from dfpo.study.workers import REFRESH, Work, count, last_words, listen, server, steps_done
+from dfpo.study.workers import REFRESH, Work, begin, count, last_words, listen, server, steps_done
 
 RETRIES = 3  # of a cell whose node has died
 ADDRESS = re.compile(r"ray|ray://.+|[^/\s]+:\d+")
@@ -78,17 +76,7 @@ def run_on_ray(
 ) -> dict[Cell, str]:
     """``dfpo.study.workers.run_cells`` on a cluster; ``jobs`` is the most cells at a time."""
     with cluster(where) as ray, marked(cells) as mark, listen() as received:
-        work = Work(cells, 1, deque(cell for cell in cells if not cell.result.exists()))
-        for cell in cells:
-            if cell.result.exists():
-                count(
-                    work,
-                    cell,
-                    json.loads(cell.result.read_text(encoding="utf-8"))["cost"]["seconds"],
-                    cell.steps,
-                )
-
-        told = 0
+        work, told = begin(cells, 1), 0
         while work.running or (work.waiting and not received):
             work.jobs = jobs or slots(ray, cells)
             while work.waiting and len(work.running) < work.jobs and not received:

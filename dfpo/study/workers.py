@@ -49,12 +49,7 @@ def run_cells(
     ``show`` is called about once a second, and with each cell that ends. Raises Stopped, saying
     ``proceed``, once all cells have written their checkpoints after Ctrl-C or SIGTERM.
     """
-    work = Work(cells, jobs, deque(cell for cell in cells if not cell.result.exists()))
-    for cell in cells:
-        if cell.result.exists():
-            made = json.loads(cell.result.read_text(encoding="utf-8"))
-            count(work, cell, made["cost"]["seconds"], cell.steps)
-
+    work = begin(cells, jobs)
     context = server()
     with listen() as received:
         told = 0
@@ -81,6 +76,16 @@ def run_cells(
             raise Stopped(received[0], None, proceed)
 
     return work.failed
+
+
+def begin(cells: list[Cell], jobs: int) -> Work:
+    """The cells that have no result wait; what the others cost is counted."""
+    work = Work(cells, jobs, deque(cell for cell in cells if not cell.result.exists()))
+    for cell in cells:
+        if cell.result.exists():
+            made = json.loads(cell.result.read_text(encoding="utf-8"))
+            count(work, cell, made["cost"]["seconds"], cell.steps)
+    return work
 
 
 def server() -> multiprocessing.context.BaseContext:

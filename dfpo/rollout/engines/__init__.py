@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from dfpo.config.choices import ENGINES
-from dfpo.rollout.decoding import PLAIN, Decoding
+from dfpo.rollout.decoding import Decoding
 
 
 class EngineError(RuntimeError):
@@ -36,12 +36,11 @@ class Engine(Protocol):
         *,
         uniforms: Tensor | None,  # [B, limit]
         temperature: float,
-        decoding: Decoding = PLAIN,
+        decoding: Decoding,
     ) -> Generated:
         """Answers of at most ``limit`` tokens: greedy without ``uniforms``, else token n of answer
         b is drawn with uniform (b, n), or by draws of the engine's own that they seed. Training
-        asks for plain ``decoding`` and leaves it out. An answer may go on after a stop string: it
-        is cut there."""
+        asks for plain ``decoding``. An answer may go on after a stop string: it is cut there."""
         ...
 
     def update(self) -> None:

@@ -50,15 +50,17 @@ def render(data: dict[str, Any]) -> str:
     """The page of some runs."""
     names = [run["name"] for run in data["runs"]]
     scripts = [read_asset(__package__, name) for name in SCRIPTS]
-    template = read_asset(__package__, "page.html")
-    return assemble(template, scripts, f"DFPO: {', '.join(names)}", data)
+    body = read_asset(__package__, "page.html")
+    return assemble(body, scripts, f"DFPO: {', '.join(names)}", data)
 
 
-def assemble(template: str, scripts: list[str], title: str, data: dict[str, Any]) -> str:
-    """A whole page: scripts in one element, the style that all pages share, the data."""
+def assemble(body: str, scripts: list[str], title: str, data: dict[str, Any]) -> str:
+    """A whole page: the frame and style that all pages share, around a page's own navigation and
+    sections; scripts in one element; the data."""
     script = "\n".join(scripts)
     style = "\n".join(read_asset(__package__, name) for name in STYLES)
-    return Template(template).substitute(
+    return Template(read_asset(__package__, "frame.html")).substitute(
+        body=body,
         policy=policy(script, style),
         title=html.escape(title),
         style=style,

@@ -1,7 +1,6 @@
 """The page of a comparison: its data by hand; in a browser what the filters leave."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -61,20 +60,6 @@ def test_curves_by_hand():
 def test_nothing_but_data_is_hostile(tmp_path):
     page = render_study(HOSTILE, {"arms": [HOSTILE]})
     assert "<img" not in page and page.count("<script") == 2
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    path = next(filter(None, map(shutil.which, names)), None)
-    with playwright.sync_playwright() as start:
-        try:
-            opened = start.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        except playwright.Error as error:
-            pytest.skip(f"no browser starts here: {str(error).splitlines()[0]}")
-        yield opened
-        opened.close()
 
 
 def test_filters_hold_for_curves_intervals_and_tables(browser, tmp_path):

@@ -1,7 +1,6 @@
 """The page in a real browser, opened from disk: what it shows, keys, zoom, colours, no script but
 its own. Needs playwright and a Chromium; skipped, with the reason, where there is neither."""
 
-import shutil
 import threading
 
 import pytest
@@ -11,23 +10,8 @@ from dfpo.run.kept import write
 from dfpo.run.report.live import LiveServer
 from dfpo.run.report.page import write_report
 
-HOSTILE = "</script><script>hacked = 1</script><img src=x onerror='hacked = 1'>&lt;\u2028"
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium of the system, or that of playwright."""
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    with playwright.sync_playwright() as start:
-        try:
-            # Root, as in containers, has no sandbox; what is opened is made here.
-            opened = start.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        except playwright.Error as error:
-            pytest.skip(f"no browser starts here: {str(error).splitlines()[0]}")
-        yield opened
-        opened.close()
+HOSTILE = "</script><script>hacked = 1</script><img src=x onerror='hacked = 1'>&lt;\u2028"
 
 
 @pytest.fixture(scope="module")

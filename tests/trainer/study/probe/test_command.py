@@ -11,16 +11,6 @@ from dfpo.study.probe.replays import play
 from dfpo.study.probe.scores import SCORES
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    words = ["--steps", "1", "--critic.warmup-steps", "1", "--eval.prompts", "2"]
-    words += ["--rollout.prompts", "3", "--rollout.samples", "2", "--critic.num-quantiles", "4"]
-    words += ["--plots", "false", "--noise", "flip=0.25", "--eval.batch-size", "600"]
-    assert main(["train", *words, "--runs-dir", str(folder), "--name", "run"]) == 0
-    return folder / "run"
-
-
 def test_critics_of_one_policy_look_on_at_the_same_plays(run, tmp_path, monkeypatch):
     other, calls = tmp_path / "other", []
     shutil.copytree(run, other)

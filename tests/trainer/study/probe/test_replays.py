@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from dfpo.__main__ import main
 from dfpo.config import ConfigError, build_config, stored_settings
 from dfpo.config.noise import parse_noise
 from dfpo.run import checkpoint
@@ -15,16 +14,6 @@ from dfpo.run.setup import set_up
 from dfpo.study.probe.replays import play, plays_of, probe
 
 RNG = np.random.default_rng(0)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs")
-    words = ["--steps", "1", "--critic.warmup-steps", "1", "--eval.prompts", "2"]
-    words += ["--rollout.prompts", "3", "--rollout.samples", "2", "--critic.num-quantiles", "4"]
-    words += ["--plots", "false", "--noise", "flip=0.25", "--eval.batch-size", "600"]
-    assert main(["train", *words, "--runs-dir", str(folder), "--name", "run"]) == 0
-    return folder / "run"
 
 
 @pytest.fixture(scope="module")
