@@ -22,7 +22,7 @@ from dfpo.config import ConfigError, build_config, load_yaml
 from dfpo.config.build import options
 from dfpo.run import manifest
 from dfpo.study.recipe import load_recipe
-from dfpo.tasks.source import read_rows
+from dfpo.tasks.files import read_rows
 from dfpo.tasks.verifiers import letter, plain, words
 
 CASES = int(os.environ.get("FUZZ", "1000"))

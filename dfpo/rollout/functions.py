@@ -19,7 +19,7 @@ from dfpo.config import Config, ConfigError
 from dfpo.rewards.calls import FAILURES, accepted, guarded, import_file, raised
 from dfpo.rewards.sources import PYTHON
 from dfpo.rollout.processes import ProcessLost
-from dfpo.tasks.source import RESERVED
+from dfpo.tasks.files import RESERVED
 
 RolloutFunction = Callable[..., Mapping[str, Any]]
 KNOWN = ("prompt_ids", "completion_ids", "env_mask", "logprobs")

@@ -21,7 +21,7 @@ from dfpo.config.build import flatten
 from dfpo.config.types import Row
 from dfpo.rewards.sources import PYTHON
 from dfpo.rollout.functions import RolloutFunction
-from dfpo.tasks.source import check_rows
+from dfpo.tasks.files import check_rows
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
 

@@ -9,7 +9,8 @@ from pyarrow import parquet
 
 import dfpo
 from dfpo.config import ConfigError, build_config
-from dfpo.tasks.source import open_source, read_rows
+from dfpo.tasks.files import read_rows
+from dfpo.tasks.source import open_source
 
 datasets = pytest.importorskip("datasets")
 COUNT = 23
@@ -98,6 +99,7 @@ def test_a_system_prompt_opens_each(tmp_path):
     [
         ('{"prompt": "a"}\n{"prompt": 3}\n', "row 2 of epoch 0: prompt is 3, must be text"),
         ('{"prompt": "a"}\nno\n', "line 2 is not JSON"),
+        ('{"prompt": "a"}\n{"prompt": "b", "x": 1, "x": 2}\n', "the key 'x' stands twice"),
         ("\n", "holds no rows, must hold at least one"),
     ],
 )
