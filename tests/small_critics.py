@@ -4,7 +4,7 @@ import torch
 
 from dfpo.config import build_config
 from dfpo.method.critics import build_critic
-from dfpo.run.setup import complete
+from dfpo.run.defaults import complete
 
 
 def critic_of(policy, **settings):

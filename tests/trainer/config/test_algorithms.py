@@ -13,7 +13,7 @@ from dfpo.config.rules import only_read, predicts
 from dfpo.method.critics import build_critic
 from dfpo.method.critics.none import NoCritic
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
-from dfpo.run.setup import complete
+from dfpo.run.defaults import complete
 
 SMALL = {
     "steps": 2, "critic.warmup_steps": 0, "eval.prompts": 1, "plots": "false",

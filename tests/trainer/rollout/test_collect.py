@@ -12,7 +12,7 @@ from dfpo.rewards.functions import Reward
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import load_policy
 from dfpo.rollout.sampler import Sampler
-from dfpo.run.setup import complete
+from dfpo.run.defaults import complete
 
 REWARD = """
 def vowels(prompts, completions, completion_ids, target, **columns):

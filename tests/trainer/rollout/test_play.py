@@ -20,7 +20,7 @@ from dfpo.rollout.collect import collect
 from dfpo.rollout.play import play
 from dfpo.rollout.policy import load_policy
 from dfpo.rollout.sampler import Sampler
-from dfpo.run.setup import complete
+from dfpo.run.defaults import complete
 
 TOOL = [40, 41, 42]
 ROWS = [{"prompt": "one", "hint": "x"}, {"prompt": "three", "hint": "yy"}]

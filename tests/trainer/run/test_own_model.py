@@ -13,7 +13,7 @@ from dfpo.__main__ import main
 from dfpo.config import build_config
 from dfpo.rollout.policy import load_policy, token_logprobs
 from dfpo.rollout.sampler import Sampler
-from dfpo.run.setup import complete
+from dfpo.run.defaults import complete
 
 REWARD = """
 def vowels(prompts, completions, completion_ids, target, **columns):

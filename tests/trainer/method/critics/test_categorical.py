@@ -13,7 +13,7 @@ from dfpo.config.types import Counts, CriticTargets
 from dfpo.method.critics import build_critic
 from dfpo.method.critics.categorical import smoothed
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
-from dfpo.run.setup import complete
+from dfpo.run.defaults import complete
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from dfpo.config.types import Samples
 from dfpo.method.critics import build_critic
 from dfpo.method.critics.partition import LogPartition
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy, token_logprobs
-from dfpo.run.setup import build_optimizers, complete
+from dfpo.run.defaults import complete
+from dfpo.run.setup import build_optimizers
 
 
 @pytest.fixture(scope="module")

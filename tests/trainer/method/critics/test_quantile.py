@@ -7,7 +7,7 @@ from dfpo.config import build_config
 from dfpo.config.types import Counts, CriticTargets, Samples
 from dfpo.method.critics.quantile import QuantileCritic
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
-from dfpo.run.setup import complete
+from dfpo.run.defaults import complete
 
 
 @pytest.fixture(scope="module")

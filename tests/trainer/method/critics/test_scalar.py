@@ -9,7 +9,7 @@ from dfpo.method.critics import build_critic
 from dfpo.method.critics.scalar import ScalarCritic
 from dfpo.method.critics.trunk import after_last
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
-from dfpo.run.setup import complete
+from dfpo.run.defaults import complete
 
 
 @pytest.fixture(scope="module")

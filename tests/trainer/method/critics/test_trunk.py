@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from dfpo.config import build_config
 from dfpo.config.types import Samples
 from dfpo.method.critics import build_critic, estimate_values
-from dfpo.run.setup import complete
+from dfpo.run.defaults import complete
 
 
 @pytest.mark.parametrize("algorithm", ["dfpo", "ppo"])
