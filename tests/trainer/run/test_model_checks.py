@@ -97,8 +97,8 @@ def test_a_cache_that_reads_padding_is_refused(monkeypatch):
     _, sampler = make("Mistral", RIGHT["Mistral"])
     honest = sampler.engine.generate
 
-    def shifted(prompts, limit, *, uniforms, temperature):
-        return honest(prompts, limit, uniforms=(uniforms + 0.1) % 1, temperature=temperature)
+    def shifted(prompts, limit, *, uniforms, **how):
+        return honest(prompts, limit, uniforms=(uniforms + 0.1) % 1, **how)
 
     monkeypatch.setattr(sampler.engine, "generate", shifted)
     with pytest.raises(ConfigError, match="as it samples"):
