@@ -41,7 +41,8 @@ def made_up():
 
 
 def test_tables_say_what_the_results_are():
-    _, levels, differences, training, benchmarks = written.tables(
+    made = written.tables(made_up(), "ppo", written.MARKDOWN)
+    _, levels, differences, training, benchmarks = made
         made_up(), "ppo", written.MARKDOWN
     )
     assert [row[1:3] for row in levels.rows] == [
