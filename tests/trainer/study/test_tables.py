@@ -43,8 +43,6 @@ def made_up():
 def test_tables_say_what_the_results_are():
     made = written.tables(made_up(), "ppo", written.MARKDOWN)
     _, levels, differences, training, benchmarks = made
-        made_up(), "ppo", written.MARKDOWN
-    )
     assert [row[1:3] for row in levels.rows] == [
         ["none", "ppo"], ["none", "new"], ["flip=0.3", "ppo"], ["flip=0.3", "new"]
     ]  # fmt: skip
