@@ -36,11 +36,13 @@ RECORDS = HERE / "policies.jsonl"
 SEEDS = (100, 101, 102)  # of no comparison
 # What seed 100 made look promising, and what it must be compared with, on the others too.
 AGAIN = (
-    "dfpo-mean", "ppo", "rank", "lam-by-spread", "support", "lam-1", "clipped", "winsorised", "range",
+    "dfpo-mean", "ppo", "rank", "lam-by-spread", "support", "lam-1", "clipped", "winsorised",
+    "range",
 )  # fmt: skip
 NOISES = ("flip=0.3", "outliers=0.1")
 SETTINGS = {
-    "algorithm": "dfpo-mean", "task": "hard", "steps": 80, "critic.warmup_steps": 10, "policy.learning_rate": 1e-4,
+    "algorithm": "dfpo-mean", "task": "hard", "steps": 80, "critic.warmup_steps": 10,
+    "policy.learning_rate": 1e-4,
     "eval.prompts": 100, "eval.seed": 1000, "eval.examples": 0, "plots": False,
     "checkpoint_every": 1000, "threads": 1,
 }  # fmt: skip

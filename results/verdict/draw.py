@@ -1,7 +1,7 @@
 """Draws the last two regimes of recipes/verdict.yaml from the family of noises.
 
-Each domain has a source of rewards of its own: a scale, an offset, and one kind of error. Prints the
-noise of each regime. The seed is the day on which everything else had been fixed.
+Each domain has a source of rewards of its own: a scale, an offset, and one kind of error. Prints
+the noise of each regime. The seed is the day on which everything else had been fixed.
 """
 
 from random import Random
