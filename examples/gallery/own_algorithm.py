@@ -27,15 +27,15 @@ def by_sureness(returns):  # [B, T]
 # It reads what GAE reads, a critic's values among it.
 ADVANTAGES["by_sureness"] = replace(ADVANTAGES["gae"], target=f"{__name__}:by_sureness")
 ALGORITHMS["dfpo-sure"] = Algorithm(
-    "dfpo whose advantages count for less where it is not sure",
+    "dfpo-mean whose advantages count for less where it is not sure",
     "this page",
-    {**ALGORITHMS["dfpo"].settings, "target.advantage": "by_sureness"},
+    {**ALGORITHMS["dfpo-mean"].settings, "target.advantage": "by_sureness"},
 )
 
 
 def main(steps=40, picture="runs/own_algorithm.png"):
     figure, axis = plt.subplots(figsize=(6, 3), layout="constrained")
-    for algorithm in ("dfpo", "dfpo-sure"):
+    for algorithm in ("dfpo-mean", "dfpo-sure"):
         run = dfpo.train(
             algorithm=algorithm, noise="flip=0.3", steps=int(steps), eval={"prompts": 0},
             name=f"own-{algorithm}",

@@ -38,7 +38,8 @@ def test_reward_lies_on_the_last_token():
 @pytest.mark.parametrize("gamma", [1.0, 0.9])
 @pytest.mark.parametrize("kind", ["gae", "lambda_mixture"])
 def test_advantage_is_gae_of_the_mean(gamma, kind):
-    config = build_config({"target.gamma": gamma, "target.lam": 0.8, "target.kind": kind})
+    settings = {"target.gamma": gamma, "target.lam": 0.8, "target.kind": kind}
+    config = build_config({"algorithm": "dfpo-mean", **settings})
     rollout, estimate = make_rollout(), make_estimate()
     targets = compute_targets(rollout, estimate, config, 0)
     expected = scalar_gae(rollout.rewards, estimate.quantiles.mean(-1), LENGTHS, gamma, 0.8)
@@ -208,7 +209,7 @@ def test_reward_to_go_with_a_kl_penalty_by_hand():
     assert kept.std(correction=0).item() == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize("algorithm", ["ppo", "dfpo", "reinforce++"])
+@pytest.mark.parametrize("algorithm", ["ppo", "dfpo-mean", "reinforce++"])
 def test_rewards_cut_to_their_range_by_hand(algorithm):
     settings = {"algorithm": algorithm, "reward.low": -1, "reward.high": 2}
     rollout = make_rollout((10.5, -9.0, 2.0, 0.5))
@@ -223,7 +224,7 @@ def test_winsorised_rewards_by_hand():
     # Value 0.5 before each last token, window 0.1 * 2: rewards 1, 0, 1, 0.5 -> .7, .3, .7, .5.
     quantiles = torch.stack([torch.full((4, T), 0.4), torch.full((4, T), 0.6)], -1)
     estimate = Estimate(quantiles, torch.zeros(4, 2))
-    config = build_config({"target.winsorise": 0.1, **RANGE})
+    config = build_config({"algorithm": "dfpo-mean", "target.winsorise": 0.1, **RANGE})
     rollout = make_rollout()
     rewards = Returns(rollout, rollout.rewards, estimate, config).token_rewards
     assert rewards.sum(-1).tolist() == pytest.approx([0.7, 0.3, 0.7, 0.5])
@@ -287,7 +288,7 @@ def test_mask_modes_with_a_tool_in_the_middle(mode, expected):
     ("settings", "expected"),
     [
         ({"algorithm": "ppo", "target.lam": 0.5}, [0.28375, 0.275, 0.5]),
-        ({"algorithm": "dfpo", "target.lam": 0.5}, [0.28375, 0.275, 0.5]),
+        ({"algorithm": "dfpo-mean", "target.lam": 0.5}, [0.28375, 0.275, 0.5]),
         # Returns .81 .9 1, all above the values .2 .4 .5.
         ({"algorithm": "dfpo-rank", "target.lam": 1.0}, [1.0, 1.0, 1.0]),
         ({"algorithm": "reinforce++"}, [0.81, 0.9, 1.0]),

@@ -62,15 +62,16 @@ def test_order_of_quantiles_does_not_matter():
         torch.testing.assert_close(risk_value(values.flip(-1), risk), risk_value(values, risk))
 
 
+MEAN = {"algorithm": "dfpo-mean", "target.gamma": 0.9, "target.lam": 0.7}
+
+
 @pytest.mark.parametrize("text", ["cvar-lower=0.25", "wang=1"])
 def test_advantage_is_gae_of_the_risk_value(text):
     """delta_t = r_t + gamma rho(Z_{t+1}) - rho(Z_t), summed with the trace, by a plain loop."""
-    config = build_config({"risk": text, "target.gamma": 0.9, "target.lam": 0.7})
+    config = build_config(MEAN | {"risk": text})
     rollout, estimate = make_rollout(), make_estimate()
     found = compute_targets(rollout, estimate, config, 0)
-    neutral = compute_targets(
-        rollout, estimate, build_config({"target.gamma": 0.9, "target.lam": 0.7}), 0
-    )
+    neutral = compute_targets(rollout, estimate, build_config(MEAN), 0)
     assert torch.equal(found.critic.quantiles, neutral.critic.quantiles), (
         "the critic's targets are as they were"
     )

@@ -49,7 +49,7 @@ def test_targets_do_not_depend_on_the_batch():
         {},
         {"algorithm": "dfpo-rank"},
         {"algorithm": "grpo"},
-        {"risk": "cvar-lower"},
+        {"algorithm": "dfpo-mean", "risk": "cvar-lower"},
         {"target.winsorise": 0.2},
         {"target.bootstrap_on_truncation": True},
     ],
