@@ -23,6 +23,7 @@ def test_every_recipe_is_of_a_known_kind():
         *OF_RUNS,
         *OF_GRIDS,
         "compare.tuned",
+        "verdict.tuned",
         "verl_value_flow",
     }
 
