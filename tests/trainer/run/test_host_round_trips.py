@@ -172,7 +172,7 @@ def test_sampling_waits_once_a_token(parts):
     with waits() as found:
         decode(tokenizer, samples)
     # Tokens; lengths are known.
-    assert found == {"policy.py": 1}
+    assert found == {"tokens.py": 1}
 
 
 @pytest.mark.skipif(
