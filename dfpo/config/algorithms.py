@@ -23,17 +23,25 @@ CRITIC_FREE = {"critic.kind": "none", "critic.warmup_steps": 0}
 # Dual clip is a bound that their sources do not have.
 PLAIN_CLIP = {"policy.dual_clip": 0.0}
 GAE_TARGETS = {"target.kind": "gae"}
+RANK = {"target.advantage": "rank"}
 
 ALGORITHMS: dict[str, Algorithm] = {
     "dfpo": Algorithm(
-        "value-flow critic, corrected so that the value distribution keeps its spread",
-        "arXiv 2602.05890; corrections are this project's",
+        "value-flow critic of rewards through their running distribution function; the advantage "
+        "is the chance to be above the predicted distribution, less the chance to be below. No "
+        "range to know and no bound to choose",
+        "arXiv 2602.05890; corrections, advantage and space are this project's",
+        {**RANK, "reward.space": "cdf"},
     ),
     "dfpo-rank": Algorithm(
-        "dfpo whose advantage is the chance to be above the predicted distribution, less the "
-        "chance to be below: bounded whatever the rewards, without a bound to choose",
-        "this project's; McGraw and Wong 1992 as a measure of effect",
-        {"target.advantage": "rank"},
+        "dfpo on rewards as they are told",
+        "ablation of dfpo; McGraw and Wong 1992 as a measure of effect",
+        RANK,
+    ),
+    "dfpo-mean": Algorithm(
+        "value-flow critic whose advantage is that of its mean, on rewards as they are told: where "
+        "the size of a reward counts, and what risk reads",
+        "arXiv 2602.05890; corrections are this project's",
     ),
     "dfpo-paper": Algorithm(
         "value-flow critic as literally summarised: one field, one-step readout, quantile-wise "
@@ -56,8 +64,8 @@ ALGORITHMS: dict[str, Algorithm] = {
         },
     ),
     "dfpo-expected": Algorithm(
-        "dfpo's flow taught the expected return alone: what the distribution adds is missing",
-        "control of dfpo; flows on expected values: arXiv 2509.06863, 2603.04333",
+        "dfpo-mean's flow taught the expected return alone: what the distribution adds is missing",
+        "control of dfpo-mean; flows on expected values: arXiv 2509.06863, 2603.04333",
         {"target.kind": "expected"},
     ),
     "ppo": Algorithm(
@@ -85,12 +93,12 @@ ALGORITHMS: dict[str, Algorithm] = {
     "ppo-cdf": Algorithm(
         "ppo on rewards through their running distribution function: a rank without a critic's "
         "distribution",
-        "control of dfpo-rank; ranks as scores: Conover and Iman 1981, 'Rank transformations'",
+        "control of dfpo; ranks as scores: Conover and Iman 1981, 'Rank transformations'",
         {"critic.kind": "scalar", "reward.space": "cdf", **GAE_TARGETS},
     ),
     "ppo-domain": Algorithm(
         "ppo on rewards standardised by the running mean and spread of their domain",
-        "control of dfpo-rank; running scales of several tasks: arXiv 1602.07714",
+        "control of dfpo; running scales of several tasks: arXiv 1602.07714",
         {
             "critic.kind": "scalar",
             "reward.space": "standard",

@@ -104,14 +104,21 @@ def load_yaml(path: Path) -> dict[str, Any]:
     return dict(flatten(read_yaml("config", path)))
 
 
-def read_yaml(name: str, path: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; ``name`` is what the error calls it."""
+def read_text(name: str, path: Path) -> str:
+    """The text of a file; ``name`` is what the error calls it."""
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return path.read_text(encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{name}: cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{name}: {path} is not UTF-8 text: {error.reason}") from None
+
+
+def read_yaml(name: str, path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; ``name`` is what the error calls it."""
+    text = read_text(name, path)
+    try:
+        tree = yaml.safe_load(text) or {}
     except RecursionError:
         raise ConfigError(f"{name}: {path} is nested too deeply") from None
     except yaml.YAMLError as error:

@@ -134,7 +134,7 @@ def _check_advantage(config: Config) -> None:
         raise ConfigError(
             f"target.advantage: is rank with risk {config.risk} and a critic of kind {kind}; it "
             "takes the whole distribution, so risk must be neutral and the critic must predict a "
-            "distribution"
+            "distribution; algorithm dfpo-mean has an advantage that risk reads"
         )
 
     if config.target.advantage == "rank" and config.target.advantage_clip:

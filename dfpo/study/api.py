@@ -28,6 +28,7 @@ def compare(
     seeds: int | None = None,
     jobs: int | None = None,
     on: str = LOCAL,
+    rows: str | Path | None = None,
     **settings: Any,
 ) -> Comparison:
     """Trains a grid of arms, noises, domains and seeds; goes on where it stopped before.
@@ -38,6 +39,7 @@ def compare(
         seeds: the first so many of the recipe's seeds alone.
         jobs: cells at a time; default one a core.
         on: "local"; "ray", "ray://HOST:PORT" or "HOST:PORT" for a Ray cluster.
+        rows: a results.jsonl of the recipe, whose cells are not trained again.
         settings: settings of every cell that reads them, as in ``train``.
 
     Raises:
@@ -46,7 +48,10 @@ def compare(
     """
     source = recipe if isinstance(recipe, Mapping) else Path(recipe)
     folder = None if output is None else Path(output)
-    done = run_comparison(source, folder, seeds, jobs, dict(flatten(settings)), on)
+    done = run_comparison(
+        source, folder, seeds, jobs, dict(flatten(settings)), where=on,
+        rows=None if rows is None else Path(rows),
+    )  # fmt: skip
     return Comparison(done.output, done.baseline, done.results)
 
 

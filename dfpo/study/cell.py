@@ -107,6 +107,7 @@ def cell_result(cell: Cell) -> dict[str, Any]:
     before, after = (benchmark_means(benchmarks, when) for when in ("before", "after"))
     fell = bool(benchmarks) and collapsed(before["all"], after["all"], config.reward.low)
     updates = sum("loss/policy" in m for m in metrics)
+    rewards = [m.get("reward/clean") for m in metrics]
 
     return {
         "domain": cell.domain,
@@ -115,6 +116,7 @@ def cell_result(cell: Cell) -> dict[str, Any]:
         "seed": cell.seed,
         "algorithm": config.algorithm,
         "settings": cell.varied,
+        "base": cell.base,
         "metric": summary["metric"],
         "before": before,
         "after": after,
@@ -122,7 +124,8 @@ def cell_result(cell: Cell) -> dict[str, Any]:
         "collapsed": fell,
         "kl": _late(metrics, "kl"),
         "response_length": _late(metrics, "response_length"),
-        "training_reward_area": _number(area([m.get("reward/clean") for m in metrics])),
+        "training_reward_area": _number(area(rewards)),
+        "curve": [None if value is None else _number(round(value, 4)) for value in rewards],
         "training_reward_noisy": _late(metrics, "reward/noisy"),
         "answers": len(metrics) * config.rollout.prompts * config.rollout.samples,
         "tokens": summary["training"]["tokens"],

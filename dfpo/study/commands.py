@@ -31,6 +31,10 @@ def add_compare(parser: Parser, everything: bool) -> None:
     parser.add_argument(
         "--seeds", type=positive, metavar="N", help="the first N of the recipe's seeds alone"
     )
+    parser.add_argument(
+        "--rows", type=Path, metavar="FILE",
+        help="a results.jsonl of the recipe, whose cells are not trained again",
+    )  # fmt: skip
     add_tune(parser, everything)
 
 
@@ -39,7 +43,10 @@ def run_compare(args: argparse.Namespace) -> None:
         raise ConfigError("recipe: must be given, or --quick instead of it")
     from dfpo.study.compare import compare
 
-    compare(args.recipe, args.output, args.seeds, args.jobs, _grid_flags(args), args.on)
+    compare(
+        args.recipe, args.output, args.seeds, args.jobs, _grid_flags(args), where=args.on,
+        rows=args.rows,
+    )  # fmt: skip
 
 
 def add_tune(parser: Parser, everything: bool) -> None:
@@ -69,7 +76,7 @@ def run_tune(args: argparse.Namespace) -> None:
 
 
 def _grid_flags(args: argparse.Namespace) -> dict[str, Any]:
-    own = ("command", "recipe", "quick", "jobs", "output", "seeds", "on")
+    own = ("command", "recipe", "quick", "jobs", "output", "seeds", "on", "rows")
     return {k: v for k, v in vars(args).items() if k not in own}
 
 

@@ -41,24 +41,26 @@ def compare(
     seeds: int | None,
     jobs: int | None,
     flags: Settings,
+    *,
     where: str = LOCAL,
+    rows: Path | None = None,
 ) -> Compared:
     """Runs the cells that are not done yet and writes results, tables and plots. ``source`` is a
     recipe's file or the recipe itself; None is the quick one. ``where`` is "local" or a Ray
-    cluster. Raises ConfigError before any work,
-    RunError where cells failed, Stopped on Ctrl-C."""
+    cluster; ``rows`` has results of cells that are not trained again. Raises ConfigError before
+    any work, RunError where cells failed, Stopped on Ctrl-C."""
     if isinstance(source, Path):
         recipe = load_recipe(source, flags)
-        command = command_line("compare", source, output, seeds, flags, where)
+        command = command_line("compare", source, output, seeds, flags, where=where, rows=rows)
     else:
         recipe = parse_recipe(source or QUICK, Path(), flags)
         command = "dfpo.compare(recipe)"
         if source is None:
-            command = command_line("compare", None, output, seeds, flags, where)
+            command = command_line("compare", None, output, seeds, flags, where=where, rows=rows)
 
     recipe = narrow(recipe, output, seeds)
     cells = grid(recipe, read_tuned(recipe))
-    failed = run(recipe.output, cells, jobs, command, where)
+    failed = run(recipe.output, cells, jobs, command, where, rows=rows)
     results = read_results(cells)
 
     if results:

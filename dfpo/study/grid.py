@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from dfpo.config import ConfigError, build_config, load_yaml
+from dfpo.config.build import read_text
 from dfpo.rollout.functions import load_rollout
 from dfpo.run.lock import AtWork, hold
+from dfpo.run.records import write_json
 from dfpo.run.setup import load_parts
 from dfpo.run.stop import RunError, StopRequest
 from dfpo.study.cell import settings_file, write_settings
@@ -38,10 +40,17 @@ LOCAL = "local"
 
 
 def run(
-    output: Path, cells: list[Cell], jobs: int | None, command: str, where: str = LOCAL
+    output: Path,
+    cells: list[Cell],
+    jobs: int | None,
+    command: str,
+    where: str = LOCAL,
+    *,
+    rows: Path | None = None,
 ) -> RunError | None:
     """Checks and trains the cells, as ``command`` asked, and leaves results.jsonl in ``output``;
-    returns what to say of those that failed. ``where`` is "local" or a Ray cluster."""
+    returns what to say of those that failed. ``where`` is "local" or a Ray cluster; cells of which
+    the file ``rows`` has the result are not trained."""
     train = functools.partial(run_cells, jobs=jobs or cores())
     at_once = f"{jobs or cores()} at a time"
     if where != LOCAL:
@@ -51,10 +60,13 @@ def run(
     with StopRequest().listen():
         check_begun(cells)
         check_loads(cells)
+        known = read_rows(rows, cells) if rows else {}
 
     with locked(output):
         for each in cells:
             write_settings(each)
+            if each.place in known and not each.result.exists():
+                write_json(each.result, known[each.place])
         done = sum(c.result.exists() for c in cells)
         print(f"{len(cells)} cells, {done} done before, {at_once}; {output}", flush=True)
         try:
@@ -85,21 +97,49 @@ def read_results(cells: list[Cell]) -> list[dict[str, Any]]:
     return [json.loads(c.result.read_text(encoding="utf-8")) for c in cells if c.result.exists()]
 
 
+def read_rows(path: Path, cells: list[Cell]) -> dict[tuple[str, str, str, int], dict[str, Any]]:
+    """Results of some of the cells in a results.jsonl of the same recipe, by their place."""
+    places = {cell.place: cell for cell in cells}
+    known = {}
+    for number, line in enumerate(read_text("rows", path).splitlines(), 1):
+        try:
+            row = json.loads(line)
+            place = (row["domain"], row["noise"], row["arm"], row["seed"])
+            base, own = row.get("base"), dict(row["settings"])
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ConfigError(f"rows: line {number} of {path} is no result of a cell") from None
+        if place not in places:
+            continue
+        cell = places[place]
+        # Rows of earlier versions do not say what the base was.
+        ran = (cell.base if base is None else base) | own | {"seed": cell.seed}
+        if names := differing(ran, cell.settings):
+            raise ConfigError(
+                f"rows: {cell.label} of {path} ran with other settings ({', '.join(names)}); leave "
+                "that line out, or the setting as it was"
+            )
+        known[place] = row
+    return known
+
+
 def check_begun(cells: list[Cell]) -> None:
     """A cell that was begun goes on with its own settings, or not at all."""
     for cell in cells:
         path = settings_file(cell)
         if not path.exists():
             continue
-        before = load_yaml(path)
-        if build_config(before) != build_config(cell.settings):
-            names = [
-                k for k in {**before, **cell.settings} if before.get(k) != cell.settings.get(k)
-            ]
+        if names := differing(load_yaml(path), cell.settings):
             raise ConfigError(
                 f"{cell.run} was begun with other settings ({', '.join(names)}); give another "
                 "--output, or remove it"
             )
+
+
+def differing(before: Settings, now: Settings) -> list[str]:
+    """The names of settings that make another configuration."""
+    if build_config(before) == build_config(now):
+        return []
+    return [name for name in {**before, **now} if before.get(name) != now.get(name)]
 
 
 def check_loads(cells: list[Cell]) -> None:
@@ -139,13 +179,16 @@ def command_line(
     output: Path | None,
     seeds: int | None,
     flags: Settings,
+    *,
     where: str = LOCAL,
+    rows: Path | None = None,
 ) -> str:
     """The command that goes on where this one stopped."""
     words = ["dfpo", command, str(path) if path else "--quick"]
     words += ["--output", str(output)] if output else []
     words += ["--seeds", str(seeds)] if seeds else []
     words += ["--on", where] if where != LOCAL else []
+    words += ["--rows", str(rows)] if rows else []
     for name, value in flags.items():
         values = value if isinstance(value, (list, tuple)) else [value]
         words += [f"--{name.replace('_', '-')}", *map(str, values)]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dfpo.run.report.page import NAME, assemble, read_asset, write_page
-from dfpo.study.plots import read_curve, stack
+from dfpo.study.plots import all_curves
 from dfpo.study.results import GROUPS, Result, groups, paired, per_seed
 from dfpo.study.tables import MISSING, Markup, tables
 
@@ -25,11 +25,8 @@ FOREST = (
 
 def write_comparison(output: Path, results: list[Result], baseline: str, command: str) -> None:
     """report.html of a comparison's results."""
-    curves = {
-        key: stack([read_curve(output, run) for run in runs])
-        for key, runs in groups(results).items()
-    }
-    arms = list(dict.fromkeys(key[2] for key in curves))
+    curves = all_curves(output, results)
+    arms = list(dict.fromkeys(r["arm"] for r in results))
     data = {
         "about": f"{command}; {len(results)} runs.",
         "arms": arms,

@@ -9,6 +9,7 @@ import numpy as np
 
 from dfpo.run.plots import DOMAIN_COLOURS, GREY, STYLE, plt, smooth
 from dfpo.run.records import read_metrics
+from dfpo.study.overview import Overview, overviews, profile
 from dfpo.study.results import GROUPS, Result, groups, paired, per_seed
 
 Curves = dict[tuple[str, str, str], np.ndarray]  # (domain, noise, arm) -> [seeds, steps]
@@ -16,27 +17,39 @@ MARKERS = "osD^vP*X"
 
 
 def plot_comparison(output: Path, results: list[Result], baseline: str) -> None:
-    """Writes learning_curves.png, and of grids that evaluate levels.png and differences.png, into
-    ``plots``."""
+    """Writes learning_curves.png, of grids that evaluate levels.png and differences.png, and of
+    those with several noises overview.png, into ``plots``."""
     folder = output / "plots"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     with plt.rc_context(STYLE):
-        curves = {
-            key: stack([read_curve(output, run) for run in runs])
-            for key, runs in groups(results).items()
-        }
-        plot_curves(curves).savefig(folder / "learning_curves.png")
+        if curves := all_curves(output, results):
+            plot_curves(curves).savefig(folder / "learning_curves.png")
         if any(run["after"] for run in results):
             plot_levels(results).savefig(folder / "levels.png")
         if paired(results, baseline):
             plot_differences(results, baseline).savefig(folder / "differences.png")
+        if every := overviews(results, baseline):
+            plot_overview(every, baseline).savefig(folder / "overview.png")
         plt.close("all")
 
 
+def all_curves(output: Path, results: list[Result]) -> Curves:
+    """Clean reward of each step's answers, NaN where a run has none at a step."""
+    curves = {
+        key: stack([read_curve(output, run) for run in runs])
+        for key, runs in groups(results).items()
+    }
+    return {key: seeds for key, seeds in curves.items() if seeds.size}
+
+
 def read_curve(output: Path, run: Result) -> list[float]:
-    """Clean reward of each step's answers."""
+    if "curve" in run:
+        return [np.nan if v is None else v for v in run["curve"]]
+    # Results of earlier versions leave it with the run, which may not be here.
     folder = output / "cells" / run["domain"] / run["noise"] / run["arm"] / f"seed{run['seed']}"
+    if not folder.is_dir():
+        return []
     values = (step.get("reward/clean") for step in read_metrics(folder))
     return [np.nan if v is None else v for v in values]
 
@@ -158,6 +171,41 @@ def plot_differences(results: list[Result], baseline: str) -> plt.Figure:
 
     axes[0, 0].set_yticks(range(len(names)), [f"{n[2]}   {n[0]} {n[1]}" for n in names])
     axes[0, 0].set_ylim(len(names) - 0.5, -0.5)
+    return figure
+
+
+def plot_overview(every: list[Overview], baseline: str) -> plt.Figure:
+    """A row a domain: differences to the baseline in means over noises, as ``plot_differences``
+    draws them, and the share of runs that end above each level."""
+    rows = list(dict.fromkeys(one.domain for one in every))
+    figure, axes = plt.subplots(
+        len(rows), 2, figsize=(9, 0.28 * len(every) + 2 * len(rows)), constrained_layout=True,
+        squeeze=False,
+    )  # fmt: skip
+    colour = colours([one.arm for one in every])
+    levels = np.linspace(0, 1, 201)
+
+    for (forest, shares), domain in zip(axes, rows, strict=True):
+        own = [one for one in every if one.domain == domain]
+        base = [one.means for one in own if one.arm == baseline]
+        others = [one for one in own if one.difference]
+        for y, one in enumerate(others):
+            gap, shade = one.difference, colour[one.arm]
+            for bounds, width in ((gap.student, 1.0), (gap.bootstrap, 3.0)):
+                forest.plot(100 * np.array(bounds), [y, y], color=shade, linewidth=width)
+            seeds = 100 * (one.means - base[0])
+            forest.scatter(seeds, [y + 0.25] * len(seeds), color=shade, s=9, alpha=0.7, linewidth=0)
+            forest.scatter(100 * gap.mean, y, color="white", edgecolor=shade, s=26, zorder=3)
+        forest.axvline(0, color=GREY, linewidth=0.8)
+        forest.set_yticks(range(len(others)), [one.arm for one in others])
+        forest.set_ylim(len(others) - 0.5, -0.5)
+        forest.set(title=f"{domain}, mean over noises", xlabel=f"points above {baseline}")
+
+        for one in own:
+            shares.plot(levels, profile(one.scores, levels), color=colour[one.arm], linewidth=1.4)
+        shares.set(title="runs that end above", xlabel=GROUPS["all"], ylabel="share of runs")
+
+    _legend(figure, colour)
     return figure
 
 

@@ -84,6 +84,16 @@ class Cell:
         return f"{self.domain} {self.noise} {self.arm} seed {self.seed}"
 
     @property
+    def base(self) -> Settings:
+        """The settings that are the base's, without the seed."""
+        return {k: v for k, v in self.settings.items() if k not in self.varied and k != "seed"}
+
+    @property
+    def place(self) -> tuple[str, str, str, int]:
+        """Where it stands in the grid."""
+        return self.domain, self.noise, self.arm, self.seed
+
+    @property
     def result(self) -> Path:
         """The file that says that the cell is done, and what came of it."""
         return self.run.with_suffix(".result.json")

@@ -35,8 +35,9 @@ class Difference(NamedTuple):
 def paired_difference(
     arm: dict[int, float],  # seed -> value
     baseline: dict[int, float],
+    level: float = LEVEL,
 ) -> Difference:
-    """Paired difference of means with 95 % intervals. One value that is not finite makes it NaN
+    """Paired difference of means with intervals. One value that is not finite makes it NaN
     without intervals: to leave that seed out would hide where an arm broke."""
     differences = [arm[seed] - baseline[seed] for seed in arm if seed in baseline]
     above = sum(x > 0 for x in differences)
@@ -47,8 +48,8 @@ def paired_difference(
     return Difference(
         len(differences),
         mean,
-        bootstrap_interval(differences),
-        student_interval(differences),
+        bootstrap_interval(differences, level),
+        student_interval(differences, level),
         above,
     )
 

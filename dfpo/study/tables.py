@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from tabulate import tabulate
 
+from dfpo.study.overview import Overview, interquartile_mean, overviews
 from dfpo.study.results import GROUPS, Result, groups, mixed_versions, paired, per_seed
-from dfpo.study.statistics import wilson_interval
+from dfpo.study.statistics import Difference, wilson_interval
 
 MISSING = "–"
 NOT_FINITE = "not finite"
@@ -28,6 +29,12 @@ policy updates agree: critic warm-up spends answers without updating the policy.
 PAIRED = """\
 Arm minus {baseline}, seed by seed (same prompts, draws and noise), in points of 100. {intervals}
 Above: seeds on which the arm was ahead."""
+OVER_NOISES = """\
+Each arm with one setting under all noises: final ALL AVG over the {seeds} seeds that every arm has
+finished under each, mean over noises ± standard deviation over seeds; interquartile mean of its
+runs; its worst noise; the noise in which it is furthest below the best arm there, in points. The
+difference is arm minus {baseline} in means over noises, seed by seed, in points; its intervals,
+Student's t and the bootstrap, hold for all arms together with 95 % (Bonferroni)."""
 INTERVALS = """\
 Intervals are 95 %, over seeds: Student's t, then the percentile bootstrap, which is too narrow
 below about 20 seeds. Bold where both leave zero; {count} differences have intervals, of which
@@ -97,11 +104,35 @@ def latex(several: list[Table], heading: str) -> str:
 
 def tables(results: list[Result], baseline: str, markup: Markup) -> list[Table]:
     """Those that have something to say; a grid may evaluate nothing."""
-    made = [levels(results, markup)]
+    every = overviews(results, baseline)
+    made = [over_noises(every, baseline, markup)] if every else []
+    made.append(levels(results, markup))
     if paired(results, baseline):
         made.append(differences(results, baseline, markup))
     made.append(budgets(results, markup))
     return [*made, benchmarks(results, markup)] if any(r["benchmarks"] for r in results) else made
+
+
+def over_noises(every: list[Overview], baseline: str, markup: Markup) -> Table:
+    rows = []
+    for one in every:
+        (low, worst), (gap, where) = one.worst, one.behind
+        row = [
+            *map(markup.escape, (one.domain, one.arm)),
+            spread(one.means.tolist(), markup, 3),
+            _number(interquartile_mean(one.scores), 3, markup),
+            f"{_number(low, 3, markup)} {markup.escape(worst)}",
+            f"{_points(-gap, markup)} {markup.escape(where)}" if gap > 0 else "best in all",
+            f"{one.collapsed}/{one.scores.size}",
+        ]
+        rows.append(row + _difference(one.difference, markup))
+
+    headers = [
+        "domain", "arm", "mean", "IQM", "worst", "furthest behind", "collapsed", "difference", "t",
+        "bootstrap", "above",
+    ]  # fmt: skip
+    text = OVER_NOISES.format(seeds=len(every[0].scores), baseline=baseline)
+    return Table("Over all noises", text, headers, rows)
 
 
 def levels(results: list[Result], markup: Markup) -> Table:
@@ -150,15 +181,8 @@ def budgets(results: list[Result], markup: Markup) -> Table:
 def differences(results: list[Result], baseline: str, markup: Markup) -> Table:
     rows, count = [], 0
     for (domain, noise, arm), group, gap in paired(results, baseline):
-        broken = gap.seeds and not math.isfinite(gap.mean)
-        text = NOT_FINITE if broken else _points(gap.mean, markup)
-        sure = all(low > 0 or high < 0 for low, high in (gap.student, gap.bootstrap))
-        rows.append([
-            *map(markup.escape, (domain, noise, arm)), GROUPS[group],
-            markup.bold(text) if sure else text,
-            _interval(gap.student, markup), _interval(gap.bootstrap, markup),
-            f"{gap.above}/{gap.seeds}",
-        ])  # fmt: skip
+        names = map(markup.escape, (domain, noise, arm))
+        rows.append([*names, GROUPS[group], *_difference(gap, markup)])
         count += math.isfinite(gap.student[0])
 
     headers = ["domain", "noise", "arm", "over", "difference", "t", "bootstrap", "above"]
@@ -169,6 +193,20 @@ def differences(results: list[Result], baseline: str, markup: Markup) -> Table:
         text += f"\n\nNot on the budget of {baseline}: {unlike}."
 
     return Table(f"Differences to {baseline}", text, headers, rows)
+
+
+def _difference(gap: Difference | None, markup: Markup) -> list[str]:
+    """Mean, bold where both intervals leave zero, the intervals, and seeds above."""
+    if gap is None:
+        return [markup.missing] * 4
+    broken = gap.seeds and not math.isfinite(gap.mean)
+    text = NOT_FINITE if broken else _points(gap.mean, markup)
+    sure = all(low > 0 or high < 0 for low, high in (gap.student, gap.bootstrap))
+    return [
+        markup.bold(text) if sure else text,
+        _interval(gap.student, markup), _interval(gap.bootstrap, markup),
+        f"{gap.above}/{gap.seeds}",
+    ]  # fmt: skip
 
 
 def unlike_budgets(results: list[Result], baseline: str) -> str:

@@ -51,7 +51,7 @@ def tune(
         raise ConfigError(f"{path}: {missing}: is not given, see docs/compare.md")
     cells = trials(recipe)
     check_budget(cells)
-    command = command_line("tune", path, output, None, flags, where)
+    command = command_line("tune", path, output, None, flags, where=where)
     failed = run(recipe.output / "tune", cells, jobs, command, where)
     if failed:
         raise failed

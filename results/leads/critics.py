@@ -5,7 +5,7 @@
 The policy stands still, so every critic sees the same 120 rollouts of 64 answers, one pass each
 unless it says more, and is probed on the same states with 64 plays each. Development seeds. Trains
 what is not yet in critics.jsonl beside it, one process a seed, and prints means over seeds and the
-explained variance above that of ``dfpo``, seed by seed.
+explained variance above that of ``dfpo-mean``, seed by seed.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ RECORDS, TRUTH = HERE / "critics.jsonl", HERE / "truth.pickle"
 SEEDS = (100, 101, 102, 103)  # of no comparison
 UPDATES, SCORED = 120, (80, 100, 120)  # the mean of three looks: one is as noisy as a seed
 SETTINGS = {
-    "steps": UPDATES, "eval.prompts": 10, "eval.seed": 77, "eval.examples": 0, "threads": 1,
+    "algorithm": "dfpo-mean", "steps": UPDATES, "eval.prompts": 10, "eval.seed": 77,
+    "eval.examples": 0, "threads": 1,
 }  # fmt: skip
 
 
@@ -108,23 +109,23 @@ CRITICS = {
     "ppo": Variant({"algorithm": "ppo"}),
     "ppo-ridge": Variant({"algorithm": "ppo-ridge"}),
     "dvpo": Variant({"algorithm": "dvpo"}),
-    "dfpo": Variant({}),
+    "dfpo-mean": Variant({}),
     "dfpo-paper": Variant({"algorithm": "dfpo-paper"}),
     "joint": Variant(JOINT),
     "joint, flow terms / 10": Variant({**JOINT, **TENTH}),
     "joint, returns unclipped": Variant({**JOINT, "critic.clip_returns": False}),
     "joint, shared noise": Variant({**JOINT, "critic.coupling": "shared_noise"}),
-    "dfpo, flow reaches trunk": Variant({}, head_of(ReachesTrunk)),
-    "dfpo, a tenth reaches trunk": Variant({}, head_of(ReachesTrunk, share=0.1)),
-    "dfpo, readout clipped": Variant({}, head_of(ClippedReadout)),
-    "dfpo, clipped in one part": Variant({}, one_part),
-    "dfpo, drawn mean": Variant({}, targets=drawn_mean),
+    "dfpo-mean, flow reaches trunk": Variant({}, head_of(ReachesTrunk)),
+    "dfpo-mean, a tenth reaches trunk": Variant({}, head_of(ReachesTrunk, share=0.1)),
+    "dfpo-mean, readout clipped": Variant({}, head_of(ClippedReadout)),
+    "dfpo-mean, clipped in one part": Variant({}, one_part),
+    "dfpo-mean, drawn mean": Variant({}, targets=drawn_mean),
     "ppo, 4 passes": Variant({"algorithm": "ppo"}, passes=4),
-    "dfpo, 4 passes": Variant({}, passes=4),
+    "dfpo-mean, 4 passes": Variant({}, passes=4),
 }
 NOISES = {
     "flip=0.3": list(CRITICS),
-    "none": ["ppo", "ppo-ridge", "dfpo", "joint", "dfpo, flow reaches trunk"],
+    "none": ["ppo", "ppo-ridge", "dfpo-mean", "joint", "dfpo-mean, flow reaches trunk"],
 }
 
 
@@ -247,7 +248,7 @@ def main() -> None:
                 values = [r[key] for r in of]
                 low, high = student_interval(values)
                 row.append(f"{key} {fmean(values):.3f} [{low:.3f}, {high:.3f}]")
-            low, high = paired_difference(fit[name], fit["dfpo"]).student
+            low, high = paired_difference(fit[name], fit["dfpo-mean"]).student
             row.append(f"above dfpo [{low:+.3f}, {high:+.3f}]")
             print("  ".join(row), f"{len(of)} seeds")
     plot("flip=0.3", NOISES["flip=0.3"])

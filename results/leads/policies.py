@@ -3,7 +3,7 @@
     python results/leads/policies.py
 
 trains what is not yet in policies.jsonl beside it, two runs at a time, and prints the differences
-to ``dfpo`` seed by seed. Each idea replaces one piece of the trainer in its own process.
+to ``dfpo-mean`` seed by seed. Each idea replaces one piece of the trainer in its own process.
 """
 
 from __future__ import annotations
@@ -36,11 +36,13 @@ RECORDS = HERE / "policies.jsonl"
 SEEDS = (100, 101, 102)  # of no comparison
 # What seed 100 made look promising, and what it must be compared with, on the others too.
 AGAIN = (
-    "dfpo", "ppo", "rank", "lam-by-spread", "support", "lam-1", "clipped", "winsorised", "range",
+    "dfpo-mean", "ppo", "rank", "lam-by-spread", "support", "lam-1", "clipped", "winsorised",
+    "range",
 )  # fmt: skip
 NOISES = ("flip=0.3", "outliers=0.1")
 SETTINGS = {
-    "task": "hard", "steps": 80, "critic.warmup_steps": 10, "policy.learning_rate": 1e-4,
+    "algorithm": "dfpo-mean", "task": "hard", "steps": 80, "critic.warmup_steps": 10,
+    "policy.learning_rate": 1e-4,
     "eval.prompts": 100, "eval.seed": 1000, "eval.examples": 0, "plots": False,
     "checkpoint_every": 1000, "threads": 1,
 }  # fmt: skip
@@ -141,7 +143,7 @@ def two_critics(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
 
 # name -> (what replaces compute_targets, settings)
 LEADS: dict[str, tuple[Compute | None, dict[str, Any]]] = {
-    "dfpo": (None, {}),
+    "dfpo-mean": (None, {}),
     "ppo": (None, {"algorithm": "ppo"}),
     "joint": (None, {"critic.linear_mean": False}),
     "rank": (None, {"target.advantage": "rank"}),
@@ -209,7 +211,9 @@ def main() -> None:
             row = [f"{noise:14}{lead:16}"]
             for key in ("id", "ood"):
                 level = {seed: r[key] for seed, r in found.items()}
-                gap = paired_difference(level, {seed: r[key] for seed, r in values["dfpo"].items()})
+                gap = paired_difference(
+                    level, {seed: r[key] for seed, r in values["dfpo-mean"].items()}
+                )
                 low, high = gap.student
                 row.append(f"{key} {fmean(level.values()):.3f} {gap.mean:+.3f}")
                 row.append(f"[{low:+.3f}, {high:+.3f}]")

@@ -49,14 +49,14 @@ def setup_of(settings):
     [
         ({"reward.low": 0, "reward.high": 1}, 0, "noise none"),
         ({"reward.low": 0, "reward.high": 5}, 0, "noise none, rewards scaled by [0, 5]"),
-        ({"reward.low": 0, "reward.high": 1, "reward.space": "cdf"}, 0, "rewards through cdf"),
-        ({"reward.low": 0, "reward.high": 1}, 7, "continues after 7 of 60 steps"),
+        ({"reward.space": "cdf"}, 0, "noise none, rewards through cdf"),
+        ({"reward.low": 0, "reward.high": 1}, 7, "noise none; continues after 7 of 60 steps"),
     ],
 )
 def test_the_opening_line(settings, step, end):
-    said = summary.describe_start(setup_of(settings), Progress(step=step))
-    assert said.startswith("runs/a: dfpo, Tiny of 1.50 M parameters on cpu, noise none")
-    assert said.endswith(end)
+    setup = setup_of({"algorithm": "ppo"} | settings)
+    said = summary.describe_start(setup, Progress(step=step))
+    assert said == f"runs/a: ppo, Tiny of 1.50 M parameters on cpu, {end}"
 
 
 def test_the_summary_averages_tenths_and_domains():

@@ -48,6 +48,8 @@ def test_a_result_by_hand(finished):
     found = cell.cell_result(finished)
     assert [found[k] for k in ("domain", "noise", "arm", "seed")] == ["suite", "flip=0.3", "new", 3]
     assert found["settings"] == {"policy.epochs": 2} and found["algorithm"] == "dfpo"
+    assert found["base"]["rollout.prompts"] == 4 and "policy.epochs" not in found["base"]
+    assert found["curve"] == [0.5] * 20
     # Training prompts count as in domain.
     assert found["after"] == pytest.approx(
         {"id": 0.7, "ood": 0.7, "all": 0.7, "id_greedy": 0.5, "ood_greedy": 0.6,

@@ -11,8 +11,12 @@ from dfpo.__main__ import main
 def asked(monkeypatch):
     """The arguments of each call of ``compare`` and ``tune``."""
     calls = []
-    monkeypatch.setattr("dfpo.study.compare.compare", lambda *words: calls.append(words))
-    monkeypatch.setattr("dfpo.study.tune.tune", lambda *words: calls.append(words))
+
+    def ask(*words, **more):
+        calls.append((*words, more))
+
+    monkeypatch.setattr("dfpo.study.compare.compare", ask)
+    monkeypatch.setattr("dfpo.study.tune.tune", ask)
     return calls
 
 
@@ -20,12 +24,12 @@ def test_a_grid_gets_its_own_words_and_its_cells_get_the_rest(asked):
     words = ["--jobs", "2", "--output", "out", "--steps", "7", "--policy.clip", "0.3"]
     assert main(["compare", "a.yaml", "--seeds", "1", *words]) == 0
     assert main(["tune", "a.yaml", *words]) == 0
-    assert main(["compare", "--quick", "--on", "ray"]) == 0
+    assert main(["compare", "--quick", "--on", "ray", "--rows", "a.jsonl"]) == 0
     flags = {"steps": "7", "policy.clip": "0.3"}
     assert asked == [
-        (Path("a.yaml"), Path("out"), 1, 2, flags, "local"),
-        (Path("a.yaml"), Path("out"), 2, flags, "local"),
-        (None, None, None, None, {}, "ray"),
+        (Path("a.yaml"), Path("out"), 1, 2, flags, {"where": "local", "rows": None}),
+        (Path("a.yaml"), Path("out"), 2, flags, "local", {}),
+        (None, None, None, None, {}, {"where": "ray", "rows": Path("a.jsonl")}),
     ]
 
 

@@ -30,6 +30,8 @@ def results(folder):
     for result in found:
         assert result.pop("cost")["cpu_seconds"] > 0
         assert re.fullmatch(r"\d+\.\d+\.\d+\+[0-9a-f]{8}", result.pop("version"))
+        # As text where a flag gave it.
+        assert int(result["base"].pop("steps")) == STEPS
     return found
 
 
@@ -180,6 +182,34 @@ def test_a_begun_cell_keeps_its_settings(whole, capsys):
     assert main(["compare", write(whole), "--steps", "7"]) == 2
     said = capsys.readouterr().err
     assert "was begun with other settings (steps)" in said and said.count("\n") == 1
+
+
+def test_rows_of_another_place_are_as_good_as_cells(whole, tmp_path, capsys):
+    """Committed rows alone make the tables and plots again: nothing is trained."""
+    rows = whole / "out/results.jsonl"
+    assert main(["compare", write(tmp_path), "--rows", str(rows)]) == 0
+    assert "4 cells, 4 done before" in capsys.readouterr().out
+    assert not (tmp_path / "out/cells" / CELLS[0]).exists()
+    assert (tmp_path / "out/results.jsonl").read_bytes() == rows.read_bytes()
+    ours, theirs = ((f / "out/table.md").read_text() for f in (tmp_path, whole))
+    assert ours.split("\n")[3:] == theirs.split("\n")[3:], "all but the command"
+    for name in ("learning_curves.png", "differences.png"):
+        drawn = (tmp_path / "out/plots" / name).read_bytes()
+        assert drawn == (whole / "out/plots" / name).read_bytes()
+
+
+def test_rows_of_other_settings_are_refused(whole, tmp_path, capsys):
+    rows = whole / "out/results.jsonl"
+    assert main(["compare", write(tmp_path), "--rows", str(rows), "--steps", "7"]) == 2
+    said = capsys.readouterr().err
+    assert "suite flip=0.5 ppo seed 3 of" in said and "other settings (steps)" in said
+    wrong = tmp_path / "rows.jsonl"
+    wrong.write_text(rows.read_text() + "[]\n")
+    assert main(["compare", write(tmp_path), "--rows", str(wrong)]) == 2
+    assert f"rows: line 5 of {wrong} is no result of a cell\n" in capsys.readouterr().err
+    assert main(["compare", write(tmp_path), "--rows", str(tmp_path / "absent")]) == 2
+    assert "rows: cannot read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "nothing was begun"
 
 
 @pytest.mark.parametrize("words", [[], ["a.yaml", "--quick"], ["absent.yaml"]])

@@ -35,10 +35,10 @@ def test_a_recipe_is_narrowed(tmp_path):
 
 def test_the_command_that_goes_on_is_read_as_what_was_asked(tmp_path):
     flags = {"steps": "7", "reward.functions": ["a b.py:f", "judge"], "max_grad_norm": "0.5"}
-    said = grid.command_line("compare", Path("a b.yaml"), Path("out"), 2, flags, "ray")
+    said = grid.command_line("compare", Path("a b.yaml"), Path("out"), 2, flags, where="ray")
     read = vars(build_parsers("compare")[0].parse_args(shlex.split(said)[1:]))
     own = {"command": "compare", "recipe": Path("a b.yaml"), "output": Path("out"), "seeds": 2}
-    assert read == own | {"on": "ray", "quick": False, "jobs": None} | flags
+    assert read == own | {"on": "ray", "quick": False, "jobs": None, "rows": None} | flags
     assert grid.command_line("compare", None, None, None, {}) == "dfpo compare --quick"
 
 

@@ -76,7 +76,7 @@ def test_filters_hold_for_curves_intervals_and_tables(browser, tmp_path):
     page.select_option("#f-noise", label="none")
     assert titles.all_inner_texts() == ["suite, none"]
     assert page.locator("#forest circle").count() == 2 * 4
-    levels = page.locator("#all-tables table").first
+    levels = page.locator("#all-tables table").nth(1)
     assert levels.locator("tbody td:nth-child(3)").all_inner_texts() == ["ppo", "a<b>"]
     page.get_by_label("a<b>").uncheck()
     assert levels.locator("tbody td:nth-child(3)").all_inner_texts() == ["ppo"]

@@ -41,7 +41,8 @@ def made_up():
 
 
 def test_tables_say_what_the_results_are():
-    levels, differences, training, benchmarks = written.tables(made_up(), "ppo", written.MARKDOWN)
+    made = written.tables(made_up(), "ppo", written.MARKDOWN)
+    _, levels, differences, training, benchmarks = made
     assert [row[1:3] for row in levels.rows] == [
         ["none", "ppo"], ["none", "new"], ["flip=0.3", "ppo"], ["flip=0.3", "new"]
     ]  # fmt: skip
@@ -82,7 +83,7 @@ def test_latex_is_well_formed(tmp_path):
     text = written.latex(written.tables(made_up(), "ppo", written.LATEX), "dfpo compare x_y.yaml")
     assert text.startswith("% dfpo compare")
     for name in ("table", "tabular"):
-        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 4
+        assert text.count(rf"\begin{{{name}}}") == text.count(rf"\end{{{name}}}") == 5
     for body in re.findall(r"\\begin\{tabular\}(.*?)\\end\{tabular\}", text, re.S):
         columns = len(re.match(r"\{(l+)\}", body)[1])
         rows = [line for line in body.split("\n") if line.endswith(r" \\")]
@@ -104,7 +105,7 @@ def test_one_seed_and_missing_averages_have_no_interval():
     alone = [r for r in made_up() if r["seed"] == 0]
     for r in alone:
         r["after"] = {"id": r["after"]["id"], "all": r["after"]["id"]}
-    levels, differences, *_ = written.tables(alone, "ppo", written.MARKDOWN)
+    _, levels, differences, *_ = written.tables(alone, "ppo", written.MARKDOWN)
     assert levels.rows[0][4:7] == ["0.800", "–", "0.800"]
     assert [row[3] for row in differences.rows[:2]] == ["ID AVG", "ALL AVG"]
     assert differences.rows[0][4:] == ["+2.0", "–", "–", "1/1"]
@@ -118,7 +119,7 @@ def test_only_differences_with_an_interval_can_be_bold_by_chance():
     for r in found:
         if r["noise"] != "none":
             del r["after"]["ood"]
-    differences = written.tables(found, "ppo", written.MARKDOWN)[1]
+    differences = written.tables(found, "ppo", written.MARKDOWN)[2]
     assert len(differences.rows) == 5
     assert "3 differences have intervals, of which\n0.2" in differences.text
 
@@ -128,7 +129,7 @@ def test_arms_on_another_budget_are_named_above_the_differences():
     for r in found:
         if (r["arm"], r["noise"]) == ("new", "flip=0.3"):
             r["policy_updates"] += 2
-    differences = written.tables(found, "ppo", written.MARKDOWN)[1]
+    differences = written.tables(found, "ppo", written.MARKDOWN)[2]
     assert differences.text.endswith("\n\nNot on the budget of ppo: new (policy updates).")
 
 
@@ -138,14 +139,14 @@ def test_every_domain_has_its_first_policy_and_its_prompts():
         r["domain"] = "own"
         r["benchmarks"] = {"c/train": {"prompts": 7, "before": 0.2, "after": 0.3}}
         found.append(r)
-    levels, _, _, benchmarks = written.tables(found, "ppo", written.MARKDOWN)
+    _, levels, _, _, benchmarks = written.tables(found, "ppo", written.MARKDOWN)
     assert benchmarks.rows[:2] == [
         ["suite", "", "first policy", "0.500", "0.400", "–"],
         ["own", "", "first policy", "–", "–", "0.200"],
     ]
     assert benchmarks.text.endswith("Prompts of suite: a_b/id 9, a_b/ood 9; own: c/train 7.")
     assert "on held-out prompts or, in /train, training prompts (no others" in levels.text
-    alone = written.tables(found[len(found) // 2 :], "ppo", written.MARKDOWN)[0]
+    alone = written.tables(found[len(found) // 2 :], "ppo", written.MARKDOWN)[1]
     assert "on training prompts (no others were given) with clean" in alone.text
     assert "held-out" not in alone.text
 
@@ -168,7 +169,7 @@ def test_a_broken_seed_takes_the_bold_away(tmp_path):
     write_json(tmp_path / "x.json", broken)
     assert "NaN" not in (tmp_path / "x.json").read_text()
     broken |= json.loads((tmp_path / "x.json").read_text())
-    levels, differences, *_ = written.tables(found, "ppo", written.MARKDOWN)
+    _, levels, differences, *_ = written.tables(found, "ppo", written.MARKDOWN)
     assert levels.rows[1][4] == "not finite"
     assert differences.rows[0][3:] == ["ID AVG", "not finite", "–", "–", "2/3"]
     assert differences.rows[1][4] == "**-10.0**", "OOD AVG is finite"
