@@ -9,8 +9,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# Files that take longest, from half a minute on: they begin, or a worker would end with one of them
-# while the others have nothing left to do.
+# The files that take longest begin, or a worker would end with one of them while the others have
+# nothing left to do.
 LONGEST = (
     "test_processes.py", "test_readme.py", "test_compare.py", "test_cuda_emulation.py",
     "test_checkpoint.py", "test_micro_batches.py",
