@@ -12,9 +12,10 @@ BIN := $(VENV)/bin
 demo: $(VENV)/installed
 	$(BIN)/dfpo compare recipes/demo.yaml $(ARGS)
 
-# One thread a process and one process a core: most tests are too small to share.
+# One thread a process and one process a core: most tests are too small to share. Files in the order
+# of tests/conftest.py, where the longest begin.
 test: $(VENV)/installed lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The adapters beside the trainers themselves, an environment for each in the user's cache (about a
 # gigabyte each); ARGS="trl slime" runs some. Skips with a reason what cannot be installed; ends
@@ -22,10 +23,10 @@ test: $(VENV)/installed lint
 test-integrations: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/integrations/environments.py '$(TORCH)' $(ARGS)
 
-# The tests that `make test` leaves out for time: ten minutes.
+# The tests that `make test` leaves out for time: some ten minutes.
 test-long: $(VENV)/installed
 	$(BIN)/pip install --quiet -e '.[ray]'
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile -m long $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m long $(ARGS)
 
 # A comparison on a Ray cluster of three nodes, of which one is killed; minutes.
 test-cluster: $(VENV)/installed

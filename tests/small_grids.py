@@ -2,7 +2,7 @@
 
 import yaml
 
-STEPS = 8
+STEPS = 6
 RECIPE = {
     "seeds": [3, 4],
     "arms": ["ppo", "dfpo"],

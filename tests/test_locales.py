@@ -26,7 +26,8 @@ LOCALES = {
 }
 
 
-@pytest.mark.parametrize("name", LOCALES)
+# POSIX is another name of C.
+@pytest.mark.parametrize("name", ["C", pytest.param("POSIX", marks=pytest.mark.long), "ASCII"])
 def test_a_run_in_another_locale(tmp_path, name):
     """Spaces and letters in every path, letters in prompts, columns and what a reward prints."""
     settings, word = LOCALES[name]

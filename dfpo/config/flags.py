@@ -1,4 +1,4 @@
-"""Settings as flags: ``--help`` for what people set, ``--help-all`` for everything."""
+"""A command, and settings as flags: ``--help`` for what people set, ``--help-all`` for all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import dataclasses
 import re
 import textwrap
 import typing
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 from dfpo.config.algorithms import ALGORITHMS
@@ -43,6 +44,18 @@ class Parser(argparse.ArgumentParser):
             self.error(f"{flag}: is called {flag_of(new)} now")
         known = {name: None for action in self._actions for name in action.option_strings}
         self.error(f"{flag}: is no option{suggestion(flag, known)}")
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its words in ``--help``, its arguments, what it does."""
+
+    help: str
+    description: str
+    add_arguments: Callable[[Parser, bool], None]
+    run: Callable[[argparse.Namespace], None]
+    usage: str | None = None
+    epilog: str | None = None
 
 
 def add_settings(

@@ -12,8 +12,9 @@ from dfpo.config.types import Answers, Rollout, Row, Samples
 from dfpo.rewards.functions import Reward
 from dfpo.rewards.noise import NoiseInputs, corrupt, kind_id, prompt_id, prompt_text
 from dfpo.rollout.play import play
-from dfpo.rollout.policy import decode, logprobs_by_parts
+from dfpo.rollout.policy import logprobs_by_parts
 from dfpo.rollout.sampler import Sampler
+from dfpo.rollout.tokens import decode
 from dfpo.rollout.votes import agreement, cast_votes
 from dfpo.tasks.source import column_of, domain_of
 

@@ -16,9 +16,10 @@ from dfpo.config.draws import Draws
 from dfpo.config.types import Prompt, Row, Samples
 from dfpo.rollout.decoding import PLAIN, Decoding
 from dfpo.rollout.functions import Played, RolloutError, Room, Turn, call, read_played
-from dfpo.rollout.policy import context_length, decode, encode, end_tokens
+from dfpo.rollout.policy import context_length
 from dfpo.rollout.processes import Processes
 from dfpo.rollout.sampler import Sampler
+from dfpo.rollout.tokens import decode, encode, end_tokens
 from dfpo.tasks.source import columns
 
 

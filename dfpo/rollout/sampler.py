@@ -15,9 +15,9 @@ from dfpo.rollout.compiled import as_written
 from dfpo.rollout.decoding import PLAIN, Decoding
 from dfpo.rollout.engines import Engine, build_engine
 from dfpo.rollout.functions import RolloutFunction
-from dfpo.rollout.policy import encode, end_tokens
 from dfpo.rollout.processes import Processes
 from dfpo.rollout.sharding import whole
+from dfpo.rollout.tokens import encode, end_tokens
 
 
 @dataclass(frozen=True)

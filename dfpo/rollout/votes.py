@@ -17,8 +17,8 @@ from dfpo.config import Config
 from dfpo.config.draws import Stream, uniforms
 from dfpo.config.types import Answers, Row
 from dfpo.rewards.noise import prompt_id
-from dfpo.rollout.policy import decode
 from dfpo.rollout.sampler import Sampler
+from dfpo.rollout.tokens import decode
 from dfpo.tasks.source import domain_of
 
 Extract = Callable[[str, str], str | None]  # (completion, domain) -> final answer

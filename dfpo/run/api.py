@@ -20,7 +20,8 @@ from dfpo.config.types import Estimate, Samples
 from dfpo.method.critics import build_critic, estimate_values
 from dfpo.rewards.spaces import RewardSpace
 from dfpo.rollout.functions import RolloutFunction
-from dfpo.rollout.policy import encode, load_policy
+from dfpo.rollout.policy import load_policy
+from dfpo.rollout.tokens import encode
 from dfpo.run import checkpoint
 from dfpo.run.eval_command import evaluate_model, policy_of
 from dfpo.run.evaluate import Scores, averages, score_table

@@ -17,7 +17,8 @@ from dfpo.run.given import Given
 from dfpo.run.progress import Progress
 from dfpo.run.setup import NOTHING, Setup, set_up
 from dfpo.run.stop import StopRequest
-from dfpo.run.train import describe_start, peak_memory, train_step
+from dfpo.run.summary import describe_start, peak_memory
+from dfpo.run.train import train_step
 
 MOST_TRIES, TRY_SECONDS = 3, 5.0
 CRITIC_ALONE, BOTH = "step of the critic alone", "step"

@@ -12,8 +12,8 @@ from typing import Any
 from dfpo.config import Config, ConfigError
 from dfpo.config.types import Prompt, Row
 from dfpo.rollout.functions import RolloutError, load_rollout
-from dfpo.rollout.policy import encode
 from dfpo.rollout.sampler import Sampler
+from dfpo.rollout.tokens import encode
 from dfpo.run import checkpoint
 from dfpo.run.evaluate import Scores, answer, averages, evaluate, score_table
 from dfpo.run.given import Given

@@ -14,8 +14,8 @@ from dfpo.config.draws import Draws, Stream
 from dfpo.rewards.functions import Reward
 from dfpo.rollout.decoding import Decoding
 from dfpo.rollout.play import play
-from dfpo.rollout.policy import decode
 from dfpo.rollout.sampler import Sampler
+from dfpo.rollout.tokens import decode
 from dfpo.run.bars import bar, speaks
 from dfpo.tasks.source import Held, Row
 

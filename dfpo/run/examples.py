@@ -15,8 +15,8 @@ from dfpo.method.critics import Critic, estimate_values
 from dfpo.rewards.functions import Reward
 from dfpo.rewards.spaces import RewardSpace
 from dfpo.rollout.play import play
-from dfpo.rollout.policy import decode
 from dfpo.rollout.sampler import Sampler
+from dfpo.rollout.tokens import decode
 from dfpo.tasks import DOMAINS, slip_position
 from dfpo.tasks.source import Held
 

@@ -33,13 +33,10 @@ from dfpo.rollout.functions import RolloutError, load_rollout
 from dfpo.rollout.play import play
 from dfpo.rollout.policy import (
     SMALL_MODEL,
-    check_tokenizer,
     checkpoint_gradients,
     compute_dtype,
     compute_in,
     context_length,
-    decode,
-    encode,
     load_policy,
     set_compute_dtype,
     shipped_policy,
@@ -47,6 +44,7 @@ from dfpo.rollout.policy import (
 from dfpo.rollout.processes import Processes
 from dfpo.rollout.sampler import Sampler
 from dfpo.rollout.sharding import shard
+from dfpo.rollout.tokens import check_tokenizer, decode, encode
 from dfpo.run.defaults import complete, with_told_range
 from dfpo.run.evaluate import metric_to_judge_by
 from dfpo.run.given import Given

@@ -23,7 +23,7 @@ from transformers import (
 
 from dfpo.config import ConfigError
 from dfpo.config.build import must_be
-from dfpo.config.settings import option
+from dfpo.config.options import option
 from dfpo.run.bars import bar
 from dfpo.run.model_card import model_card
 from dfpo.tasks import SPLITS, SUITES, Problem, Suite, slip_position

@@ -13,6 +13,7 @@ from dfpo_kernels.field import FlowField
 from dfpo_kernels.integrate_flow import flow_velocity, integrate_flow
 from dfpo_kernels.quantile_huber_loss import quantile_huber_loss
 from dfpo_kernels.value_flow import losses
+from dfpo_kernels.value_flow.base_noise import base_grid, stratified_noise
 from dfpo_kernels.value_flow.inputs import PathTargets, ValueFlowCoefs
 from dfpo_kernels.value_flow.mean import move_to_mean
 from dfpo_kernels.value_flow.tokens import counted_tokens
@@ -23,19 +24,6 @@ COUPLINGS = ("quantile", "shared_noise")
 READOUTS = ("flow", "one_step")
 WEIGHT_MODES = ("none", "inverse", "vf")
 RISK_FORMS = ("rockafellar_uryasev", "tail_mean")
-# Base noise is truncated: beyond it the field would extrapolate.
-BASE_LIMIT = 3.0
-
-
-def base_grid(num_quantiles: int) -> Tensor:
-    """Midpoint quantiles of N(0, 1), Phi^-1((i + 1/2) / Q), rescaled to variance 1; float32 [Q]."""
-    # Named, so that it is computed under torch.device("meta") too.
-    index = torch.arange(num_quantiles, dtype=torch.float64, device="cpu")
-    levels = (index + 0.5) / num_quantiles
-    grid = torch.special.ndtri(levels)
-    if num_quantiles > 1:
-        grid = grid / grid.std(correction=0)
-    return grid.float()
 
 
 def build_conditioner(hidden_size: int, size: int) -> nn.Sequential:
@@ -465,12 +453,7 @@ class ValueFlowHead(nn.Module):
             if base is None:
                 raise ValueError("base: is None, must be given when coupling is 'shared_noise'")
             return base
-
-        count = jitter.shape[-1]
-        index = torch.arange(count, device=jitter.device)
-        # Kept off 0 and 1, where the inverse normal is infinite.
-        levels = ((index + jitter) / count).clamp(1e-6, 1 - 1e-6)
-        return torch.special.ndtri(levels).clamp(-BASE_LIMIT, BASE_LIMIT)
+        return stratified_noise(jitter)
 
     def _uncertainty_weight(
         self, spread: Tensor | None, mean: Callable[[Tensor], Tensor]

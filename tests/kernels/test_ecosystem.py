@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import os
 import pickle
 import re
@@ -187,8 +188,17 @@ FEATURES = {
 }
 
 
-@pytest.mark.parametrize("subject", SUBJECTS)
-@pytest.mark.parametrize("feature", FEATURES)
+# Half a minute of a C++ compiler; the ops go through it in five seconds.
+SLOW = ("AOTInductor", "ValueFlowHead")
+
+
+@pytest.mark.parametrize(
+    ("feature", "subject"),
+    [
+        pytest.param(*cell, marks=[pytest.mark.long] * (cell == SLOW))
+        for cell in itertools.product(FEATURES, SUBJECTS)
+    ],
+)
 def test_the_answer_is_that_of_a_plain_call(feature, subject, tmp_path):
     module, given = SUBJECTS[subject]()
     more = (tmp_path,) if feature == "AOTInductor" else ()

@@ -232,6 +232,7 @@ def bernoulli(visits):
 
 
 # Returns are Bernoulli(.3): mean .3, standard deviation sqrt(.21) = .458.
+@pytest.mark.long
 def test_terminal_distribution_keeps_its_spread():
     head = ValueFlowHead(D, 64, **HALF)
     train(head, bernoulli)
@@ -240,6 +241,7 @@ def test_terminal_distribution_keeps_its_spread():
         assert quantiles.std().item() >= 0.75 * 0.458
 
 
+@pytest.mark.long
 def test_literal_preset_collapses_to_a_scalar():
     """One Euler step of the flow-matching field is the mean: the spread is gone (documented)."""
     head = ValueFlowHead(D, 64, **HALF, **LITERAL)

@@ -1,8 +1,10 @@
-"""A real browser, for the tests of pages."""
+"""What the command line prints, and a real browser for the tests of pages."""
 
 import shutil
 
 import pytest
+
+from dfpo.__main__ import main
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -20,3 +22,19 @@ def browser():
             pytest.skip(f"no browser starts here: {str(error).splitlines()[0]}")
         yield opened
         opened.close()
+
+
+@pytest.fixture
+def said(monkeypatch, capsys):
+    """What the command line prints on 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def run(*words):
+        try:
+            status = main(list(words))
+        except SystemExit as end:
+            status = end.code
+        assert status == 0
+        return capsys.readouterr().out
+
+    return run

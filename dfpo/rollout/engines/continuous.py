@@ -27,7 +27,7 @@ from dfpo.rollout.adapters import View
 from dfpo.rollout.decoding import PLAIN, Decoding
 from dfpo.rollout.engines import EngineError, Generated
 from dfpo.rollout.engines.hf_generate import inverse
-from dfpo.rollout.policy import end_tokens
+from dfpo.rollout.tokens import end_tokens
 
 PAGE = 32  # tokens of a cache's page
 PASS = 2048  # tokens of a pass, of prompts that begin and of answers that go on

@@ -25,7 +25,8 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from dfpo.rollout.adapters import root_of
 from dfpo.rollout.decoding import PLAIN, Decoding, StopStrings
 from dfpo.rollout.engines import Generated
-from dfpo.rollout.policy import SMALL_MODEL, end_tokens
+from dfpo.rollout.policy import SMALL_MODEL
+from dfpo.rollout.tokens import end_tokens
 
 # What transformers calls a cache that goes in and out: it changed between releases.
 _OUTPUTS = [item.name for item in dataclasses.fields(GenerateDecoderOnlyOutput)]

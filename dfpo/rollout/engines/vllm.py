@@ -20,8 +20,9 @@ from dfpo.config import ConfigError
 from dfpo.rollout.adapters import View
 from dfpo.rollout.decoding import PLAIN, Decoding
 from dfpo.rollout.engines import EngineError, Generated
-from dfpo.rollout.policy import context_length, end_tokens
+from dfpo.rollout.policy import context_length
 from dfpo.rollout.processes import Processes
+from dfpo.rollout.tokens import end_tokens
 
 # Its engine in this process, so that weights are handed over as tensors and not through a pipe.
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}

@@ -18,7 +18,7 @@ from dfpo.config.types import Answers, Rollout
 from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.rollout.collect import collect, last_tokens, noisy_rewards
-from dfpo.rollout.policy import decode
+from dfpo.rollout.tokens import decode
 from dfpo.run.bars import bar
 from dfpo.run.setup import Setup
 from dfpo.tasks.source import domain_of

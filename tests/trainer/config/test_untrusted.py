@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import load_file, save
 from tiny_models import make_model, make_tokenizer
 
-import dfpo.rollout.policy
+import dfpo.rollout.tokens
 from dfpo.config import ConfigError
 from dfpo.config.untrusted import GIB, TimeLimit, memory_limit, time_limit, try_apart
-from dfpo.rollout.policy import check_tokenizer, encode, load_policy
+from dfpo.rollout.policy import load_policy
+from dfpo.rollout.tokens import check_tokenizer, encode
 
 CHAT = [{"role": "user", "content": "hi"}]
 LOOP = "{% for i in range(99999) %}" * 4 + "{% endfor %}" * 4
@@ -124,8 +125,8 @@ TEMPLATES = {
 def test_hostile_chat_templates(monkeypatch, name):
     template, words = TEMPLATES[name]
     if words == TOO_LONG:
-        monkeypatch.setattr(dfpo.rollout.policy, "PROMPT_SECONDS", 0.5)
-    monkeypatch.setattr(dfpo.rollout.policy, "PROMPT_MEMORY", GIB)
+        monkeypatch.setattr(dfpo.rollout.tokens, "PROMPT_SECONDS", 0.5)
+    monkeypatch.setattr(dfpo.rollout.tokens, "PROMPT_MEMORY", GIB)
     tokenizer = make_tokenizer(300)
     tokenizer.chat_template = template
     for read in (encode, lambda t, chat: check_tokenizer(t, [chat])):

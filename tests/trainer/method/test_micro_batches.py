@@ -79,7 +79,11 @@ def learned(tmp_path, rolled, algorithm, micro_tokens, dtype, **more):
     return metrics, [p.detach() for m in models for p in m.parameters()]
 
 
-@pytest.mark.parametrize("dtype, error", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+# float64 notices more.
+@pytest.mark.parametrize(
+    "dtype, error",
+    [(torch.float64, 1e-10), pytest.param(torch.float32, 1e-5, marks=pytest.mark.long)],
+)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_parts_add_up(tmp_path, rolled, algorithm, dtype, error):
     whole, weights = learned(tmp_path, rolled, algorithm, 10**6, dtype)

@@ -60,6 +60,7 @@ def test_a_layer_has_no_graph_break(loaded):
     gradients(policy, samples)  # raises at a break
 
 
+@pytest.mark.parametrize("loaded", ["llama"], indirect=True)
 def test_sampling_runs_layers_as_they_were_written(loaded):
     policy, tokenizer = loaded
     before = answers(policy, tokenizer)

@@ -224,25 +224,3 @@ def test_layers_computed_again_draw_nothing(name):
     with recomputing(model):
         assert model.training
         torch.testing.assert_close(model(ids, use_cache=False).logits, expected)
-
-
-@pytest.mark.parametrize(
-    ("models", "tokenizers", "expected"),
-    [(None, 2, [2]), (0, 2, [0, 2]), ([5, 2], 2, [5, 2]), (2, None, [2]), (None, None, [])],
-)
-def test_both_end_tokens_end_an_answer(models, tokenizers, expected):
-    """A base model fine-tuned for chat ends turns by another token than its settings say."""
-    model = types.SimpleNamespace(generation_config=types.SimpleNamespace(eos_token_id=models))
-    tokenizer = types.SimpleNamespace(eos_token_id=tokenizers)
-    assert dfpo.rollout.policy.end_tokens(model, tokenizer) == expected
-
-
-@pytest.mark.parametrize(
-    "template", ["{{ raise_exception('no system role') }}", "{{ messages[0]['nothing']['more'] }}"]
-)
-def test_a_template_that_raises_is_one_line(policy, template):
-    tokenizer = copy.deepcopy(policy[1])
-    tokenizer.chat_template = template
-    with pytest.raises(ConfigError, match="chat template refuses") as error:
-        dfpo.rollout.policy.encode(tokenizer, [{"role": "system", "content": "be brief"}])
-    assert "\n" not in str(error.value)

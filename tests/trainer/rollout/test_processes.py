@@ -2,91 +2,28 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from dfpo.__main__ import main
 from dfpo.config import ConfigError, build_config
 from dfpo.run.setup import start_processes
+from dfpo.run.train import train
 
 STEPS = 5
-SMALL = [
-    "--steps", STEPS, "--rollout.prompts", 5, "--rollout.samples", 3, "--critic.warmup-steps", 2,
-    "--eval.prompts", 0, "--plots", "false", "--device", "cpu",
-    "--noise", "flip=0.2",
-]  # fmt: skip
-
-
-def port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def start(folder, processes, *flags):
-    return launch(folder, processes, "-m", "dfpo", "train", *map(str, flags))
-
-
-def launch(folder, processes, *words):
-    """``processes`` of Python that meet as under torchrun."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "OMP_NUM_THREADS": "1"}
-    found = []
-    for rank in range(processes):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
-        own["LOCAL_WORLD_SIZE"] = processes
-        env = os.environ | shared
-        if processes > 1:
-            env |= {name: str(value) for name, value in own.items()}
-        command = [sys.executable, *words]
-        found.append(
-            subprocess.Popen(
-                command, cwd=folder, env=env, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )
-        )  # fmt: skip
-    return found
-
-
-def train(folder, name, processes, *flags):
-    """Metrics and weights of a run, and what its processes said."""
-    said = [run.communicate(timeout=120) for run in start(folder, processes, *flags)]
-    assert (folder / "runs" / name / "summary.json").exists(), said
-    return *read(folder / "runs" / name), said
-
-
-def read(run):
-    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    (file,) = (run / "policy").glob("*model.safetensors")
-    weights = load_file(file)
-    return metrics, weights | load_file(run / "critic.safetensors")
-
-
-def same(one, other):
-    for a, b in zip(one[0], other[0], strict=True):
-        kept = {k: v for k, v in a.items() if not k.startswith("perf/")}
-        assert {k: b[k] for k in kept} == pytest.approx(kept, abs=1e-5, rel=1e-5)
-    for name, weight in one[1].items():
-        assert (weight - other[1][name]).abs().max() < 1e-5, name
-    assert one[1].keys() == other[1].keys()
-
-
-SEVERAL = """
-import json, sys
-from dfpo.config import build_config
-from dfpo.run.train import train
-for name, own in json.loads(sys.argv[2]).items():
-    train(build_config({
-        "algorithm": name, "name": name, "steps": 5, "rollout.prompts": 5, "rollout.samples": 3,
-        "critic.warmup_steps": 2, "eval.prompts": 0, "plots": False, "device": "cpu",
-        "noise": "flip=0.2", "shard": sys.argv[1], **own,
-    }))
-"""
+SETTINGS = {
+    "steps": STEPS, "rollout.prompts": 5, "rollout.samples": 3, "critic.warmup_steps": 2,
+    "eval.prompts": 0, "plots": False, "device": "cpu", "noise": "flip=0.2",
+}  # fmt: skip
 ARMS = {
     "dfpo": {},
     "dfpo-rank": {
@@ -103,6 +40,7 @@ WHOLE = {
         "noise": "none", "steps": 3,
     },
 }  # fmt: skip
+PARTS = {"parts": {"algorithm": "dfpo", "steps": 2}}
 # Three turns of unequal length, with two tokens of a tool.
 OWN = """
 def score(completions, **columns):
@@ -120,65 +58,144 @@ def play(prompts, generate):
 """
 
 
+def train_arms(arms, shard="false"):
+    """A run of each, in the present directory."""
+    for name, own in arms.items():
+        train(build_config({"algorithm": name, "name": name, "shard": shard} | SETTINGS | own))
+
+
+def port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def launch(folder, processes, *words):
+    """``processes`` of Python that meet as under torchrun."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "OMP_NUM_THREADS": "1"}
+    started = []
+    for rank in range(processes):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
+        own["LOCAL_WORLD_SIZE"] = processes
+        env = os.environ | shared | {name: str(value) for name, value in own.items()}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *words], cwd=folder, env=env, text=True,
+                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            )
+        )  # fmt: skip
+    return started
+
+
+# An interpreter takes longer to start than a run: each trains several arms, may resume a run, and
+# is told something wrong at the end.
+SEVERAL = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from test_processes import main, train_arms
+shard, arms, resumed = json.loads(sys.argv[2])
+train_arms(arms, shard)
+if resumed:
+    assert main(["train", "--resume", f"runs/{resumed}", "--steps", "4"]) == 0
+assert main(["train", "--model", "nowhere"]) == 2
+"""
+
+
+def train_together(folder, processes, shard, arms, resumed=None):
+    """The folder of the runs and what each process said: (stdout, stderr)."""
+    (folder / "own.py").write_text(OWN)
+    asked = json.dumps([shard, arms, resumed])
+    started = launch(folder, processes, "-c", SEVERAL, str(Path(__file__).parent), asked)
+    said = [process.communicate(timeout=300) for process in started]
+    assert not any(process.returncode for process in started), said
+    return folder, said
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Each arm in one process."""
+    """Each arm in one process, this one."""
     folder = tmp_path_factory.mktemp("alone")
     (folder / "own.py").write_text(OWN)
-    (run,) = launch(folder, 1, "-c", SEVERAL, "false", json.dumps(ARMS | WHOLE))
-    out, err = run.communicate(timeout=300)
-    assert run.returncode == 0, err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train_arms(ARMS | WHOLE)
     return folder
 
 
-@pytest.mark.parametrize("processes, shard", [(2, "true"), (3, "false")])
-def test_several_processes_are_one(tmp_path, alone, processes, shard):
-    """15 answers to 5 prompts: shares are uneven, and a prompt's answers lie in several. Whole
-    models in each process, or a share of each."""
-    (tmp_path / "own.py").write_text(OWN)
-    arms = ARMS if shard == "true" else ARMS | WHOLE
-    runs = launch(tmp_path, processes, "-c", SEVERAL, shard, json.dumps(arms))
-    said = [run.communicate(timeout=300) for run in runs]
-    assert not any(run.returncode for run in runs), said
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """By two processes, each of which holds a share of the models."""
+    return train_together(tmp_path_factory.mktemp("shared"), 2, "true", ARMS | PARTS)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory, shared):
+    """By three, each of which holds them whole; they go on with a run of the two."""
+    folder = tmp_path_factory.mktemp("several")
+    shutil.copytree(shared[0] / "runs/parts", folder / "runs/parts")
+    return train_together(folder, 3, "false", ARMS | WHOLE, "parts")
+
+
+def read(run):
+    """Metrics and weights of a run."""
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (file,) = (run / "policy").glob("*model.safetensors")
+    weights = load_file(file)
+    return metrics, weights | load_file(run / "critic.safetensors")
+
+
+def same(one, other):
+    for a, b in zip(one[0], other[0], strict=True):
+        kept = {k: v for k, v in a.items() if not k.startswith("perf/")}
+        assert {k: b[k] for k in kept} == pytest.approx(kept, abs=1e-5, rel=1e-5)
+    for name, weight in one[1].items():
+        assert (weight - other[1][name]).abs().max() < 1e-5, name
+    assert one[1].keys() == other[1].keys()
+
+
+@pytest.mark.parametrize("fixture, arms", [("shared", ARMS), ("several", ARMS | WHOLE)])
+def test_several_processes_are_one(request, alone, fixture, arms):
+    """15 answers to 5 prompts: shares are uneven, and a prompt's answers lie in several."""
+    folder, said = request.getfixturevalue(fixture)
     for arm in arms:
-        many = read(tmp_path / "runs" / arm)
+        many = read(folder / "runs" / arm)
         same(read(alone / "runs" / arm), many)
         last = many[0][-1]
-        assert last["perf/processes"] == processes
-        rows = [last[f"perf/rows/{i}"] for i in range(processes)]
+        assert last["perf/processes"] == len(said)
+        rows = [last[f"perf/rows/{i}"] for i in range(len(said))]
         assert sum(rows) == 15 and min(rows) >= 1
 
     # Each holds the whole rollout, so what is told, and maps made of it, are equal by bits.
     one, many = (
-        load_file(folder / "runs/dfpo-rank/told_rewards.safetensors")
-        for folder in (alone, tmp_path)
+        load_file(place / "runs/dfpo-rank/told_rewards.safetensors") for place in (alone, folder)
     )
     assert one.keys() == many.keys() and len(one) == 3
     assert all(one[name].equal(many[name]) for name in one)
 
-    if "own" in arms:
-        assert "scored" in said[0][0] and "played" in said[0][0]
+
+def test_there_is_one_voice(several):
+    _, said = several
+    assert "scored" in said[0][0] and "played" in said[0][0]
     words = [line for out, _ in said[1:] for line in out.splitlines()]
-    assert not [line for line in words if not line.startswith("[Gloo]")], "one voice"
+    assert not [line for line in words if not line.startswith("[Gloo]")]
     assert not any("%" in err for _, err in said[1:]), "one bar"
+    assert "".join(err for _, err in said).count("error:") == 1, "wrong input is one line from all"
+    assert "model: nowhere holds no config.json" in said[0][1]
 
 
-def test_a_run_of_two_resumes_on_three_and_on_one(tmp_path, alone):
-    first = ["--name", "parts", *SMALL, "--steps", 2]
-    train(tmp_path, "parts", 2, *first, "--shard", "true")
-    train(tmp_path, "parts", 3, "--resume", "runs/parts", "--steps", 4)
-    last = train(tmp_path, "parts", 1, "--resume", "runs/parts", "--steps", STEPS)
-    same(read(alone / "runs" / "dfpo"), last)
-
-
-def test_wrong_input_is_one_line_from_all(tmp_path):
-    out = [run.communicate(timeout=60) for run in start(tmp_path, 2, "--model", "nowhere")]
-    assert "".join(err for _, err in out).count("error:") == 1
-    assert not (tmp_path / "runs").exists()
+def test_a_run_of_two_resumes_on_three_and_on_one(several, alone, tmp_path):
+    parts = tmp_path / "parts"
+    shutil.copytree(several[0] / "runs/parts", parts)
+    assert main(["train", "--resume", str(parts), "--steps", str(STEPS)]) == 0
+    counts = [row.get("perf/processes") for row in read(parts)[0]]
+    assert counts == [2, 2, 3, 3, None]
+    same(read(alone / "runs/dfpo"), read(parts))
 
 
 def test_a_killed_process_ends_the_others_with_a_checkpoint(tmp_path):
-    runs = start(tmp_path, 2, "--name", "cut", *SMALL, "--steps", 500)
+    flags = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value).lower())]
+    words = ["--name", "cut", *flags, "--steps", "500"]
+    runs = launch(tmp_path, 2, "-m", "dfpo", "train", *words)
     log = tmp_path / "runs" / "cut" / "metrics.jsonl"
     started = time.time()
     while not (log.exists() and log.read_text().count("\n") >= 3):
@@ -189,7 +206,8 @@ def test_a_killed_process_ends_the_others_with_a_checkpoint(tmp_path):
     runs[1].communicate()
     assert runs[0].returncode == 1
     assert "Traceback" not in err and "a process of this run is gone" in err
-    train(tmp_path, "cut", 1, "--resume", "runs/cut", "--steps", 6)
+    steps = len(log.read_text().splitlines())
+    assert main(["train", "--resume", str(log.parent), "--steps", str(steps + 1)]) == 0
 
 
 @pytest.fixture

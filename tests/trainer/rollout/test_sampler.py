@@ -4,12 +4,9 @@ import pytest
 import torch
 
 from dfpo.config.draws import Stream, uniforms
-from dfpo.rollout.policy import (
-    SHIPPED_POLICY,
-    decode,
-    load_policy,
-)
+from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
 from dfpo.rollout.sampler import Sampler
+from dfpo.rollout.tokens import decode
 from dfpo.tasks.source import evaluation_rows
 
 LENGTH = 64

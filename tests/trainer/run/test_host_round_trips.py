@@ -24,14 +24,9 @@ from dfpo.method.update import update
 from dfpo.rewards.functions import Reward
 from dfpo.rollout import logprobs
 from dfpo.rollout.collect import collect
-from dfpo.rollout.policy import (
-    SHIPPED_POLICY,
-    Samples,
-    decode,
-    load_policy,
-    token_logprobs,
-)
+from dfpo.rollout.policy import SHIPPED_POLICY, Samples, load_policy, token_logprobs
 from dfpo.rollout.sampler import Sampler
+from dfpo.rollout.tokens import decode
 from dfpo.run.setup import set_up
 from dfpo.tasks import reward
 from dfpo.tasks.source import training_rows
@@ -177,7 +172,7 @@ def test_sampling_waits_once_a_token(parts):
     with waits() as found:
         decode(tokenizer, samples)
     # Tokens; lengths are known.
-    assert found == {"policy.py": 1}
+    assert found == {"tokens.py": 1}
 
 
 @pytest.mark.skipif(

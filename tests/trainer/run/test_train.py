@@ -12,7 +12,7 @@ from dfpo.rollout.policy import SHIPPED_POLICY
 
 SMALL = ["--steps", "3", "--critic.warmup-steps", "1", "--eval.prompts", "4"]
 SMALL += ["--rollout.prompts", "3", "--rollout.samples", "2"]
-SMALL += ["--plots", "false"]
+SMALL += ["--plots", "false", "--eval.examples", "0"]
 
 
 def run(folder, *flags):
@@ -33,7 +33,8 @@ def reproducible(run):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    return run(tmp_path_factory.mktemp("runs"), "--noise", "flip=0.5", "--plots", "true")
+    drawn = ["--plots", "true", "--eval.examples", "4"]
+    return run(tmp_path_factory.mktemp("runs"), "--noise", "flip=0.5", *drawn)
 
 
 def test_a_run_leaves_what_readme_promises(finished):

@@ -82,10 +82,10 @@ def test_results_say_what_the_runs_say(whole):
     )
     steps = metrics(whole, CELLS[1])
     assert ours["training_reward_area"] == pytest.approx(fmean(m["reward/clean"] for m in steps))
-    assert ours["kl"] == steps[-1]["kl"], "the last tenth of eight steps is the last"
+    assert ours["kl"] == steps[-1]["kl"], "the last tenth of six steps is the last"
     assert ours["tokens"] == sum(m["tokens"] for m in steps)
-    # Eight steps of three prompts twice, two of them warm the critic up.
-    assert (ours["answers"], ours["policy_updates"]) == (48, 6)
+    # Six steps of three prompts twice, two of them warm the critic up.
+    assert (ours["answers"], ours["policy_updates"]) == (36, 4)
     assert ours["settings"] == {"algorithm": "dfpo", "noise": "flip=0.5"}
     assert not (run / "plots").exists()
 

@@ -2,31 +2,8 @@
 
 import time
 
-import pytest
-
 from dfpo.study import screen, workers
 from dfpo.study.recipe import Cell
-
-
-def test_time_left_is_from_measured_costs(tmp_path):
-    cells = [
-        Cell("suite", "none", arm, seed, {}, {}, 10, tmp_path / f"{arm}{seed}")
-        for seed in range(2)
-        for arm in ("a", "b")
-    ]
-    work = workers.Work(cells, jobs=1, waiting=workers.deque(cells))
-    assert workers.seconds_left(work) is None
-    # A cell of a took 20 s: 2 s a step. Of b nothing is known, so it counts the same.
-    work.waiting.popleft()
-    work.seconds, work.steps = {"a": 20.0}, {"a": 10}
-    assert workers.seconds_left(work) == pytest.approx(60.0)
-    # One of b took 40 s: what is left is one of each.
-    work.waiting.popleft()
-    work.seconds["b"], work.steps["b"] = 40.0, 10
-    assert workers.seconds_left(work) == pytest.approx(60.0)
-    work.jobs = 2
-    assert workers.seconds_left(work) == pytest.approx(30.0)
-    assert "30 s left" in screen.table(work) and "0 of 4 cells" in screen.table(work)
 
 
 def test_a_terminal_shows_one_table_drawn_over(tmp_path, monkeypatch, capsys):

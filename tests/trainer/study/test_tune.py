@@ -99,31 +99,6 @@ def test_the_comparison_takes_what_was_found(found):
     assert "coef.risk" not in cells["ppo"].settings
 
 
-def test_a_record_of_another_search_is_refused(found, tmp_path):
-    search = RECIPE["tune"] | {"prompts": 7}
-    path = write(tmp_path, tune=search)
-    (tmp_path / "found.yaml").write_text((found / "found.yaml").read_text())
-    with pytest.raises(ConfigError, match="another search"):
-        tuned.read_chosen(load_recipe(path, {}))
-
-
-def test_a_record_of_other_noises_or_domains_is_refused(found, tmp_path):
-    """Their names are those of the search, and what they set is not."""
-    noises = {"flip=1": {"noise": "flip=0.1"}, "none": {"noise": "none"}}
-    (tmp_path / "found.yaml").write_text((found / "found.yaml").read_text())
-    for changes in ({"noises": noises}, {"domains": {"suite": {"task": "hard"}}}):
-        with pytest.raises(ConfigError, match="another search"):
-            tuned.read_chosen(load_recipe(write(tmp_path, **changes), {}))
-
-
-def test_other_flags_than_the_searchs_are_said_where_they_matter(found, capsys):
-    path = found / "grid.yaml"
-    tuned.read_chosen(load_recipe(path, {"eval.prompts": "7", "threads": "1"}))
-    assert "flags" not in capsys.readouterr().err
-    assert tuned.read_chosen(load_recipe(path, {"steps": "7"}))
-    assert "was tuned with the flags {}, this runs with {'steps': '7'}" in capsys.readouterr().err
-
-
 def made_up(arm, seed, noisy):
     return {
         "arm": arm, "seed": seed, "noise": "none", "domain": "suite", "version": "0.1.0+abc",
