@@ -11,7 +11,7 @@ from typing import Any
 from dfpo.study.grid import LOCAL, command_line, narrow, read_results, run
 from dfpo.study.recipe import Settings, grid, load_recipe, parse_recipe
 from dfpo.study.results import Result, mixed_versions
-from dfpo.study.tables import write_tables
+from dfpo.study.tables import headlines, write_tables
 from dfpo.study.tuned import read_tuned
 
 # Without a recipe: does the machinery work here, in ten minutes of two cores. Three seeds rank
@@ -71,7 +71,7 @@ def compare(
 
         plot_comparison(recipe.output, results, recipe.baseline)
         write_comparison(recipe.output, results, recipe.baseline, command)
-        print((recipe.output / "table.md").read_text(encoding="utf-8"))
+        print(headlines(results, recipe.baseline))
         print(f"report.html, results.jsonl, table.md, table.tex and plots in {recipe.output}")
         if said := mixed_versions(results):
             print(f"dfpo compare: {said}", file=sys.stderr)

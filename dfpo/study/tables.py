@@ -77,13 +77,25 @@ def write_tables(output: Path, results: list[Result], baseline: str, command: st
     """table.md and table.tex of the results, in the order of the grid."""
     ran = mixed_versions(results) or f"{len(results)} runs, dfpo {results[0]['version']}."
     heading = f"`{command}`\n\n{ran}"
-    text = [f"# Comparison\n\n{heading}\n"]
-    for table in tables(results, baseline, MARKDOWN):
-        body = tabulate(table.rows, table.headers, tablefmt="pipe", disable_numparse=True)
-        text.append(f"## {table.title}\n\n{table.text}\n\n{body}\n")
-    (output / "table.md").write_text("\n".join(text), encoding="utf-8")
+    text = markdown(tables(results, baseline, MARKDOWN))
+    (output / "table.md").write_text(f"# Comparison\n\n{heading}\n\n{text}", encoding="utf-8")
     (output / "table.tex").write_text(
         latex(tables(results, baseline, LATEX), f"{command}: {ran}"), encoding="utf-8"
+    )
+
+
+def headlines(results: list[Result], baseline: str) -> str:
+    """What a terminal shows of them: levels and differences."""
+    said = tables(results, baseline, MARKDOWN)
+    return markdown([table for table in said if table.title not in ("Training", "Benchmarks")])
+
+
+def markdown(several: list[Table]) -> str:
+    return "\n".join(
+        f"## {table.title}\n\n{table.text}\n\n"
+        + tabulate(table.rows, table.headers, tablefmt="pipe", disable_numparse=True)
+        + "\n"
+        for table in several
     )
 
 
