@@ -101,6 +101,13 @@ struct FieldGradients {
     }
 };
 
+// The shape [...] with more axes.
+std::vector<int64_t> extended(const Tensor& lead, std::initializer_list<int64_t> axes) {
+    std::vector<int64_t> shape = shape_of(lead);
+    shape.insert(shape.end(), axes);
+    return shape;
+}
+
 // [Q], shared by all rows, or [..., Q].
 int64_t particle_stride(const Tensor& base) { return base.ndim == 1 ? 0 : base.last(); }
 
@@ -179,9 +186,8 @@ PyObject* integrate_flow(Arguments arguments) {
     if (base.extends(field.offset) && !trajectory) {
         out = empty_like(base);
     } else {
-        std::vector<int64_t> shape = shape_of(field.offset);
-        if (trajectory) shape.push_back(steps + 1);
-        shape.push_back(Q);
+        const auto shape =
+            trajectory ? extended(field.offset, {steps + 1, Q}) : extended(field.offset, {Q});
         out = empty(shape, dtype_of(base).get());
     }
     const bool recorded = needs_gradient({&field.bias, &field.gain, &field.offset, &field.z_weight,
@@ -275,7 +281,7 @@ PyObject* flow_consistency_loss(Arguments arguments) {
     const bool recorded = needs_gradient({&shortcut.bias, &shortcut.gain, &shortcut.offset,
                                           &shortcut.z_weight, &shortcut.time_weight, &base});
     Ref loss = empty(shape_of(field.offset), torch.float32);
-    const Ref residual = recorded ? empty({field.rows(), Q}, torch.float32) : nullptr;
+    const Ref residual = recorded ? empty(extended(field.offset, {Q}), torch.float32) : nullptr;
     const FlowConsistencyArgs args{field.view(),
                                    shortcut.view(),
                                    *method,
@@ -320,8 +326,10 @@ PyObject* quantile_huber_loss(Arguments arguments) {
     std::vector<int64_t> lead = shape_of(quantiles);
     lead.pop_back();
     Ref loss = empty(lead, torch.float32);
-    const Ref by_quantiles = needs_gradient({&quantiles}) ? empty({R, Q}, torch.float32) : nullptr;
-    const Ref by_targets = needs_gradient({&targets}) ? empty({R, P}, torch.float32) : nullptr;
+    const Ref by_quantiles =
+        needs_gradient({&quantiles}) ? empty(shape_of(quantiles), torch.float32) : nullptr;
+    const Ref by_targets =
+        needs_gradient({&targets}) ? empty(shape_of(targets), torch.float32) : nullptr;
     const QuantileHuberArgs args{quantiles.rows(Q),
                                  targets.rows(P),
                                  taus.object ? (const float*)taus.data : levels.data(),

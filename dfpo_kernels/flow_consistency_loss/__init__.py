@@ -194,8 +194,7 @@ _direct_call = direct.direct_call("flow_consistency_loss")
 
 def _direct_backward(grad_loss, saved, _options, needed):
     *shortcut, base, residual = saved[:7]
-    grad_velocity = residual * (grad_loss * (2.0 / base.shape[-1])).reshape(-1, 1)
-    grad_velocity = grad_velocity.reshape(*grad_loss.shape, -1)
+    grad_velocity = residual * (grad_loss * (2.0 / base.shape[-1])).unsqueeze(-1)
     grads = velocity.direct_backward(grad_velocity, (*shortcut, base, None), 0.0, (*needed, False))
     return None if grads is None else grads[:6]
 
