@@ -168,12 +168,12 @@ const Tableau* Reader::tableau(PyObject* object) {
     return &known.back().second;
 }
 
-bool needs_gradient(std::initializer_list<const Tensor*> inputs) {
+bool needs_gradient(const Inputs& inputs) {
     static PyObject* const requires_grad = name("requires_grad");
     if (!is_true(torch.is_grad_enabled)) return false;
-    for (const Tensor* tensor : inputs) {
-        if (!tensor->object) continue;
-        const Ref flag = owned(PyObject_GetAttr(tensor->object, requires_grad));
+    for (PyObject* tensor : inputs) {
+        if (!tensor) continue;
+        const Ref flag = owned(PyObject_GetAttr(tensor, requires_grad));
         if (flag.get() == Py_True) return true;
     }
     return false;
@@ -209,9 +209,9 @@ Ref dtype_of(const Tensor& tensor) {
     return owned(PyObject_GetAttr(tensor.object, dtype));
 }
 
-Ref detached(const Tensor& tensor) {
+Ref detached(PyObject* tensor) {
     static PyObject* const detach = name("detach");
-    return owned(PyObject_CallMethodNoArgs(tensor.object, detach));
+    return owned(PyObject_CallMethodNoArgs(tensor, detach));
 }
 
 float* floats_of(const Ref& tensor) {
@@ -232,7 +232,7 @@ Ref tuple(std::initializer_list<PyObject*> items) {
 }
 
 PyObject* record(PyObject* apply, const Ref& outputs, const Ref& kept, const Ref& options,
-                 const std::vector<PyObject*>& inputs) {
+                 const Inputs& inputs) {
     std::vector<PyObject*> arguments{outputs.get(), kept.get(), options.get()};
     for (PyObject* input : inputs) arguments.push_back(input ? input : Py_None);
     return PyObject_Vectorcall(apply, arguments.data(), arguments.size(), nullptr);

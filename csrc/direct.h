@@ -91,10 +91,9 @@ struct Tensor {
         return ndim == lead.ndim + 1 && starts_as(lead, lead.ndim);
     }
 
+    // Also true where the tensor is absent.
+    bool is_float32() const { return !object || (floating && log2_size == 2); }
     Rows rows(int64_t stride) const { return {data, dtype, stride}; }
-    Tokens tokens(int64_t per_token, int64_t length) const {
-        return {data, dtype, per_token * length, per_token};
-    }
     Flags flags(int64_t length) const { return {data, log2_size, floating, length, 1}; }
 
   private:
@@ -155,8 +154,10 @@ class Reader {
 
 extern Torch torch;
 
+// Tensors by which autograd may differentiate; null is an absent one.
+using Inputs = std::vector<PyObject*>;
 // Whether autograd is to record a call with these inputs.
-bool needs_gradient(std::initializer_list<const Tensor*> inputs);
+bool needs_gradient(const Inputs& inputs);
 int num_threads();
 
 // Uninitialised: of the shape and dtype of another, or of a shape and like another's dtype.
@@ -164,16 +165,16 @@ Ref empty_like(const Tensor& tensor);
 Ref empty(const std::vector<int64_t>& shape, PyObject* dtype);
 std::vector<int64_t> shape_of(const Tensor& tensor);
 Ref dtype_of(const Tensor& tensor);
-Ref detached(const Tensor& tensor);
+Ref detached(PyObject* tensor);
 // Of a tensor made here.
 float* floats_of(const Ref& tensor);
 
 // A tuple of borrowed objects; null is None.
 Ref tuple(std::initializer_list<PyObject*> items);
 // apply(outputs, kept, options, *inputs), the outputs as autograd knows them, or null with a Python
-// exception. Null among the inputs is None.
+// exception.
 PyObject* record(PyObject* apply, const Ref& outputs, const Ref& kept, const Ref& options,
-                 const std::vector<PyObject*>& inputs);
+                 const Inputs& inputs);
 
 // False where it is none. In bindings_cpu.cpp.
 bool parse_tableau(PyObject* nodes_matrix_weights, Tableau& tableau);

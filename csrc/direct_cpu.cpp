@@ -45,10 +45,10 @@ void run_released(const Run&... arguments) {
     PyEval_RestoreThread(state);
 }
 
-// The only output, as the caller gets it.
-PyObject* record_one(PyObject* apply, const Ref& output, const Ref& kept, const Ref& options,
-                     const std::vector<PyObject*>& inputs) {
-    return record(apply, tuple({output.get()}), kept, options, inputs);
+// The tensor an argument is, as a constant, to be saved; null where it is a number or None.
+Ref constant(PyObject* argument) {
+    const bool number = PyFloat_CheckExact(argument) || PyLong_CheckExact(argument);
+    return number || argument == Py_None ? nullptr : detached(argument);
 }
 
 // Where the gradient of an input goes: a new tensor like it where one is needed.
@@ -108,6 +108,14 @@ std::vector<int64_t> extended(const Tensor& lead, std::initializer_list<int64_t>
     return shape;
 }
 
+// The tensors that autograd may differentiate by: a field's and others.
+Inputs with_field(const Field& field, std::initializer_list<PyObject*> others) {
+    Inputs inputs{field.bias.object, field.gain.object, field.offset.object, field.z_weight.object,
+                  field.time_weight.object};
+    inputs.insert(inputs.end(), others);
+    return inputs;
+}
+
 // [Q], shared by all rows, or [..., Q].
 int64_t particle_stride(const Tensor& base) { return base.ndim == 1 ? 0 : base.last(); }
 
@@ -126,24 +134,21 @@ PyObject* flow_velocity(Arguments arguments) {
         field.view(),        z.rows(Q), flow_time.rows(), {floats_of(velocity), z.dtype, Q}, Q,
         flow_time.stride > 1};
     run_released(args, field.rows());
-    if (!needs_gradient({&field.bias, &field.gain, &field.offset, &field.z_weight,
-                         &field.time_weight, &z, &flow_time.tensor}))
-        return velocity.release();
+    const Inputs inputs = with_field(field, {z.object, flow_time.tensor.object});
+    if (!needs_gradient(inputs)) return velocity.release();
 
     const Ref number = owned(PyFloat_FromDouble(flow_time.number));
-    return record_one(
-        arguments[0], velocity, tuple({}), number,
-        {field.bias.object, field.gain.object, field.offset.object, field.z_weight.object,
-         field.time_weight.object, z.object, flow_time.tensor.object});
+    return record(arguments[0], tuple({velocity.get()}), tuple({}), number, inputs);
 }
 
-// grad_velocity, (the field's five, z, flow_time or None), its number, which are needed
+// (grad_velocity,), (the field's five, z, flow_time or None), its number, which are needed
 PyObject* flow_velocity_backward(Arguments arguments) {
     Reader read;
     const Arguments inputs = &PyTuple_GET_ITEM(arguments[1], 0);
     const Arguments needed = &PyTuple_GET_ITEM(arguments[3], 0);
     const Field field = read.field_of(inputs);
-    const Tensor grad_velocity = read.floats(arguments[0]), z = read.floats(inputs[5]);
+    const Tensor grad_velocity = read.floats(PyTuple_GET_ITEM(arguments[0], 0)),
+                 z = read.floats(inputs[5]);
     read.require(grad_velocity.extends(field.offset) && grad_velocity.last() == z.last());
     const Time flow_time = read.velocity_time(inputs[6] == Py_None ? arguments[2] : inputs[6],
                                               grad_velocity, field.offset);
@@ -190,8 +195,8 @@ PyObject* integrate_flow(Arguments arguments) {
             trajectory ? extended(field.offset, {steps + 1, Q}) : extended(field.offset, {Q});
         out = empty(shape, dtype_of(base).get());
     }
-    const bool recorded = needs_gradient({&field.bias, &field.gain, &field.offset, &field.z_weight,
-                                          &field.time_weight, &base, &start.tensor, &end.tensor});
+    const Inputs inputs = with_field(field, {base.object, start.tensor.object, end.tensor.object});
+    const bool recorded = needs_gradient(inputs);
     const Ref path = recorded ? empty({R, steps, Q}, torch.float32) : nullptr;
     const IntegrateFlowArgs args{field.view(),
                                  *method,
@@ -208,15 +213,13 @@ PyObject* integrate_flow(Arguments arguments) {
 
     const Ref start_number = owned(PyFloat_FromDouble(start.number));
     const Ref end_number = owned(PyFloat_FromDouble(end.number));
-    return record_one(
-        arguments[0], out, tuple({path.get()}),
-        tuple({arguments[3], arguments[4], arguments[7], start_number.get(), end_number.get(),
-               arguments[8]}),
-        {field.bias.object, field.gain.object, field.offset.object, field.z_weight.object,
-         field.time_weight.object, base.object, start.tensor.object, end.tensor.object});
+    return record(arguments[0], tuple({out.get()}), tuple({path.get()}),
+                  tuple({arguments[3], arguments[4], arguments[7], start_number.get(),
+                         end_number.get(), arguments[8]}),
+                  inputs);
 }
 
-// grad_out, (the field's five, base, start or None, end or None, path), (steps, tableau,
+// (grad_out,), (the field's five, base, start or None, end or None, path), (steps, tableau,
 // trajectory, start's number, end's number, method), which are needed
 PyObject* integrate_flow_backward(Arguments arguments) {
     Reader read;
@@ -224,7 +227,8 @@ PyObject* integrate_flow_backward(Arguments arguments) {
     const Arguments options = &PyTuple_GET_ITEM(arguments[2], 0);
     const Arguments needed = &PyTuple_GET_ITEM(arguments[3], 0);
     const Field field = read.field_of(inputs);
-    const Tensor grad_out = read.floats(arguments[0]), base = read.floats(inputs[5]);
+    const Tensor grad_out = read.floats(PyTuple_GET_ITEM(arguments[0], 0)),
+                 base = read.floats(inputs[5]);
     const Time start = read.time(inputs[6] == Py_None ? options[3] : inputs[6], field.offset);
     const Time end = read.time(inputs[7] == Py_None ? options[4] : inputs[7], field.offset);
     const Tensor path = read.float32s(inputs[8]);
@@ -278,8 +282,8 @@ PyObject* flow_consistency_loss(Arguments arguments) {
     if (!read.ok) return none();
 
     const int64_t Q = base.last();
-    const bool recorded = needs_gradient({&shortcut.bias, &shortcut.gain, &shortcut.offset,
-                                          &shortcut.z_weight, &shortcut.time_weight, &base});
+    const Inputs inputs = with_field(shortcut, {base.object});
+    const bool recorded = needs_gradient(inputs);
     Ref loss = empty(shape_of(field.offset), torch.float32);
     const Ref residual = recorded ? empty(extended(field.offset, {Q}), torch.float32) : nullptr;
     const FlowConsistencyArgs args{field.view(),
@@ -295,15 +299,11 @@ PyObject* flow_consistency_loss(Arguments arguments) {
 
     // A field beside the shortcut is a constant.
     Ref fixed[5];
-    const Tensor* parts[] = {&field.bias, &field.gain, &field.offset, &field.z_weight,
-                             &field.time_weight};
-    for (int i = 0; i < 5 && !itself; i++) fixed[i] = detached(*parts[i]);
-    return record_one(arguments[0], loss,
-                      tuple({residual.get(), fixed[0].get(), fixed[1].get(), fixed[2].get(),
-                             fixed[3].get(), fixed[4].get()}),
-                      tuple({arguments[4], arguments[6]}),
-                      {shortcut.bias.object, shortcut.gain.object, shortcut.offset.object,
-                       shortcut.z_weight.object, shortcut.time_weight.object, base.object});
+    for (int i = 0; i < 5 && !itself; i++) fixed[i] = constant(PyTuple_GET_ITEM(arguments[1], i));
+    return record(arguments[0], tuple({loss.get()}),
+                  tuple({residual.get(), fixed[0].get(), fixed[1].get(), fixed[2].get(),
+                         fixed[3].get(), fixed[4].get()}),
+                  tuple({arguments[4], arguments[6]}), inputs);
 }
 
 // apply, quantiles, targets, taus or None, kappa, quantile_reduction
@@ -327,9 +327,9 @@ PyObject* quantile_huber_loss(Arguments arguments) {
     lead.pop_back();
     Ref loss = empty(lead, torch.float32);
     const Ref by_quantiles =
-        needs_gradient({&quantiles}) ? empty(shape_of(quantiles), torch.float32) : nullptr;
+        needs_gradient({quantiles.object}) ? empty(shape_of(quantiles), torch.float32) : nullptr;
     const Ref by_targets =
-        needs_gradient({&targets}) ? empty(shape_of(targets), torch.float32) : nullptr;
+        needs_gradient({targets.object}) ? empty(shape_of(targets), torch.float32) : nullptr;
     const QuantileHuberArgs args{quantiles.rows(Q),
                                  targets.rows(P),
                                  taus.object ? (const float*)taus.data : levels.data(),
@@ -343,53 +343,52 @@ PyObject* quantile_huber_loss(Arguments arguments) {
     run_released(args, R);
     if (!by_quantiles && !by_targets) return loss.release();
 
-    return record_one(
-        arguments[0], loss,
-        tuple({by_quantiles.get(), by_targets.get(), taus.object ? detached(taus).get() : nullptr}),
-        tuple({arguments[4], arguments[5]}), {quantiles.object, targets.object});
+    const Ref kept_taus = constant(arguments[3]);
+    return record(arguments[0], tuple({loss.get()}),
+                  tuple({by_quantiles.get(), by_targets.get(), kept_taus.get()}),
+                  tuple({arguments[4], arguments[5]}), {quantiles.object, targets.object});
 }
 
-// What both scans take; lam and the like are one per sequence, [B].
+// What both scans take, forward and backward.
 struct Scan {
-    Tensor rewards, quantiles, mask, bootstrap, done;
+    Tensor mask, done;
     Sequences sequences;
     float gamma;
 
-    int64_t length() const { return rewards.last(); }
-    Tokens particles(void* data) const {
-        const int64_t Q = quantiles.last();
-        return {data, quantiles.dtype, Q * length(), Q};
+    int64_t tokens() const { return mask.numel; }
+    bool holds(const Tensor& bootstrap) const {
+        return !bootstrap.object || (bootstrap.ndim == 2 && bootstrap.shape[0] == sequences.count &&
+                                     bootstrap.last() == sequences.num_quantiles);
     }
+    Tokens per_token(void* data, Dtype dtype) const { return {data, dtype, sequences.length, 1}; }
+    Tokens per_particle(void* data, Dtype dtype) const {
+        const int64_t Q = sequences.num_quantiles;
+        return {data, dtype, Q * sequences.length, Q};
+    }
+    Tokens per_token(const Tensor& x) const { return per_token(x.data, x.dtype); }
+    Tokens per_particle(const Tensor& x) const { return per_particle(x.data, x.dtype); }
 };
 
-Scan read_scan(Reader& read, PyObject* rewards, PyObject* quantiles, PyObject* mask,
-               PyObject* bootstrap, PyObject* done, PyObject* gamma, PyObject* mask_mode) {
-    Scan scan{read.floats(rewards),
-              read.floats(quantiles),
-              read.tensor(mask),
-              read.maybe_floats(bootstrap),
-              read.maybe_tensor(done),
-              {},
-              0.0f};
-    scan.gamma = (float)read.number(gamma, 0.0, 1.0);
+Scan read_scan(Reader& read, PyObject* mask, PyObject* done, PyObject* gamma, PyObject* mask_mode,
+               int64_t num_quantiles) {
+    Scan scan{read.tensor(mask), read.maybe_tensor(done), {}, (float)read.number(gamma, 0.0, 1.0)};
     const int mode = read.choice(mask_mode, {"carry", "zero", "none"});
-    const Tensor& r = scan.rewards;
-    read.require(r.ndim == 2 && scan.quantiles.extends(r) && scan.mask.has_shape(r));
-    read.require(!scan.done.object || scan.done.has_shape(r));
+    read.require(scan.mask.ndim == 2 && (!scan.done.object || scan.done.has_shape(scan.mask)));
     if (!read.ok) return scan;
 
-    const int64_t B = r.shape[0], T = r.shape[1], Q = scan.quantiles.last();
-    const Tensor& last = scan.bootstrap;
-    read.require(!last.object || (last.ndim == 2 && last.shape[0] == B && last.shape[1] == Q));
-    scan.sequences = {B, T, nullptr, Q, (MaskMode)mode, scan.mask.flags(T), scan.done.flags(T)};
+    const int64_t B = scan.mask.shape[0], T = scan.mask.shape[1];
+    scan.sequences = {
+        B, T, nullptr, num_quantiles, (MaskMode)mode, scan.mask.flags(T), scan.done.flags(T)};
     return scan;
 }
 
-// A trace for each sequence, [B], of a number or a float32 tensor.
+// A number for each sequence, [B]: one for all, or those of a float32 tensor; None is an absent
+// one.
 class Traces {
   public:
-    Traces(Reader& read, PyObject* lam, const Tensor& rewards) {
-        const int64_t sequences = rewards.without_last();
+    Traces(Reader& read, PyObject* lam, const Scan& scan) {
+        const int64_t sequences = scan.sequences.count;
+        if (lam == Py_None) return;
         if (PyFloat_CheckExact(lam) || PyLong_CheckExact(lam)) {
             repeated_.assign((size_t)sequences, (float)read.number(lam, 0.0, 1.0));
             data_ = repeated_.data();
@@ -403,64 +402,190 @@ class Traces {
 
   private:
     std::vector<float> repeated_;
-    const float* data_;
+    const float* data_ = nullptr;
 };
 
-// rewards, quantiles, mask, gamma, lam, target_lam, bootstrap, done, next_quantiles, mask_mode
-PyObject* distributional_gae(Arguments arguments) {
-    Reader read;
-    const Scan scan = read_scan(read, arguments[0], arguments[1], arguments[2], arguments[6],
-                                arguments[7], arguments[3], arguments[9]);
-    const Traces lam(read, arguments[4], scan.rewards);
-    const bool own_targets = arguments[5] != Py_None;
-    const Traces target_lam(read, arguments[own_targets ? 5 : 4], scan.rewards);
-    const Tensor next = read.maybe_floats(arguments[8]), &quantiles = scan.quantiles;
-    read.require(!next.object || (next.has_shape(quantiles) && !scan.bootstrap.object));
-    if (!read.ok || needs_gradient({&scan.rewards, &quantiles, &scan.bootstrap, &next}))
-        return none();
+// Sample ids, int64 [B], or None for 0 .. B - 1.
+class SampleIds {
+  public:
+    SampleIds(Reader& read, PyObject* rows, const Scan& scan) {
+        const int64_t sequences = scan.sequences.count;
+        if (rows == Py_None) {
+            counted_.resize((size_t)sequences);
+            std::iota(counted_.begin(), counted_.end(), 0);
+            data_ = counted_.data();
+        } else {
+            const Tensor tensor = read.tensor(rows);
+            read.require(tensor.is_int64 && tensor.ndim == 1 && tensor.numel == sequences);
+            data_ = (const int64_t*)tensor.data;
+        }
+    }
+    const int64_t* data() const { return data_; }
 
-    const int64_t T = scan.length(), Q = quantiles.last();
-    const Ref advantages = empty_like(quantiles), targets = empty_like(quantiles);
-    const GaeArgs args{scan.sequences,
-                       scan.rewards.tokens(1, T),
-                       quantiles.tokens(Q, T),
-                       next.tokens(Q, T),
-                       scan.bootstrap.rows(Q),
-                       lam.data(),
-                       own_targets ? target_lam.data() : nullptr,
-                       scan.gamma,
-                       scan.particles(floats_of(advantages)),
-                       scan.particles(floats_of(targets))};
-    run_released(args, scan.rewards.numel);
-    return tuple({advantages.get(), targets.get()}).release();
+  private:
+    std::vector<int64_t> counted_;
+    const int64_t* data_ = nullptr;
+};
+
+// A float32 gradient of that shape where it is needed.
+Ref gradient(PyObject* needed, const std::vector<int64_t>& shape) {
+    return needed == Py_True ? empty(shape, torch.float32) : nullptr;
 }
 
-// rewards, quantiles, mask, gamma, lam, seed, rows, bootstrap, done, mask_mode
+float* floats_or_null(const Ref& tensor) { return tensor ? floats_of(tensor) : nullptr; }
+
+// apply, rewards, quantiles, mask, gamma, lam, target_lam, bootstrap, done, next_quantiles,
+// mask_mode
+PyObject* distributional_gae(Arguments arguments) {
+    Reader read;
+    const Tensor rewards = read.floats(arguments[1]), quantiles = read.floats(arguments[2]);
+    const Scan scan =
+        read_scan(read, arguments[3], arguments[8], arguments[4], arguments[10], quantiles.last());
+    const Traces lam(read, arguments[5], scan), target_lam(read, arguments[6], scan);
+    const Tensor bootstrap = read.maybe_floats(arguments[7]);
+    const Tensor next = read.maybe_floats(arguments[9]);
+    read.require(rewards.has_shape(scan.mask) && quantiles.extends(scan.mask) && lam.data());
+    read.require(!next.object || (next.has_shape(quantiles) && !bootstrap.object));
+    if (!read.ok || !scan.holds(bootstrap)) return none();
+
+    const Inputs inputs{rewards.object, quantiles.object, bootstrap.object, next.object};
+    const bool recorded = needs_gradient(inputs);
+    // Other gradients than that of the quantiles are written in float32.
+    if (recorded && !(rewards.is_float32() && bootstrap.is_float32() && next.is_float32()))
+        return none();
+
+    const Ref advantages = empty_like(quantiles), targets = empty_like(quantiles);
+    const GaeArgs args{scan.sequences,
+                       scan.per_token(rewards),
+                       scan.per_particle(quantiles),
+                       scan.per_particle(next),
+                       bootstrap.rows(quantiles.last()),
+                       lam.data(),
+                       target_lam.data(),
+                       scan.gamma,
+                       scan.per_particle(floats_of(advantages), quantiles.dtype),
+                       scan.per_particle(floats_of(targets), quantiles.dtype)};
+    run_released(args, scan.tokens());
+    Ref outputs = tuple({advantages.get(), targets.get()});
+    if (!recorded) return outputs.release();
+
+    const Ref size = owned(PyLong_FromLongLong(quantiles.last()));
+    const Ref kept_mask = constant(arguments[3]), kept_lam = constant(arguments[5]),
+              kept_target_lam = constant(arguments[6]), kept_done = constant(arguments[8]);
+    return record(arguments[0], outputs,
+                  tuple({kept_mask.get(), kept_lam.get(), kept_target_lam.get(), kept_done.get()}),
+                  tuple({arguments[4], kept_lam ? Py_None : arguments[5],
+                         kept_target_lam ? Py_None : arguments[6], arguments[10], size.get(),
+                         next.object ? Py_True : Py_False}),
+                  inputs);
+}
+
+// (grad_advantages or None, grad_targets or None), (mask, lam or None, target_lam or None, done or
+// None), (gamma, lam's number, target_lam's number, mask_mode, Q, is next_quantiles there), which
+// are needed
+PyObject* distributional_gae_backward(Arguments arguments) {
+    Reader read;
+    const Arguments grads = &PyTuple_GET_ITEM(arguments[0], 0);
+    const Arguments saved = &PyTuple_GET_ITEM(arguments[1], 0);
+    const Arguments options = &PyTuple_GET_ITEM(arguments[2], 0);
+    const Arguments needed = &PyTuple_GET_ITEM(arguments[3], 0);
+    const Tensor grad_advantages = read.maybe_floats(grads[0]);
+    const Tensor grad_targets = read.maybe_floats(grads[1]);
+    const Tensor& grad = grad_advantages.object ? grad_advantages : grad_targets;
+    const int64_t Q = read.integer(options[4], 1, INT64_MAX);
+    const Scan scan = read_scan(read, saved[0], saved[3], options[0], options[3], Q);
+    const Traces lam(read, saved[1] == Py_None ? options[1] : saved[1], scan);
+    const Traces target_lam(read, saved[2] == Py_None ? options[2] : saved[2], scan);
+    if (!read.ok) return none();
+
+    const std::vector<int64_t> full = extended(scan.mask, {Q});
+    const Ref rewards = gradient(needed[0], shape_of(scan.mask));
+    const Ref quantiles = needed[1] == Py_True ? empty_like(grad) : nullptr;
+    const Ref bootstrap = gradient(needed[2], {scan.sequences.count, Q});
+    const Ref next = gradient(needed[3], full);
+    const GaeGradArgs args{scan.sequences,
+                           scan.per_particle(grad_advantages),
+                           scan.per_particle(grad_targets),
+                           lam.data(),
+                           target_lam.data(),
+                           scan.gamma,
+                           read.boolean(options[5]),
+                           scan.per_token(floats_or_null(rewards), Dtype::f32),
+                           scan.per_particle(floats_or_null(quantiles), grad.dtype),
+                           scan.per_particle(floats_or_null(next), Dtype::f32),
+                           floats_or_null(bootstrap)};
+    run_released(args, scan.tokens());
+    return tuple({rewards.get(), quantiles.get(), bootstrap.get(), next.get()}).release();
+}
+
+// apply, rewards, quantiles, mask, gamma, lam, seed, rows, bootstrap, done, mask_mode
 PyObject* lambda_mixture_targets(Arguments arguments) {
     Reader read;
-    const Scan scan = read_scan(read, arguments[0], arguments[1], arguments[2], arguments[7],
-                                arguments[8], arguments[3], arguments[9]);
-    const Traces lam(read, arguments[4], scan.rewards);
-    const int64_t seed = read.integer(arguments[5], 0, INT64_MAX);
-    const Tensor given = read.maybe_tensor(arguments[6]), &quantiles = scan.quantiles;
-    const int64_t B = scan.rewards.without_last(), T = scan.length(), Q = quantiles.last();
-    read.require(!given.object || (given.is_int64 && given.ndim == 1 && given.numel == B));
-    if (!read.ok || needs_gradient({&scan.rewards, &quantiles, &scan.bootstrap})) return none();
+    const Tensor rewards = read.floats(arguments[1]), quantiles = read.floats(arguments[2]);
+    const Scan scan =
+        read_scan(read, arguments[3], arguments[9], arguments[4], arguments[10], quantiles.last());
+    const Traces lam(read, arguments[5], scan);
+    const int64_t seed = read.integer(arguments[6], 0, INT64_MAX);
+    const SampleIds rows(read, arguments[7], scan);
+    const Tensor bootstrap = read.maybe_floats(arguments[8]);
+    read.require(rewards.has_shape(scan.mask) && quantiles.extends(scan.mask) && lam.data());
+    if (!read.ok || !scan.holds(bootstrap)) return none();
 
-    std::vector<int64_t> places((size_t)(given.object ? 0 : B));
-    std::iota(places.begin(), places.end(), 0);
+    const Inputs inputs{rewards.object, quantiles.object, bootstrap.object};
+    const bool recorded = needs_gradient(inputs);
+    if (recorded && !(rewards.is_float32() && bootstrap.is_float32())) return none();
+
     Ref targets = empty_like(quantiles);
     const MixtureArgs args{scan.sequences,
-                           scan.rewards.tokens(1, T),
-                           quantiles.tokens(Q, T),
-                           scan.bootstrap.rows(Q),
+                           scan.per_token(rewards),
+                           scan.per_particle(quantiles),
+                           bootstrap.rows(quantiles.last()),
                            lam.data(),
-                           given.object ? (const int64_t*)given.data : places.data(),
+                           rows.data(),
                            (uint64_t)seed,
                            scan.gamma,
-                           scan.particles(floats_of(targets))};
-    run_released(args, scan.rewards.numel);
-    return targets.release();
+                           scan.per_particle(floats_of(targets), quantiles.dtype)};
+    run_released(args, scan.tokens());
+    if (!recorded) return targets.release();
+
+    const Ref kept_mask = constant(arguments[3]), kept_lam = constant(arguments[5]),
+              kept_rows = constant(arguments[7]), kept_done = constant(arguments[9]);
+    return record(
+        arguments[0], tuple({targets.get()}),
+        tuple({kept_mask.get(), kept_lam.get(), kept_rows.get(), kept_done.get()}),
+        tuple({arguments[4], kept_lam ? Py_None : arguments[5], arguments[6], arguments[10]}),
+        inputs);
+}
+
+// (grad_targets,), (mask, lam or None, rows or None, done or None), (gamma, lam's number, seed,
+// mask_mode), which are needed
+PyObject* lambda_mixture_targets_backward(Arguments arguments) {
+    Reader read;
+    const Arguments saved = &PyTuple_GET_ITEM(arguments[1], 0);
+    const Arguments options = &PyTuple_GET_ITEM(arguments[2], 0);
+    const Arguments needed = &PyTuple_GET_ITEM(arguments[3], 0);
+    const Tensor grad = read.floats(PyTuple_GET_ITEM(arguments[0], 0));
+    const int64_t Q = grad.last();
+    const Scan scan = read_scan(read, saved[0], saved[3], options[0], options[3], Q);
+    const Traces lam(read, saved[1] == Py_None ? options[1] : saved[1], scan);
+    const SampleIds rows(read, saved[2], scan);
+    const int64_t seed = read.integer(options[2], 0, INT64_MAX);
+    if (!read.ok) return none();
+
+    const Ref rewards = gradient(needed[0], shape_of(scan.mask));
+    const Ref quantiles = needed[1] == Py_True ? empty_like(grad) : nullptr;
+    const Ref bootstrap = gradient(needed[2], {scan.sequences.count, Q});
+    const MixtureGradArgs args{scan.sequences,
+                               scan.per_particle(grad),
+                               lam.data(),
+                               rows.data(),
+                               (uint64_t)seed,
+                               scan.gamma,
+                               scan.per_token(floats_or_null(rewards), Dtype::f32),
+                               scan.per_particle(floats_or_null(quantiles), grad.dtype),
+                               floats_or_null(bootstrap)};
+    run_released(args, scan.tokens());
+    return tuple({rewards.get(), quantiles.get(), bootstrap.get()}).release();
 }
 
 // The fields of Torch in order, the capsule of the exchange API first. False where it is not the
@@ -493,8 +618,10 @@ PyMethodDef* direct_methods() {
         method<integrate_flow_backward, 4>("direct_integrate_flow_backward"),
         method<flow_consistency_loss, 7>("direct_flow_consistency_loss"),
         method<quantile_huber_loss, 6>("direct_quantile_huber_loss"),
-        method<distributional_gae, 10>("direct_distributional_gae"),
-        method<lambda_mixture_targets, 10>("direct_lambda_mixture_targets"),
+        method<distributional_gae, 11>("direct_distributional_gae"),
+        method<distributional_gae_backward, 4>("direct_distributional_gae_backward"),
+        method<lambda_mixture_targets, 11>("direct_lambda_mixture_targets"),
+        method<lambda_mixture_targets_backward, 4>("direct_lambda_mixture_targets_backward"),
         {nullptr, nullptr, 0, nullptr},
     };
     return methods;

@@ -11,8 +11,7 @@ Dynamo knows to be true.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -61,51 +60,61 @@ def direct_call(op: str) -> Callable:
     return lambda *_: None
 
 
-def recorder(backward: Callable, general: Callable) -> Callable:
+def recorder(
+    direct_backward: Callable, general_backward: Callable, *, saves_inputs: bool = True
+) -> Callable:
     """What a direct call tells autograd: ``apply(outputs, kept, options, *inputs)`` returns its
-    only output, which is there already, with its place in the graph.
+    outputs, which are there already, with their place in the graph.
 
-    Among the inputs, None stands for a number or for what is absent; ``kept`` is what the kernel
-    left for the backward pass, and ``options`` all that is no tensor.
+    Among the inputs, None stands for a number or for what is absent; ``kept`` is what else the
+    backward pass needs as a tensor, and ``options`` all that is no tensor.
 
-    backward: (grad, saved, options, needed) -> gradients of the inputs, or None to step aside;
-        ``saved`` are inputs and kept, ``needed`` says which gradients are.
-    general: (options, *saved) -> the output by the general call, which is run again and
-        differentiated where the backward pass steps aside, and for second derivatives.
+    direct_backward: (grads, saved, options, needed) -> gradients of the inputs, or None to step
+        aside; ``saved`` are the inputs, if they are saved, and kept; ``needed`` says which
+        gradients are.
+    general_backward: the same, through the dispatcher and for second derivatives.
     """
 
     class Recorded(torch.autograd.Function):
         @staticmethod
         def forward(ctx, outputs, kept, options, *inputs):
             ctx.set_materialize_grads(False)
-            ctx.save_for_backward(*inputs, *kept)
+            ctx.save_for_backward(*(inputs if saves_inputs else ()), *kept)
             ctx.options = options
-            return outputs[0]
+            return outputs if len(outputs) > 1 else outputs[0]
 
         @staticmethod
-        def backward(ctx, grad):
-            saved, options, needed = ctx.saved_tensors, ctx.options, ctx.needs_input_grad[3:]
-            grads = None
+        def backward(ctx, *grads):
+            if all([grad is None for grad in grads]):
+                return (None,) * len(ctx.needs_input_grad)
+
+            rest = ctx.saved_tensors, ctx.options, ctx.needs_input_grad[3:]
+            gradients = None
             if not (torch.is_grad_enabled() or torch.compiler.is_dynamo_compiling()):
-                grads = backward(grad.contiguous(), saved, options, needed)
-            if grads is None:
-                grads = _general_gradients(partial(general, options), saved, needed, grad)
-            return None, None, None, *grads
+                dense = tuple([None if grad is None else grad.contiguous() for grad in grads])
+                gradients = direct_backward(dense, *rest)
+            if gradients is None:
+                gradients = general_backward(grads, *rest)
+
+            return None, None, None, *gradients
 
     # Without the layer of Function.apply for torch.func, under which no call is direct.
     return super(torch.autograd.Function, Recorded).apply
 
 
-def _general_gradients(
-    run: Callable[..., Tensor], saved: Sequence[Tensor | None], needed: Sequence[bool], grad: Tensor
-) -> list[Tensor | None]:
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
+def rerun(general_call: Callable[..., Tensor]) -> Callable:
+    """A general_backward that differentiates the general call, (options, *saved) -> output."""
+
+    def general_backward(grads, saved, options, needed):
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            output = general_call(options, *saved)
         wanted = [tensor for tensor, need in zip(saved, needed, strict=False) if need]
-        grads = iter(
+        gradients = iter(
             torch.autograd.grad(
-                run(*saved), wanted, grad, create_graph=create_graph, materialize_grads=True
+                output, wanted, grads, create_graph=create_graph, materialize_grads=True
             )
         )
+        return [next(gradients) if need else None for need in needed]
 
-    return [next(grads) if need else None for need in needed]
+    return general_backward

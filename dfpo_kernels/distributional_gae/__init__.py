@@ -80,8 +80,8 @@ def distributional_gae(
     """
     if cu_seqlens is None and not torch.compiler.is_dynamo_compiling():
         outputs = _direct_call(
-            rewards, quantiles, mask, gamma, lam, target_lam, bootstrap, done, next_quantiles,
-            mask_mode,
+            _record, rewards, quantiles, mask, gamma, lam, target_lam, bootstrap, done,
+            next_quantiles, mask_mode,
         )  # fmt: skip
         if outputs is not None:
             return outputs
@@ -321,6 +321,20 @@ _backward_op = dispatch.define_op(
 dispatch.forbid_gradient(_backward_op)
 
 
+def _direct_general(grads, saved, options, needed):
+    mask, lam, target_lam, done = saved
+    gamma, lam_number, target_number, mask_mode, num_quantiles, explicit = options
+    sequences = mask.shape[0]
+    lam = arguments.lam_rows(lam_number if lam is None else lam, sequences, mask)
+    if target_number is not None:
+        target_lam = arguments.lam_rows(target_number, sequences, mask)
+    gradients = _backward_op(
+        *grads, mask, lam, target_lam, done, None, dispatch.number(gamma), mask_mode,
+        num_quantiles, explicit, *needed,
+    )  # fmt: skip
+    return [gradient if need else None for gradient, need in zip(gradients, needed, strict=True)]
+
+
 def _setup_context(ctx, inputs, output):
     rewards, quantiles, mask, lam, target_lam, bootstrap, done, next_quantiles, *rest = inputs
     cu_seqlens, gamma, ctx.mask_mode = rest
@@ -353,3 +367,6 @@ def _backward(ctx, grad_advantages, grad_targets):
 dispatch.define_gradient(_op, setup_context=_setup_context, backward=_backward)
 
 _direct_call = direct.direct_call("distributional_gae")
+_record = direct.recorder(
+    direct.direct_call("distributional_gae_backward"), _direct_general, saves_inputs=False
+)

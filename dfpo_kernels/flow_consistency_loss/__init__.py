@@ -192,11 +192,13 @@ dispatch.define_gradient(_op, setup_context=_setup_context, backward=_backward)
 _direct_call = direct.direct_call("flow_consistency_loss")
 
 
-def _direct_backward(grad_loss, saved, _options, needed):
-    *shortcut, base, residual = saved[:7]
+def _direct_backward(grads, saved, _options, needed):
+    (grad_loss,), (*shortcut, base, residual) = grads, saved[:7]
     grad_velocity = residual * (grad_loss * (2.0 / base.shape[-1])).unsqueeze(-1)
-    grads = velocity.direct_backward(grad_velocity, (*shortcut, base, None), 0.0, (*needed, False))
-    return None if grads is None else grads[:6]
+    gradients = velocity.direct_backward(
+        (grad_velocity,), (*shortcut, base, None), 0.0, (*needed, False)
+    )
+    return None if gradients is None else gradients[:6]
 
 
 def _again(options, *saved):
@@ -208,4 +210,4 @@ def _again(options, *saved):
     )
 
 
-_record = direct.recorder(_direct_backward, _again)
+_record = direct.recorder(_direct_backward, direct.rerun(_again))

@@ -335,4 +335,4 @@ def _again(options, *saved):
     )  # fmt: skip
 
 
-_record = direct.recorder(direct.direct_call("integrate_flow_backward"), _again)
+_record = direct.recorder(direct.direct_call("integrate_flow_backward"), direct.rerun(_again))

@@ -191,4 +191,4 @@ def _again(flow_time, *saved):
     return _general_call(FlowField(*field), z, flow_time if time_tensor is None else time_tensor)
 
 
-_record = direct.recorder(direct_backward, _again)
+_record = direct.recorder(direct_backward, direct.rerun(_again))

@@ -205,9 +205,9 @@ dispatch.define_gradient(_op, setup_context=_setup_context, backward=_backward)
 _direct_call = direct.direct_call("quantile_huber_loss")
 
 
-def _direct_backward(grad_loss, saved, _options, needed):
+def _direct_backward(grads, saved, _options, needed):
     *inputs, by_quantiles, by_targets, _ = saved
-    return _times_left(grad_loss, (by_quantiles, by_targets), inputs, needed)
+    return _times_left(*grads, (by_quantiles, by_targets), inputs, needed)
 
 
 def _again(options, *saved):
@@ -216,4 +216,4 @@ def _again(options, *saved):
     return _general_call(quantiles, targets, taus=taus, kappa=kappa, quantile_reduction=reduction)
 
 
-_record = direct.recorder(_direct_backward, _again)
+_record = direct.recorder(_direct_backward, direct.rerun(_again))
