@@ -45,10 +45,13 @@ void run_released(const Run&... arguments) {
     PyEval_RestoreThread(state);
 }
 
-// The tensor an argument is, as a constant, to be saved; null where it is a number or None.
+// The tensor an argument is, cut off from autograd, to be saved; null where it is a number or None.
 Ref constant(PyObject* argument) {
     const bool number = PyFloat_CheckExact(argument) || PyLong_CheckExact(argument);
-    return number || argument == Py_None ? nullptr : detached(argument);
+    if (number || argument == Py_None) return nullptr;
+    if (needs_gradient({argument})) return detached(argument);
+    Py_INCREF(argument);
+    return Ref(argument);
 }
 
 // Where the gradient of an input goes: a new tensor like it where one is needed.
