@@ -2,9 +2,9 @@
 
     python bench/short_cases.py [SHAPES]
 
-Processor time of one thread, the least of some rounds in turn. Ends with the shapes where eager is
-faster, which are to be none, and with what a call of ours costs beside the cheapest chain of
-PyTorch calls that gives the same number.
+Processor time of one thread, the least of some rounds in turn. Then what a call of ours costs
+beside the cheapest chain of PyTorch calls that gives the same number, which is to be at most 1.5
+times as much; last the shapes where eager is faster, which are to be none.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def work(op: Callable, shape: Shape) -> float:
 def least(calls: dict[str, Callable], seconds: float = 0.04) -> dict[str, float]:
     """Microseconds of processor time of each, the least of rounds in turn."""
     counts = {name: repeats(call) for name, call in calls.items()}
-    found = dict.fromkeys(calls, float("inf"))
+    fewest = dict.fromkeys(calls, float("inf"))
     until = time.process_time() + seconds * len(calls)
     while time.process_time() < until:
         for name, call in calls.items():
@@ -108,16 +108,16 @@ def least(calls: dict[str, Callable], seconds: float = 0.04) -> dict[str, float]
             for _ in range(counts[name]):
                 call()
             spent = (time.process_time() - began) / counts[name]
-            found[name] = min(found[name], 1e6 * spent)
-    return found
+            fewest[name] = min(fewest[name], 1e6 * spent)
+    return fewest
 
 
 def repeats(call: Callable) -> int:
-    """Calls that take some two milliseconds, at least one."""
+    """Calls that take some half a millisecond, at least one: less than a slice of the scheduler."""
     call()
     began = time.process_time()
     call()
-    return max(1, int(2e-3 / max(time.process_time() - began, 1e-6)))
+    return max(1, int(5e-4 / max(time.process_time() - began, 1e-6)))
 
 
 def sweep(shapes: int) -> list[tuple]:
@@ -132,45 +132,100 @@ def sweep(shapes: int) -> list[tuple]:
     return rows
 
 
-def one_of_all() -> list[tuple]:
-    """R = T = Q = 1 beside the fewest PyTorch calls that give the same number."""
+def shortest_calls() -> dict[str, tuple[list[torch.Tensor], Callable, Callable]]:
+    """R = T = Q = 1: inputs, our call, and the fewest PyTorch calls that give the same number."""
     one = Shape(1, 1, 1, 1, 1)
-    bias, gain, offset, z_weight, time_weight = f = field(one)
+    f, shortcut = field(one), field(one)
     z, other, mask = torch.randn(1, 1), torch.randn(1, 1), torch.ones(1, 1)
-    token = z.unsqueeze(-1)
-    s = torch.tensor(0.0)
+    token, bootstrap = torch.randn(1, 1, 1), torch.randn(1, 1)
 
-    def velocity():
+    def velocity(field: FlowField):
+        bias, gain, offset, z_weight, _ = field
         x = torch.addcmul(bias, z, z_weight)
         return torch.addcmul(offset, gain, torch.nn.functional.silu(x))
 
-    chains = {
-        "flow_velocity": (lambda: kernels.flow_velocity(f, z, s), velocity),
-        "integrate_flow": (lambda: kernels.integrate_flow(f, z, steps=1), lambda: z + velocity()),
+    return {
+        "flow_velocity": (
+            [*f[:4], z],
+            lambda: kernels.flow_velocity(f, z, 0.0),
+            lambda: velocity(f),
+        ),
+        "integrate_flow": (
+            [*f[:4], z],
+            lambda: kernels.integrate_flow(f, z, steps=1),
+            lambda: z + velocity(f),
+        ),
+        "flow_consistency_loss": (
+            [*shortcut[:4]],
+            lambda: kernels.flow_consistency_loss(f, z, shortcut=shortcut, steps=1),
+            lambda: (velocity(shortcut) - velocity(f))[0].square(),
+        ),
         "quantile_huber_loss": (
+            [z],
             lambda: kernels.quantile_huber_loss(z, other, kappa=1.0),
             # The one quantile is the median, so both sides weigh a half.
             lambda: torch.nn.functional.huber_loss(z, other, reduction="none")[0] * 0.5,
         ),
-        # Of one token nothing follows: A = r - z, and the target is z + A.
+        # Of one token nothing follows: A = r - z, and the target is z + A = r.
         "distributional_gae": (
+            [z, token],
             lambda: kernels.distributional_gae(z, token, mask, **SCAN),
-            lambda: ((z - token[..., 0]).unsqueeze(-1), z.unsqueeze(-1)),
+            lambda: (z.unsqueeze(-1) - token, z.unsqueeze(-1)),
+        ),
+        # Whether the one token follows or bootstraps, it comes to the same value.
+        "lambda_mixture_targets": (
+            [z, bootstrap],
+            lambda: kernels.lambda_mixture_targets(
+                z, token, mask, **SCAN, seed=0, bootstrap=bootstrap
+            ),
+            lambda: torch.add(z, bootstrap, alpha=SCAN["gamma"]).unsqueeze(-1),
         ),
     }
+
+
+def backward_too(call: Callable) -> Callable:
+    def run() -> None:
+        outputs = call()
+        total = outputs[0] if isinstance(outputs, tuple) else outputs
+        total.backward(torch.ones_like(total))
+
+    return run
+
+
+def one_of_all() -> list[tuple]:
+    """Microseconds of ours and of the chain: without a gradient, recorded, and with backward."""
     rows = []
-    for name, (ours, chain) in chains.items():
+    for name, (inputs, ours, chain) in shortest_calls().items():
         torch.testing.assert_close(ours(), chain(), msg=lambda m, name=name: f"{name}: {m}")
-        took = least({"ours": ours, "chain": chain}, seconds=0.3)
-        rows.append((name, took["ours"], took["chain"]))
+        row = [name]
+        with torch.no_grad():
+            took = least({"ours": ours, "chain": chain}, seconds=0.3)
+        row += took.values()
+
+        for tensor in inputs:
+            tensor.requires_grad_()
+        for calls in ((ours, chain), (backward_too(ours), backward_too(chain))):
+            took = least(dict(zip(("ours", "chain"), calls, strict=True)), seconds=0.3)
+            row += took.values()
+        rows.append(tuple(row))
     return rows
+
+
+def floors() -> dict[str, float]:
+    """What no call of ours can beat: a call into C++, and the smallest of PyTorch."""
+    z = torch.randn(1, 1)
+    calls = {
+        "an empty call": torch.is_grad_enabled,
+        "torch.empty_like": partial(torch.empty_like, z),
+    }
+    return least({**calls, "z + z": partial(torch.add, z, z)}, seconds=0.1)
 
 
 def main(shapes: int = 200) -> int:
     torch.manual_seed(0)
     torch.set_num_threads(1)
     with torch.no_grad():
-        rows, shortest = sweep(shapes), one_of_all()
+        rows = sweep(shapes)
 
     table = []
     for op in OPS:
@@ -181,8 +236,14 @@ def main(shapes: int = 200) -> int:
     headers = ("op", "shapes", "least eager/ours", "median", "most", "fastest call, us")
     print(tabulate(table, headers, floatfmt=".3g"))
     print()
-    headers = ("R = T = Q = 1", "ours, us", "chain, us", "ours/chain")
-    print(tabulate([(*row, row[1] / row[2]) for row in shortest], headers, floatfmt=".3g"))
+    headers = ("R = T = Q = 1, us", "ours", "chain", "recorded", "chain", "and backward", "chain")
+    shortest = one_of_all()
+    print(tabulate(shortest, headers, floatfmt=".3g"))
+    for name, *took in shortest:
+        ratios = [ours / chain for ours, chain in zip(took[::2], took[1::2], strict=True)]
+        print(f"{name}: {', '.join(f'{ratio:.2f}' for ratio in ratios)} of the chain")
+    print("; ".join(f"{name} {us:.2f} us" for name, us in floors().items()))
+    print()
 
     slower = [(name, shape, ours, eager) for name, shape, ours, eager in rows if ours > eager]
     for name, shape, ours, eager in slower:

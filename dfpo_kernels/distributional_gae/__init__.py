@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dfpo_kernels import _checks as checks
 from dfpo_kernels import _cpu
+from dfpo_kernels import _direct as direct
 from dfpo_kernels import _dispatch as dispatch
 from dfpo_kernels.distributional_gae import _arguments as arguments
 from dfpo_kernels.distributional_gae import reference
@@ -77,6 +78,24 @@ def distributional_gae(
     Source: Schulman et al. 2016, "High-dimensional continuous control using generalized advantage
     estimation", arXiv 1506.02438; per particle as in FlowCritic, arXiv 2510.22686.
     """
+    if cu_seqlens is None and not torch.compiler.is_dynamo_compiling():
+        outputs = _direct_call(
+            _record, rewards, quantiles, mask, gamma, lam, target_lam, bootstrap, done,
+            next_quantiles, mask_mode,
+        )  # fmt: skip
+        if outputs is not None:
+            return outputs
+
+    return _general_call(
+        rewards, quantiles, mask, gamma=gamma, lam=lam, target_lam=target_lam, bootstrap=bootstrap,
+        done=done, next_quantiles=next_quantiles, mask_mode=mask_mode, cu_seqlens=cu_seqlens,
+    )  # fmt: skip
+
+
+def _general_call(
+    rewards, quantiles, mask, *, gamma, lam, target_lam, bootstrap, done, next_quantiles,
+    mask_mode, cu_seqlens,
+):  # fmt: skip
     count, gamma = arguments.check_scan(
         rewards, quantiles, mask, gamma=gamma, bootstrap=bootstrap, done=done,
         mask_mode=mask_mode, cu_seqlens=cu_seqlens,
@@ -302,6 +321,20 @@ _backward_op = dispatch.define_op(
 dispatch.forbid_gradient(_backward_op)
 
 
+def _direct_general(grads, saved, options, needed):
+    mask, lam, target_lam, done = saved
+    gamma, lam_number, target_number, mask_mode, num_quantiles, explicit = options
+    sequences = mask.shape[0]
+    lam = arguments.lam_rows(lam_number if lam is None else lam, sequences, mask)
+    if target_number is not None:
+        target_lam = arguments.lam_rows(target_number, sequences, mask)
+    gradients = _backward_op(
+        *grads, mask, lam, target_lam, done, None, dispatch.number(gamma), mask_mode,
+        num_quantiles, explicit, *needed,
+    )  # fmt: skip
+    return [gradient if need else None for gradient, need in zip(gradients, needed, strict=True)]
+
+
 def _setup_context(ctx, inputs, output):
     rewards, quantiles, mask, lam, target_lam, bootstrap, done, next_quantiles, *rest = inputs
     cu_seqlens, gamma, ctx.mask_mode = rest
@@ -332,3 +365,8 @@ def _backward(ctx, grad_advantages, grad_targets):
 
 
 dispatch.define_gradient(_op, setup_context=_setup_context, backward=_backward)
+
+_direct_call = direct.direct_call("distributional_gae")
+_record = direct.recorder(
+    direct.direct_call("distributional_gae_backward"), _direct_general, saves_inputs=False
+)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dfpo_kernels import _checks as checks
 from dfpo_kernels import _cpu
+from dfpo_kernels import _direct as direct
 from dfpo_kernels import _dispatch as dispatch
 from dfpo_kernels.distributional_gae import _arguments as arguments
 from dfpo_kernels.distributional_gae import reference
@@ -65,6 +66,22 @@ def lambda_mixture_targets(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
+    if cu_seqlens is None and not torch.compiler.is_dynamo_compiling():
+        targets = _direct_call(
+            _record, rewards, quantiles, mask, gamma, lam, seed, rows, bootstrap, done, mask_mode
+        )
+        if targets is not None:
+            return targets
+
+    return _general_call(
+        rewards, quantiles, mask, gamma=gamma, lam=lam, seed=seed, rows=rows, bootstrap=bootstrap,
+        done=done, mask_mode=mask_mode, cu_seqlens=cu_seqlens,
+    )  # fmt: skip
+
+
+def _general_call(
+    rewards, quantiles, mask, *, gamma, lam, seed, rows, bootstrap, done, mask_mode, cu_seqlens
+):
     count, gamma = arguments.check_scan(
         rewards, quantiles, mask, gamma=gamma, bootstrap=bootstrap, done=done,
         mask_mode=mask_mode, cu_seqlens=cu_seqlens,
@@ -266,6 +283,18 @@ _backward_op = dispatch.define_op(
 dispatch.forbid_gradient(_backward_op)
 
 
+def _direct_general(grads, saved, options, needed):
+    mask, lam, rows, done = saved
+    gamma, lam_number, seed, mask_mode = options
+    sequences = mask.shape[0]
+    lam = arguments.lam_rows(lam_number if lam is None else lam, sequences, mask)
+    rows = torch.arange(sequences) if rows is None else rows
+    gradients = _backward_op(
+        *grads, mask, lam, rows, done, None, dispatch.number(gamma), seed, mask_mode, *needed
+    )
+    return [gradient if need else None for gradient, need in zip(gradients, needed, strict=True)]
+
+
 def _setup_context(ctx, inputs, output):
     rewards, quantiles, mask, lam, rows, bootstrap, done, cu_seqlens, *rest = inputs
     gamma, ctx.seed, ctx.mask_mode = rest
@@ -293,3 +322,8 @@ def _backward(ctx, grad_targets):
 
 
 dispatch.define_gradient(_op, setup_context=_setup_context, backward=_backward)
+
+_direct_call = direct.direct_call("lambda_mixture_targets")
+_record = direct.recorder(
+    direct.direct_call("lambda_mixture_targets_backward"), _direct_general, saves_inputs=False
+)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dfpo_kernels import _checks as checks
 from dfpo_kernels import _cpu
+from dfpo_kernels import _direct as direct
 from dfpo_kernels import _dispatch as dispatch
 from dfpo_kernels.field import FlowField, as_rows, check_field
 from dfpo_kernels.flow_consistency_loss import reference
@@ -45,6 +46,15 @@ def flow_consistency_loss(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
+    if not torch.compiler.is_dynamo_compiling():
+        loss = _direct_call(_record, field, base, shortcut, steps, METHODS.get(method), method)
+        if loss is not None:
+            return loss
+
+    return _general_call(field, base, shortcut=shortcut, steps=steps, method=method)
+
+
+def _general_call(field, base, *, shortcut, steps, method):
     check_field("field", field)
     lead = tuple(field.offset.shape)
     if shortcut is None:
@@ -178,3 +188,26 @@ def _backward(ctx, grad_loss, _grad_residual):
 
 
 dispatch.define_gradient(_op, setup_context=_setup_context, backward=_backward)
+
+_direct_call = direct.direct_call("flow_consistency_loss")
+
+
+def _direct_backward(grads, saved, _options, needed):
+    (grad_loss,), (*shortcut, base, residual) = grads, saved[:7]
+    grad_velocity = residual * (grad_loss * (2.0 / base.shape[-1])).unsqueeze(-1)
+    gradients = velocity.direct_backward(
+        (grad_velocity,), (*shortcut, base, None), 0.0, (*needed, False)
+    )
+    return None if gradients is None else gradients[:6]
+
+
+def _again(options, *saved):
+    steps, method = options
+    *shortcut, base, _ = saved[:7]
+    field = saved[7:] if saved[7] is not None else shortcut
+    return _general_call(
+        FlowField(*field), base, shortcut=FlowField(*shortcut), steps=steps, method=method
+    )
+
+
+_record = direct.recorder(_direct_backward, direct.rerun(_again))

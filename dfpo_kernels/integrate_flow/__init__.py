@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dfpo_kernels import _checks as checks
 from dfpo_kernels import _cpu
+from dfpo_kernels import _direct as direct
 from dfpo_kernels import _dispatch as dispatch
 from dfpo_kernels.field import FlowField, as_rows, check_field
 from dfpo_kernels.integrate_flow import native, reference
@@ -60,6 +61,18 @@ def integrate_flow(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
+    if not torch.compiler.is_dynamo_compiling():
+        tableau = METHODS.get(method)
+        out = _direct_call(_record, field, base, steps, tableau, start, end, trajectory, method)
+        if out is not None:
+            return out
+
+    return _general_call(
+        field, base, steps=steps, method=method, start=start, end=end, trajectory=trajectory
+    )
+
+
+def _general_call(field, base, *, steps, method, start, end, trajectory):
     checks.check_float_tensor("base", base)
     checks.check_rank("base", base, 1, "[..., Q] or [Q]")
     num_quantiles = base.shape[-1]
@@ -305,3 +318,21 @@ def _backward(ctx, grad_out, _grad_path):
 
 
 dispatch.define_gradient(_op, setup_context=_setup_context, backward=_backward)
+
+_direct_call = direct.direct_call("integrate_flow")
+
+
+def _again(options, *saved):
+    steps, _, trajectory, *numbers, method = options
+    *field, base, start, end, _ = saved
+    start, end = (
+        number if tensor is None else tensor
+        for number, tensor in zip(numbers, (start, end), strict=True)
+    )
+    return _general_call(
+        FlowField(*field), base, steps=steps, method=method, start=start, end=end,
+        trajectory=trajectory,
+    )  # fmt: skip
+
+
+_record = direct.recorder(direct.direct_call("integrate_flow_backward"), direct.rerun(_again))

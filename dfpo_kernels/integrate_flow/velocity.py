@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dfpo_kernels import _checks as checks
 from dfpo_kernels import _cpu
+from dfpo_kernels import _direct as direct
 from dfpo_kernels import _dispatch as dispatch
 from dfpo_kernels.field import FlowField, as_rows, check_field
 from dfpo_kernels.integrate_flow import native, reference
@@ -34,6 +35,15 @@ def flow_velocity(
     Raises:
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
+    if not torch.compiler.is_dynamo_compiling():
+        velocity = _direct_call(_record, field, z, flow_time)
+        if velocity is not None:
+            return velocity
+
+    return _general_call(field, z, flow_time)
+
+
+def _general_call(field, z, flow_time):
     check_field("field", field)
     checks.check_float_tensor("z", z)
     checks.check_rank("z", z, 1, "[..., Q]")
@@ -171,3 +181,14 @@ def _backward(ctx, grad_velocity):
 
 
 dispatch.define_gradient(op, setup_context=_setup_context, backward=_backward)
+
+_direct_call = direct.direct_call("flow_velocity")
+direct_backward = direct.direct_call("flow_velocity_backward")
+
+
+def _again(flow_time, *saved):
+    *field, z, time_tensor = saved
+    return _general_call(FlowField(*field), z, flow_time if time_tensor is None else time_tensor)
+
+
+_record = direct.recorder(direct_backward, direct.rerun(_again))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from dfpo_kernels import _checks as checks
 from dfpo_kernels import _cpu
+from dfpo_kernels import _direct as direct
 from dfpo_kernels import _dispatch as dispatch
 from dfpo_kernels.quantile_huber_loss import reference
 
@@ -49,6 +50,17 @@ def quantile_huber_loss(
 
     Source: Dabney et al. 2018, "Distributional RL with quantile regression", arXiv 1710.10044.
     """
+    if not torch.compiler.is_dynamo_compiling():
+        loss = _direct_call(_record, quantiles, targets, taus, kappa, quantile_reduction)
+        if loss is not None:
+            return loss
+
+    return _general_call(
+        quantiles, targets, taus=taus, kappa=kappa, quantile_reduction=quantile_reduction
+    )
+
+
+def _general_call(quantiles, targets, *, taus, kappa, quantile_reduction):
     checks.check_float_tensor("quantiles", quantiles)
     checks.check_float_tensor("targets", targets)
     checks.check_rank("quantiles", quantiles, 1, "[..., Q]")
@@ -162,6 +174,15 @@ def _setup_context(ctx, inputs, output):
     ctx.reduction = "mean" if mean else "sum"
 
 
+def _times_left(grad_loss, left, inputs, needed):
+    """The forward pass has left d loss / d input; what remains is the chain rule's product."""
+    grad_loss = grad_loss.unsqueeze(-1)
+    return [
+        (grad_loss * by_input).to(tensor.dtype) if need else None
+        for by_input, tensor, need in zip(left, inputs, needed, strict=True)
+    ]
+
+
 def _backward(ctx, grad_loss, _grad_quantiles, _grad_targets):
     *saved, quantiles, targets, taus, kappa = ctx.saved_tensors
     inputs, needed = (quantiles, targets), ctx.needs_input_grad[:2]
@@ -174,13 +195,25 @@ def _backward(ctx, grad_loss, _grad_quantiles, _grad_targets):
 
         grads = dispatch.differentiable_gradients(run, inputs, needed, grad_loss)
     else:
-        # The forward pass has left d loss / d input; what remains is the chain rule's product.
-        grads = [
-            (grad_loss.unsqueeze(-1) * left).to(tensor.dtype) if need else None
-            for left, tensor, need in zip(saved, inputs, needed, strict=True)
-        ]
+        grads = _times_left(grad_loss, saved, inputs, needed)
 
     return (*grads, None, None, None, None, None)
 
 
 dispatch.define_gradient(_op, setup_context=_setup_context, backward=_backward)
+
+_direct_call = direct.direct_call("quantile_huber_loss")
+
+
+def _direct_backward(grads, saved, _options, needed):
+    *inputs, by_quantiles, by_targets, _ = saved
+    return _times_left(*grads, (by_quantiles, by_targets), inputs, needed)
+
+
+def _again(options, *saved):
+    quantiles, targets, _, _, taus = saved
+    kappa, reduction = options
+    return _general_call(quantiles, targets, taus=taus, kappa=kappa, quantile_reduction=reduction)
+
+
+_record = direct.recorder(_direct_backward, direct.rerun(_again))
