@@ -85,7 +85,7 @@ def check_integer(name: str, value: object, low: int, high: int) -> int:
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: is {value!r}, must be one of {', '.join(choices)}")
 
 

@@ -47,7 +47,8 @@ def flow_consistency_loss(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     if not torch.compiler.is_dynamo_compiling():
-        loss = _direct_call(_record, field, base, shortcut, steps, METHODS.get(method), method)
+        tableau = METHODS.get(method) if isinstance(method, str) else None
+        loss = _direct_call(_record, field, base, shortcut, steps, tableau, method)
         if loss is not None:
             return loss
 

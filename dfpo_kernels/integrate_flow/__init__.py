@@ -62,7 +62,7 @@ def integrate_flow(
         TypeError, ValueError: naming the argument, what it was and what it must be.
     """
     if not torch.compiler.is_dynamo_compiling():
-        tableau = METHODS.get(method)
+        tableau = METHODS.get(method) if isinstance(method, str) else None
         out = _direct_call(_record, field, base, steps, tableau, start, end, trajectory, method)
         if out is not None:
             return out
