@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FOLDER = "answers"
+NO_REWARD = "no reward"
 MOST_STEPS = 128  # files of one run: where it has more, every other one goes
 MOST_QUANTILES, MOST_TOKENS, MOST_LETTERS = 16, 512, 8192  # of one token, answer, text
 
@@ -41,12 +42,13 @@ class KeptAnswer:
     expected: str | None  # the prompt's "answer" column, where it has one
     answer: str
     truncated: bool
-    told: float  # the reward that training saw
-    clean: float  # what the verifier said
+    told: float | None  # the reward that training saw; None: training left the answer out
+    clean: float | None  # what the verifier said; None: nothing
     token_ids: list[int]  # T
     tokens: list[str]  # T
-    advantages: list[float]  # T, what the policy's loss took
-    values: list[float]  # T, predicted mean return before each token; empty without a critic
+    advantages: list[float]  # T, what the policy's loss took; empty where told is None
+    # T, predicted mean return before each token; empty without a critic and where told is None
+    values: list[float]
     spreads: list[float]  # T, its standard deviation over all quantiles
     quantiles: list[list[float]]  # T x at most MOST_QUANTILES
     final: list[float]  # quantiles after the last token
@@ -64,9 +66,24 @@ class KeptAnswer:
         after = [*self.values[1:], sum(self.final) / len(self.final)]
         return [b - a for a, b in zip(self.values, after, strict=True)]
 
-    def is_right(self, middle: float) -> bool:
-        """Whether the clean reward is above the middle of its range."""
-        return self.clean > middle
+    def verdict(self, middle: float) -> str:
+        """ "right" where the clean reward is above the middle of its range, else "wrong", or
+        NO_REWARD where there is none."""
+        if self.clean is None:
+            return NO_REWARD
+        return "right" if self.clean > middle else "wrong"
+
+    def words(self, middle: float) -> str:
+        """The verdict, and the reward before and after noise."""
+        if self.clean is None:
+            return NO_REWARD
+        clean, told = reward_text(self.clean), reward_text(self.told)
+        rewards = f"told {told}, clean {clean}" if self.noisy else f"reward {clean}"
+        return f"{self.verdict(middle)}, {rewards}"
+
+
+def reward_text(reward: float | None) -> str:
+    return "none" if reward is None else f"{reward:.4g}"
 
 
 def reward_range(config: Config) -> tuple[float, float]:
@@ -206,7 +223,7 @@ def _schema() -> pyarrow.Schema:
 
     kinds = {
         "int": pa.int64(), "str": pa.string(), "str | None": pa.string(), "bool": pa.bool_(),
-        "float": pa.float32(), "list[int]": pa.list_(pa.int32()),
+        "float": pa.float32(), "float | None": pa.float32(), "list[int]": pa.list_(pa.int32()),
         "list[str]": pa.list_(pa.string()), "list[float]": pa.list_(pa.float32()),
         "list[list[float]]": pa.list_(pa.list_(pa.float32())),
     }  # fmt: skip
