@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfpo.config import Config, ConfigError
-from dfpo.config.types import Answers, Estimate, Prompt, Rollout, Targets
+from dfpo.config.types import Answers, Estimate, LeftOut, Prompt, Rollout, Targets
 from dfpo.tasks.source import domain_of
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def keep(
     rollout: Rollout,
     *,
     estimate: Estimate | None,
-    targets: Targets,
+    targets: Targets | None,  # None: no answer has a reward
     config: Config,
     step: int,
 ) -> None:
@@ -116,10 +117,11 @@ def keep(
     every = spacing(step, config.answers_every)
     if not is_due(step, every):
         return
-    chosen = choose(rollout, config.answers_kept)
     rows = [
-        _row(place, tokenizer, rollout, estimate=estimate, targets=targets, step=step)
-        for place in chosen
+        _left_out_row(place, tokenizer, rollout.left_out, step)
+        if place < 0
+        else _row(place, tokenizer, rollout, estimate=estimate, targets=targets, step=step)
+        for place in choose(rollout, config.answers_kept)
     ]
     write(run, step, rows)
     for path in _files(run):
@@ -136,21 +138,34 @@ def spacing(step: int, every: int) -> int:
 
 def choose(rollout: Rollout, most: int) -> list[int]:
     """Places of the answers that are kept, whatever their rewards: two or more to each of the
-    first prompts of every domain."""
+    first prompts of every domain. Those below 0 are places in ``left_out``, from its end."""
+    answers, groups = rollout.answers, rollout.groups.tolist()
+    places = list(range(len(answers)))
+    rows, ids = [*answers.rows], answers.sample_ids.tolist()
+    if rollout.left_out is not None:
+        gone = rollout.left_out
+        places += range(-len(gone.answers), 0)
+        rows, ids = rows + gone.answers.rows, ids + gone.answers.sample_ids.tolist()
+        groups += gone.groups.tolist()
+
+    # In the order in which they were drawn.
+    order = sorted(range(len(places)), key=ids.__getitem__)
     members: dict[int, list[int]] = {}
-    for place, group in enumerate(rollout.groups.tolist()):
-        members.setdefault(group, []).append(place)
+    for i in order:
+        members.setdefault(groups[i], []).append(i)
 
     seen: Counter[str] = Counter()
     turns = []
-    for places in members.values():
-        domain = domain_of(rollout.answers.rows[places[0]])
-        turns.append((seen[domain], places))
+    for answered in members.values():
+        domain = domain_of(rows[answered[0]])
+        turns.append((seen[domain], answered))
         seen[domain] += 1
 
     each = max(2, -(-most // max(1, len(turns))))
-    in_turn = [places[:each] for _, places in sorted(turns)]
-    return sorted([place for places in in_turn for place in places][:most])
+    in_turn = [
+        i for _, answered in sorted(turns, key=lambda turn: turn[0]) for i in answered[:each]
+    ]
+    return [places[i] for i in sorted(in_turn[:most], key=ids.__getitem__)]
 
 
 def _row(
@@ -162,9 +177,7 @@ def _row(
     targets: Targets,
     step: int,
 ) -> KeptAnswer:
-    answers: Answers = rollout.answers
-    row, ids = answers.rows[place], answers.token_ids[place][:MOST_TOKENS]
-    expected, length = row.get("answer"), len(ids)
+    length = min(len(rollout.answers.token_ids[place]), MOST_TOKENS)
     known = np.zeros((0, 0), np.float32)
     final = known
     if estimate is not None:
@@ -173,22 +186,45 @@ def _row(
 
     return KeptAnswer(
         step=step,
-        sample=int(answers.sample_ids[place]),
-        prompt=_text(prompt_text(row["prompt"])),
-        domain=_text(str(domain_of(row))),
-        expected=None if expected is None else _text(str(expected)),
-        answer=_text(answers.texts[place]),
+        **_said(place, tokenizer, rollout.answers),
         truncated=bool(rollout.samples.truncated[place]),
         told=float(rollout.rewards[place]),
         clean=float(rollout.clean_rewards[place]),
-        token_ids=ids,
-        tokens=[_text(tokenizer.decode([token])) for token in ids],
         advantages=targets.advantages[place, :length].float().tolist(),
         values=known.mean(-1).tolist() if len(known) else [],
         spreads=known.std(-1).tolist() if len(known) else [],
         quantiles=few_quantiles(known).tolist(),
         final=few_quantiles(final).reshape(-1).tolist(),
     )
+
+
+def _left_out_row(
+    place: int, tokenizer: PreTrainedTokenizerBase, left_out: LeftOut, step: int
+) -> KeptAnswer:
+    clean = float(left_out.clean_rewards[place])
+    return KeptAnswer(
+        step=step,
+        **_said(place, tokenizer, left_out.answers),
+        truncated=bool(left_out.truncated[place]),
+        told=None,
+        clean=clean if math.isfinite(clean) else None,
+        advantages=[], values=[], spreads=[], quantiles=[], final=[],
+    )  # fmt: skip
+
+
+def _said(place: int, tokenizer: PreTrainedTokenizerBase, answers: Answers) -> dict[str, Any]:
+    """The prompt and the answer to it, as columns of the table."""
+    row, ids = answers.rows[place], answers.token_ids[place][:MOST_TOKENS]
+    expected = row.get("answer")
+    return {
+        "sample": int(answers.sample_ids[place]),
+        "prompt": _text(prompt_text(row["prompt"])),
+        "domain": _text(str(domain_of(row))),
+        "expected": None if expected is None else _text(str(expected)),
+        "answer": _text(answers.texts[place]),
+        "token_ids": ids,
+        "tokens": [_text(tokenizer.decode([token])) for token in ids],
+    }
 
 
 def few_quantiles(quantiles: np.ndarray) -> np.ndarray:  # [T, Q] -> [T, at most MOST_QUANTILES]

@@ -29,7 +29,10 @@ def pages(tmp_path_factory):
     }  # fmt: skip
     odd = make_run(folder / HOSTILE.replace("/", ""), hostile, [{HOSTILE: 1.0, "__proto__": 2.0}])
     empty = make_run(folder / "empty", kept={}, metrics=[])
-    made = {"both": [one, two], "hostile": [odd], "empty": [empty]}
+    gone = {"advantages": [], "values": [], "spreads": [], "quantiles": [], "final": []}
+    kept = {0: [answer(told=None, clean=None, **gone), answer(sample=1, told=None, **gone)]}
+    unscored = make_run(folder / "unscored", kept)
+    made = {"both": [one, two], "hostile": [odd], "empty": [empty], "unscored": [unscored]}
     return {k: write_report(runs, folder / f"{k}.html").as_uri() for k, runs in made.items()}
 
 
@@ -284,6 +287,17 @@ def test_the_policy_stops_a_script_that_got_in_all_the_same(browser, pages):
     page.wait_for_timeout(100)
     assert page.evaluate("typeof hacked") == "undefined"
     page.close()
+
+
+def test_an_answer_without_a_reward(visit):
+    page = visit("unscored")
+    assert [t.split("\n")[0] for t in texts(page, "#list button")] == [
+        "step 0, math, no reward", "step 0, math, ✗ wrong, told none, clean 0",
+    ]  # fmt: skip
+    assert page.locator(".predicted").is_hidden() and page.locator(".unpredicted").is_visible()
+    assert page.inner_text(".words") == "token 1 of 4 “it”: advantage –"
+    page.select_option("#f-verdict", label="no reward")
+    assert page.locator("#list li").count() == 1
 
 
 def test_a_run_of_nothing_yet(visit):

@@ -76,6 +76,22 @@ def test_noise_in_tables(run):
     assert pairs["rows"] == [["0", "0", "3 (33 %)"], ["0", "1", "3 (33 %)"], ["1", "1", "3 (33 %)"]]
 
 
+def test_noise_in_tables_where_rewards_are_missing(tmp_path):
+    # One was told what is clean, of one noise took the reward, one had none.
+    kept = [answer(told=0.0), answer(told=None), answer(told=None, clean=None)]
+    by_domain, pairs = data.noise_tables(kept)
+    assert by_domain["rows"][0] == ["all", "3", "1 (33 %)", "0.000", "0.000"]
+    assert pairs["rows"] == [
+        ["0", "0", "1 (33 %)"], ["0", "none", "1 (33 %)"], ["none", "none", "1 (33 %)"]
+    ]  # fmt: skip
+    assert data.noise_tables(kept[2:])[0]["rows"][0] == ["all", "1", "0 (0 %)", "-", "-"]
+    # More pairs than are listed: how far they moved, of those that have both.
+    many = [answer(told=float(i), clean=i - 0.5) for i in range(20)]
+    assert data.noise_tables(kept[1:] + many)[1]["rows"] == [
+        ["told less clean below"] + ["0.5"] * 7
+    ]
+
+
 def test_settings_that_differ(tmp_path):
     runs = [make_run(tmp_path / f"seed{seed}", seed=seed) for seed in (0, 7)]
     table = data.gather(runs)["settings"]
