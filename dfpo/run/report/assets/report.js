@@ -17,7 +17,7 @@ addEventListener("keydown", (event) => {
   if (typing && event.key === "Escape") event.target.blur();
   const own = typing || event.ctrlKey || event.metaKey || event.altKey; // not ours to take
   if (own || !Object.hasOwn(KEYS, event.key)) return;
-  event.preventDefault();
+  if (event.key !== "Escape") event.preventDefault(); // which closes the words on keys too
   KEYS[event.key]();
 });
 

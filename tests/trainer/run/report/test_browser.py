@@ -256,7 +256,10 @@ def test_keys_walk_and_hold_answers(visit):
     assert page.input_value("#f-search") == "jvb", "letters that are typed are letters"
     page.keyboard.press("Escape")
     page.keyboard.press("?")
-    assert page.locator("#keys").is_visible()
+    box = page.locator("#keys").bounding_box()
+    assert box["y"] > 0 and box["y"] + box["height"] < page.viewport_size["height"]
+    page.keyboard.press("Escape")
+    assert page.locator("#keys").is_hidden()
 
 
 def test_settings_and_noise(visit):
