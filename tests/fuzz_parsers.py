@@ -27,8 +27,10 @@ ROOT = Path(__file__).parents[1]
 SCRATCH = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 SEEDS = (
     b"<think>no</think> so \\boxed{\\frac{1}{2}} 1,234", b"Answer: (B)",
-    b'{"prompt": "1 plus 2"}\n', b'{"prompt": [{"role": "user", "content": "hi"}], "answer": "3"}\n',
-    b"flip=0.3+gaussian=0.1", b"math:flip=0.3;none", b"steps: 3\ncritic: {kind: scalar}\n", b'{"num_hidden_layers": 4}',
+    b'{"prompt": "1 plus 2"}\n',
+    b'{"prompt": [{"role": "user", "content": "hi"}], "answer": "3"}\n',
+    b"flip=0.3+gaussian=0.1", b"math:flip=0.3;none", b"steps: 3\ncritic: {kind: scalar}\n",
+    b'{"num_hidden_layers": 4}',
     *(path.read_bytes() for path in sorted((ROOT / "recipes").glob("*.yaml"))),
 )  # fmt: skip
 seen: set[str] = set()
