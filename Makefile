@@ -6,7 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-long test-cluster test-integrations real-model lint bench sanitize \
-    sanitize-emulation portable wheel release matrix golden gpu-proof gpu-day compare leads docs fuzz soak clean
+    sanitize-emulation portable wheel release matrix golden gpu-proof gpu-day compare leads docs fuzz \
+    fuzz-parsers soak clean
 
 # DFPO beside PPO on the shipped three-domain suite, told rewards of unknown scales; two minutes.
 demo: $(VENV)/installed
@@ -83,6 +84,11 @@ portable: $(VENV)/installed
 # Ten thousand inputs that nobody thought of; a thousand are in `make test`.
 fuzz: $(VENV)/installed
 	FUZZ=10000 $(BIN)/pytest tests/test_fuzz.py $(ARGS)
+
+# Ten minutes of parsers under a fuzzer that follows their lines; prints what it has against them.
+fuzz-parsers: $(VENV)/installed
+	$(BIN)/pip install --quiet atheris
+	$(BIN)/python tests/fuzz_parsers.py build/fuzz -max_total_time=600 -max_len=4096 $(ARGS)
 
 # A hundred kills at random moments, and 2,000 steps watched from outside; an hour on two cores.
 soak: $(VENV)/installed

@@ -150,9 +150,19 @@ class Scored:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """N answers of a step that training has no reward for, of which nothing more is computed."""
+
+    answers: Answers
+    truncated: Tensor  # [N] bool
+    groups: Tensor  # [N] int64, which of the step's prompts is answered
+    clean_rewards: Tensor  # [N] float32, NaN where noise did not take it: there was none
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One step's answers that have a reward, and what is known of them before any value is
-    estimated. Answers without a reward are left out; ``scored`` counts them."""
+    estimated. Answers without a reward are ``left_out``; ``scored`` counts them."""
 
     scored: Scored  # of all answers
     answers: Answers
@@ -163,6 +173,7 @@ class Rollout:
     old_logprobs: Tensor  # [B, T]
     ref_logprobs: Tensor  # [B, T]
     entropy: Tensor  # [B, T]
+    left_out: LeftOut | None = None  # None: all have a reward
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from dfpo.config import Config
 from dfpo.config.draws import Draws, Stream
 from dfpo.config.noise import Noise
-from dfpo.config.types import Answers, Rollout, Row, Samples
+from dfpo.config.types import Answers, LeftOut, Rollout, Row, Samples
 from dfpo.rewards.functions import Reward
 from dfpo.rewards.noise import NoiseInputs, corrupt, kind_id, prompt_id, prompt_text
 from dfpo.rollout.play import play
@@ -40,11 +40,22 @@ def collect(
         scored.values.to(device), answers,
         noise=noise, reward=reward, first=first, config=config, step=step,
     )  # fmt: skip
+    before_noise = scored.values
     scored = scored.without(noisy.isnan().cpu())
+    groups = (answers.sample_ids - first_id) // config.rollout.samples
 
-    kept = scored.values.isfinite().nonzero().squeeze(-1)
-    if len(kept) < len(answers):
+    left_out = None
+    known = scored.values.isfinite()
+    if not known.all():
+        kept, gone = known.nonzero().squeeze(-1), (~known).nonzero().squeeze(-1)
+        left_out = LeftOut(
+            answers=answers.select(gone),
+            truncated=samples.truncated[gone.to(device)],
+            groups=groups[gone.to(device)],
+            clean_rewards=before_noise[gone],
+        )
         answers, samples = answers.select(kept), samples.part(kept.tolist())
+        groups = groups[kept.to(device)]
 
     # Without a single answer there is nothing for the models to look at.
     nothing = torch.zeros(samples.mask.shape, device=device)
@@ -59,13 +70,14 @@ def collect(
         scored=scored,
         answers=answers,
         samples=samples,
-        groups=(answers.sample_ids - first_id) // config.rollout.samples,
+        groups=groups,
         clean_rewards=clean,
         # The very same tensor where there is no noise, by which others know.
         rewards=noisy[noisy.isfinite()] if noise else clean,
         old_logprobs=drawn["logprobs"],
         ref_logprobs=reference["logprobs"],
         entropy=drawn["entropy"],
+        left_out=left_out,
     )
 
 

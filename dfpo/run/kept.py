@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dfpo.config import Config, ConfigError
-from dfpo.config.types import Answers, Estimate, Prompt, Rollout, Targets
+from dfpo.config.types import Answers, Estimate, LeftOut, Prompt, Rollout, Targets
 from dfpo.tasks.source import domain_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FOLDER = "answers"
+NO_REWARD = "no reward"
 MOST_STEPS = 128  # files of one run: where it has more, every other one goes
 MOST_QUANTILES, MOST_TOKENS, MOST_LETTERS = 16, 512, 8192  # of one token, answer, text
 
@@ -41,12 +43,13 @@ class KeptAnswer:
     expected: str | None  # the prompt's "answer" column, where it has one
     answer: str
     truncated: bool
-    told: float  # the reward that training saw
-    clean: float  # what the verifier said
+    told: float | None  # the reward that training saw; None: training left the answer out
+    clean: float | None  # what the verifier said; None: nothing
     token_ids: list[int]  # T
     tokens: list[str]  # T
-    advantages: list[float]  # T, what the policy's loss took
-    values: list[float]  # T, predicted mean return before each token; empty without a critic
+    advantages: list[float]  # T, what the policy's loss took; empty where told is None
+    # T, predicted mean return before each token; empty without a critic and where told is None
+    values: list[float]
     spreads: list[float]  # T, its standard deviation over all quantiles
     quantiles: list[list[float]]  # T x at most MOST_QUANTILES
     final: list[float]  # quantiles after the last token
@@ -64,9 +67,24 @@ class KeptAnswer:
         after = [*self.values[1:], sum(self.final) / len(self.final)]
         return [b - a for a, b in zip(self.values, after, strict=True)]
 
-    def is_right(self, middle: float) -> bool:
-        """Whether the clean reward is above the middle of its range."""
-        return self.clean > middle
+    def verdict(self, middle: float) -> str:
+        """ "right" where the clean reward is above the middle of its range, else "wrong", or
+        NO_REWARD where there is none."""
+        if self.clean is None:
+            return NO_REWARD
+        return "right" if self.clean > middle else "wrong"
+
+    def words(self, middle: float) -> str:
+        """The verdict, and the reward before and after noise."""
+        if self.clean is None:
+            return NO_REWARD
+        clean, told = reward_text(self.clean), reward_text(self.told)
+        rewards = f"told {told}, clean {clean}" if self.noisy else f"reward {clean}"
+        return f"{self.verdict(middle)}, {rewards}"
+
+
+def reward_text(reward: float | None) -> str:
+    return "none" if reward is None else f"{reward:.4g}"
 
 
 def reward_range(config: Config) -> tuple[float, float]:
@@ -91,7 +109,7 @@ def keep(
     rollout: Rollout,
     *,
     estimate: Estimate | None,
-    targets: Targets,
+    targets: Targets | None,  # None: no answer has a reward
     config: Config,
     step: int,
 ) -> None:
@@ -99,10 +117,11 @@ def keep(
     every = spacing(step, config.answers_every)
     if not is_due(step, every):
         return
-    chosen = choose(rollout, config.answers_kept)
     rows = [
-        _row(place, tokenizer, rollout, estimate=estimate, targets=targets, step=step)
-        for place in chosen
+        _left_out_row(place, tokenizer, rollout.left_out, step)
+        if place < 0
+        else _row(place, tokenizer, rollout, estimate=estimate, targets=targets, step=step)
+        for place in choose(rollout, config.answers_kept)
     ]
     write(run, step, rows)
     for path in _files(run):
@@ -119,21 +138,34 @@ def spacing(step: int, every: int) -> int:
 
 def choose(rollout: Rollout, most: int) -> list[int]:
     """Places of the answers that are kept, whatever their rewards: two or more to each of the
-    first prompts of every domain."""
+    first prompts of every domain. Those below 0 are places in ``left_out``, from its end."""
+    answers, groups = rollout.answers, rollout.groups.tolist()
+    places = list(range(len(answers)))
+    rows, ids = [*answers.rows], answers.sample_ids.tolist()
+    if rollout.left_out is not None:
+        gone = rollout.left_out
+        places += range(-len(gone.answers), 0)
+        rows, ids = rows + gone.answers.rows, ids + gone.answers.sample_ids.tolist()
+        groups += gone.groups.tolist()
+
+    # In the order in which they were drawn.
+    order = sorted(range(len(places)), key=ids.__getitem__)
     members: dict[int, list[int]] = {}
-    for place, group in enumerate(rollout.groups.tolist()):
-        members.setdefault(group, []).append(place)
+    for i in order:
+        members.setdefault(groups[i], []).append(i)
 
     seen: Counter[str] = Counter()
     turns = []
-    for places in members.values():
-        domain = domain_of(rollout.answers.rows[places[0]])
-        turns.append((seen[domain], places))
+    for answered in members.values():
+        domain = domain_of(rows[answered[0]])
+        turns.append((seen[domain], answered))
         seen[domain] += 1
 
     each = max(2, -(-most // max(1, len(turns))))
-    in_turn = [places[:each] for _, places in sorted(turns)]
-    return sorted([place for places in in_turn for place in places][:most])
+    in_turn = [
+        i for _, answered in sorted(turns, key=lambda turn: turn[0]) for i in answered[:each]
+    ]
+    return [places[i] for i in sorted(in_turn[:most], key=ids.__getitem__)]
 
 
 def _row(
@@ -145,9 +177,7 @@ def _row(
     targets: Targets,
     step: int,
 ) -> KeptAnswer:
-    answers: Answers = rollout.answers
-    row, ids = answers.rows[place], answers.token_ids[place][:MOST_TOKENS]
-    expected, length = row.get("answer"), len(ids)
+    length = min(len(rollout.answers.token_ids[place]), MOST_TOKENS)
     known = np.zeros((0, 0), np.float32)
     final = known
     if estimate is not None:
@@ -156,22 +186,45 @@ def _row(
 
     return KeptAnswer(
         step=step,
-        sample=int(answers.sample_ids[place]),
-        prompt=_text(prompt_text(row["prompt"])),
-        domain=_text(str(domain_of(row))),
-        expected=None if expected is None else _text(str(expected)),
-        answer=_text(answers.texts[place]),
+        **_said(place, tokenizer, rollout.answers),
         truncated=bool(rollout.samples.truncated[place]),
         told=float(rollout.rewards[place]),
         clean=float(rollout.clean_rewards[place]),
-        token_ids=ids,
-        tokens=[_text(tokenizer.decode([token])) for token in ids],
         advantages=targets.advantages[place, :length].float().tolist(),
         values=known.mean(-1).tolist() if len(known) else [],
         spreads=known.std(-1).tolist() if len(known) else [],
         quantiles=few_quantiles(known).tolist(),
         final=few_quantiles(final).reshape(-1).tolist(),
     )
+
+
+def _left_out_row(
+    place: int, tokenizer: PreTrainedTokenizerBase, left_out: LeftOut, step: int
+) -> KeptAnswer:
+    clean = float(left_out.clean_rewards[place])
+    return KeptAnswer(
+        step=step,
+        **_said(place, tokenizer, left_out.answers),
+        truncated=bool(left_out.truncated[place]),
+        told=None,
+        clean=clean if math.isfinite(clean) else None,
+        advantages=[], values=[], spreads=[], quantiles=[], final=[],
+    )  # fmt: skip
+
+
+def _said(place: int, tokenizer: PreTrainedTokenizerBase, answers: Answers) -> dict[str, Any]:
+    """The prompt and the answer to it, as columns of the table."""
+    row, ids = answers.rows[place], answers.token_ids[place][:MOST_TOKENS]
+    expected = row.get("answer")
+    return {
+        "sample": int(answers.sample_ids[place]),
+        "prompt": _text(prompt_text(row["prompt"])),
+        "domain": _text(str(domain_of(row))),
+        "expected": None if expected is None else _text(str(expected)),
+        "answer": _text(answers.texts[place]),
+        "token_ids": ids,
+        "tokens": [_text(tokenizer.decode([token])) for token in ids],
+    }
 
 
 def few_quantiles(quantiles: np.ndarray) -> np.ndarray:  # [T, Q] -> [T, at most MOST_QUANTILES]
@@ -206,7 +259,7 @@ def _schema() -> pyarrow.Schema:
 
     kinds = {
         "int": pa.int64(), "str": pa.string(), "str | None": pa.string(), "bool": pa.bool_(),
-        "float": pa.float32(), "list[int]": pa.list_(pa.int32()),
+        "float": pa.float32(), "float | None": pa.float32(), "list[int]": pa.list_(pa.int32()),
         "list[str]": pa.list_(pa.string()), "list[float]": pa.list_(pa.float32()),
         "list[list[float]]": pa.list_(pa.list_(pa.float32())),
     }  # fmt: skip

@@ -28,6 +28,7 @@ def show(
     config = build_config(stored_settings("run", run))
     kept = read_kept(run, which_step(run, step))
     middle = middle_of(config)
+    verdict = None if right is None else "right" if right else "wrong"
     domains = list(dict.fromkeys(answer.domain for answer in kept))
     if domain is not None and domain not in domains:
         raise ConfigError(f"domain: is {domain!r}, must be one of {', '.join(domains)}")
@@ -35,7 +36,7 @@ def show(
     chosen = [
         answer
         for answer in kept
-        if domain in (None, answer.domain) and right in (None, answer.is_right(middle))
+        if domain in (None, answer.domain) and verdict in (None, answer.verdict(middle))
     ]
     coloured = wants_colour()
     shown = [describe(answer, config, coloured) for answer in chosen[:most]]
@@ -67,12 +68,8 @@ def wants_colour() -> bool:
 
 def describe(answer: KeptAnswer, config: Config, coloured: bool) -> str:
     """One answer, in a few lines."""
-    verdict = "right" if answer.is_right(middle_of(config)) else "wrong"
-    if answer.noisy:
-        reward = f"told {answer.told:.4g}, clean {answer.clean:.4g}: changed by noise"
-    else:
-        reward = f"reward {answer.clean:.4g}"
-    lines = [f"step {answer.step}, {printable(answer.domain)}, {verdict}, {reward}"]
+    words = answer.words(middle_of(config)) + (": changed by noise" if answer.noisy else "")
+    lines = [f"step {answer.step}, {printable(answer.domain)}, {words}"]
     lines.append(f"  prompt    {printable(answer.prompt)}")
     if answer.expected is not None:
         lines.append(f"  expected  {printable(answer.expected)}")

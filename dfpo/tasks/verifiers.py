@@ -2,8 +2,12 @@
 
 An answer is what stands in the last `\\boxed{}` after the last `</think>`. Mathematics is compared
 by math-verify (https://github.com/huggingface/Math-Verify, `pip install 'dfpo[math]'`) in a process
-of its own, which is killed where an expression takes too long: its own alarm cannot stop an
+of its own, which ends where an expression takes too long: math-verify's own alarm cannot stop an
 arbitrary-precision power, and it is refused outside the main thread.
+
+That process is a fork of one that has imported its libraries, so that the next one is there in
+milliseconds. An answer costs at most SECONDS of CPU time, whatever else the machine does, and what
+was compared before costs nothing: 64 hostile answers cost a minute, 64 equal ones a second.
 
 Nothing is evaluated that could take long: powers of powers, exponents and factorials of many
 digits, and answers longer than LONGEST are right where they are written as the truth is, else
@@ -15,17 +19,21 @@ Two numbers that are exact must be equal; a decimal must be within TOLERANCE of 
 from __future__ import annotations
 
 import json
+import os
 import re
 import select
+import signal
 import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
-SECONDS = 0.9  # for one answer
+SECONDS = 0.9  # of CPU time, for one answer
+PATIENCE = 60.0  # seconds until a process that says nothing is given up, as while it is paused
 TOLERANCE = 1e-6  # of a decimal, relative
 LONGEST = 2000  # letters of an answer
 # Exponents and factorials that an answer has no business to ask for.
@@ -36,7 +44,6 @@ TOWER = re.compile(
 # 1\,234, 1{,}234 and 1\ 234: what stands between thousands.
 THOUSANDS = re.compile(r"(?<=\d)(?:\\[,;:! ]|\{,\}|,\\!|\u00a0|\u202f|\u2009)(?=\d{3}(?!\d))")
 MINUS = str.maketrans(dict.fromkeys("\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d", "-"))
-STARTING = 60.0  # until the process has imported its libraries
 SCIENTIFIC = re.compile(r"(-?[\d.]+)[eE]([+-]?\d+)")
 MARKUP = re.compile(r"\\(?:text|math)[a-z]*|[{}$*]")
 # A letter stands alone or is set off: "A gas" and "I think" are words; "A, B" and "(A) or (B)" two.
@@ -121,6 +128,14 @@ def same_mathematics(text: str, answer: str) -> float | None:
     if len(given) > LONGEST or TOWER.search(given) or TOWER.search(answer):
         return 0.0
 
+    try:
+        return _compare(given, answer)
+    except BrokenPipeError:
+        return 0.0
+
+
+@lru_cache(maxsize=4096)
+def _compare(given: str, answer: str) -> float | None:
     return _PROCESS.ask(given, answer)
 
 
@@ -155,37 +170,37 @@ class _MathVerify:
         self.process: subprocess.Popen | None = None
 
     def ask(self, given: str, answer: str) -> float | None:
-        """1.0 or 0.0; None where the answer itself cannot be read. What takes too long is wrong."""
+        """1.0 or 0.0; None where the answer itself cannot be read. What takes too long is wrong.
+        Raises BrokenPipeError where the process died or is paused; the next one is another."""
         if self.process is None:
             self._start()
         try:
             self.process.stdin.write(json.dumps([given, answer]) + "\n")
             self.process.stdin.flush()
-        except OSError:
+            return self._reply()
+        except BrokenPipeError:
             self._stop()
-            return 0.0
-
-        return self._reply(SECONDS)
+            raise
 
     def _start(self) -> None:
         if find_spec("math_verify") is None:
             raise ModuleNotFoundError("math-verify is not installed; pip install 'dfpo[math]'")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", __name__],
+            [sys.executable, "-m", __name__, str(SECONDS)], start_new_session=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
         )  # fmt: skip
-        self._reply(STARTING)
+        self._reply()
 
-    def _reply(self, seconds: float) -> Any:
-        ready, _, _ = select.select([self.process.stdout], [], [], seconds)
+    def _reply(self) -> Any:
+        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
         line = self.process.stdout.readline() if ready else ""
-        if line:
-            return json.loads(line)
-        self._stop()
-        return 0.0
+        if not line:
+            raise BrokenPipeError("the process that compares says nothing")
+        return json.loads(line)
 
     def _stop(self) -> None:
-        self.process.kill()
+        # With the fork that compares.
+        os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process.stdin.close()
         self.process.stdout.close()
@@ -195,7 +210,28 @@ class _MathVerify:
 _PROCESS = _MathVerify()
 
 
-def _serve() -> None:
+def _serve(seconds: float) -> None:
+    """Compares what stands on each line of stdin, in a fork, which is replaced when it dies."""
+    import math_verify
+
+    # What is imported and built at the first use is so before the forks.
+    math_verify.verify(
+        math_verify.parse("\\boxed{1/2}", parsing_timeout=None), [0.5], timeout_seconds=None
+    )
+    print(json.dumps(True), flush=True)
+    while True:
+        fork = os.fork()
+        if fork == 0:
+            _compare_lines(seconds)
+            os._exit(0)
+        _, status = os.waitpid(fork, 0)
+        if status == 0:
+            return
+        print(json.dumps(0.0), flush=True)
+
+
+def _compare_lines(seconds: float) -> None:
+    """Until stdin ends, or one takes more CPU time than ``seconds``."""
     from math_verify import parse, verify
 
     def read(text: str) -> list:
@@ -206,10 +242,11 @@ def _serve() -> None:
     def same(gold: list, given: list) -> bool:
         return verify(gold, given, timeout_seconds=None) and _as_exact(gold[0], given[0])
 
-    print(json.dumps(True), flush=True)
-    for line in sys.stdin:
+    while line := sys.stdin.readline():
         written, answer = json.loads(line)
         verdict = None
+        # Left to itself this signal ends the process, even within one long operation of C.
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         # Whatever a library raises for what a policy wrote, the answer is not shown to be right.
         try:
             gold = read(answer)
@@ -217,6 +254,7 @@ def _serve() -> None:
             verdict = float(same(gold, read(written))) if gold else None
         except Exception:  # noqa: BLE001, S110
             pass
+        signal.setitimer(signal.ITIMER_PROF, 0)
         print(json.dumps(verdict), flush=True)
 
 
@@ -236,4 +274,4 @@ def _as_exact(gold: Any, given: Any) -> bool:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(float(sys.argv[1]))

@@ -1,6 +1,7 @@
 """What a public CI and its issue forms say: commands that exist, forms that a server would take."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,28 @@ def test_what_ci_runs_is_in_the_workflow():
     local = re.search(r"exec (make \w+)", (ROOT / ".ci/run").read_text())[1]
     every = [line for path in WORKFLOWS for job in jobs(path).values() for line in commands(job)]
     assert any(line.startswith(local) for line in every)
+
+
+@pytest.mark.parametrize(
+    ("apt", "said"),
+    [
+        ("ln -sf apt-get chromium", "installed chromium, for the tests of pages\n"),
+        ("false", "no browser, and none can be installed: the tests of pages skip\n"),
+    ],
+)
+def test_ci_brings_a_browser_once_and_goes_on_without(tmp_path, apt, said):
+    for name in ("bash", "dirname", "ln", "timeout"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    for name, line in {"apt-get": f"cd {tmp_path} && {apt}", "make": "echo make $*"}.items():
+        (tmp_path / name).write_text(f"#!{shutil.which('sh')}\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+
+    command = [shutil.which("bash"), ROOT / ".ci/run"]
+    env = {"PATH": str(tmp_path)}
+    first, second = (subprocess.run(command, env=env, capture_output=True, text=True).stdout
+                     for _ in range(2))  # fmt: skip
+    assert first == f"{said}make test\n"
+    assert second == ("make test\n" if said.startswith("installed") else first)
 
 
 def test_every_phony_target_exists():

@@ -16,11 +16,12 @@ from dfpo.config import Config, ConfigError, build_config, stored_settings
 from dfpo.config.build import flatten
 from dfpo.run.kept import (
     MOST_TOKENS,
+    NO_REWARD,
     KeptAnswer,
     kept_steps,
-    middle_of,
     read_kept,
     reward_range,
+    reward_text,
 )
 from dfpo.run.listing import describe
 from dfpo.run.records import labels, read_metrics
@@ -29,6 +30,10 @@ from dfpo.run.records import labels, read_metrics
 FOR_CURVES, FOR_ANSWERS, FOR_PLOTS = 1_200_000, 3_600_000, 2_400_000
 MOST_POINTS, FEWEST_POINTS = 2000, 20  # of one curve
 MISSING = 65535  # a quantile that is not finite
+FIRST = ("reward/", "accuracy/", "domain/", "value/", "kl", "advantage/", "loss/")  # metrics
+SIGNED = ("changes", "advantages")
+COLOURINGS = ("values", "spreads", *SIGNED)  # of an answer's tokens
+MARKS = {"right": "✓ ", "wrong": "✗ ", NO_REWARD: ""}
 MOST_PAIRS = 12  # rewards before and after noise that are listed one by one
 # What could end the data's element or a line of script.
 ESCAPED = {c: f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
@@ -52,6 +57,9 @@ def gather(runs: list[Path]) -> dict[str, Any]:
     ]
     return {
         "runs": described,
+        "metrics": metric_names(described),
+        "bounds": {name: bounds_of(name, described) for name in COLOURINGS},
+        "notes": notes(described),
         "overview": overview(described),
         "settings": settings_table(configs, names),
     }
@@ -60,9 +68,8 @@ def gather(runs: list[Path]) -> dict[str, Any]:
 def describe_run(run: Path, config: Config, name: str, count: int) -> dict[str, Any]:
     """One of ``count`` runs, which share the page's budget evenly."""
     listed, metrics = describe(run, run), read_metrics(run)
-    low, high = reward_range(config)
     kept = read_all_kept(run)
-    steps, answers = fit_answers(kept, middle_of(config), FOR_ANSWERS // count)
+    steps, answers = fit_answers(kept, reward_range(config), FOR_ANSWERS // count)
     x, curves, per_point = fit_curves(metrics, FOR_CURVES // count)
 
     return {
@@ -73,8 +80,6 @@ def describe_run(run: Path, config: Config, name: str, count: int) -> dict[str, 
         "state": listed.state,
         "done": listed.step,
         "steps": config.steps,
-        "low": low,
-        "high": high,
         "scores": scores_of(_read_json(run / "summary.json")),
         "x": x,
         "curves": curves,
@@ -124,12 +129,12 @@ def _short(value: float, digits: int = 5) -> float | None:
 
 
 def fit_answers(
-    kept: dict[int, list[KeptAnswer]], middle: float, letters: int
+    kept: dict[int, list[KeptAnswer]], rewards: tuple[float, float], letters: int
 ) -> tuple[int, list[dict[str, Any]]]:
     """(steps, answers): those of every kept step, or of evenly fewer where they need more room, in
     the end of one step with fewer answers. The last kept step is always among them."""
     steps = list(kept)
-    packed = {step: [pack(one, middle) for one in kept[step]] for step in steps}
+    packed = {step: [pack(one, rewards) for one in kept[step]] for step in steps}
     sizes = {step: [len(embed(one).encode()) for one in packed[step]] for step in steps}
 
     while len(steps) > 1 and sum(sum(sizes[step]) for step in steps) > letters:
@@ -141,12 +146,10 @@ def fit_answers(
     return len(steps), [one for step in steps for one in packed[step]]
 
 
-def pack(kept: KeptAnswer, middle: float) -> dict[str, Any]:
+def pack(kept: KeptAnswer, rewards: tuple[float, float]) -> dict[str, Any]:
     """One answer as the page wants it, its quantiles as 16-bit integers."""
-    numbers = {
-        name: [_short(value, 4) for value in getattr(kept, name)]
-        for name in ("values", "spreads", "advantages")
-    }
+    verdict = kept.verdict(sum(rewards) / 2)
+    lists = {name: [_short(value, 4) for value in getattr(kept, name)] for name in COLOURINGS}
     return {
         "step": kept.step,
         "sample": kept.sample,
@@ -155,23 +158,23 @@ def pack(kept: KeptAnswer, middle: float) -> dict[str, Any]:
         "expected": kept.expected,
         "answer": kept.answer,
         "truncated": kept.truncated,
-        "told": _short(kept.told),
-        "clean": _short(kept.clean),
-        "right": kept.is_right(middle),
-        "noisy": kept.noisy,
+        "told": kept.told if kept.told is None else _short(kept.told),
+        "clean": kept.clean if kept.clean is None else _short(kept.clean),
+        "verdict": verdict,
+        "noise": "changed by noise" if kept.noisy else "as it was",
+        "words": MARKS[verdict] + kept.words(sum(rewards) / 2),
         "tokens": kept.tokens,
         "cut": len(kept.tokens) == MOST_TOKENS,
-        **numbers,
-        "changes": [_short(change, 4) for change in kept.changes],
-        "packed": pack_quantiles([*kept.quantiles, kept.final] if kept.final else []),
+        **lists,
+        "packed": pack_quantiles(kept.quantiles, rewards),
     }
 
 
-def pack_quantiles(rows: list[list[float]]) -> dict[str, Any]:
-    """A row a token, the last one after the answer, between the least and the greatest."""
+def pack_quantiles(rows: list[list[float]], rewards: tuple[float, float]) -> dict[str, Any]:
+    """A row a token, between ends that hold the rewards' range and all of them."""
     values = np.array(rows, dtype=np.float64)
-    finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    ends = [*rewards, *values[np.isfinite(values)]]
+    low, high = float(min(ends)), float(max(ends))
     shares = (values - low) / ((high - low) or 1.0)
     whole = np.where(np.isfinite(shares), np.rint(shares * (MISSING - 1)), MISSING)
     return {
@@ -180,6 +183,42 @@ def pack_quantiles(rows: list[list[float]]) -> dict[str, Any]:
         "width": len(rows[0]) if rows else 0,
         "bytes": base64.b64encode(whole.astype("<u2").tobytes()).decode(),
     }
+
+
+def metric_names(runs: list[dict[str, Any]]) -> list[str]:
+    """Of all runs, those first that are looked at first, the machine's last."""
+    known = list(dict.fromkeys(name for run in runs for name in run["curves"]))
+
+    def rank(name: str) -> int:
+        leading = [place for place, prefix in enumerate(FIRST) if name.startswith(prefix)]
+        return min(leading, default=len(FIRST) + name.startswith("perf/"))
+
+    return sorted(known, key=rank)
+
+
+def bounds_of(name: str, runs: list[dict[str, Any]]) -> tuple[float, float]:
+    """Least and greatest value of a colouring over all answers, so that colours compare; of one
+    with a sign as far below 0 as above. A hundredth on either side is left out."""
+    values = [x for run in runs for one in run["answers"] for x in one[name] if x is not None]
+    if not values:
+        return 0.0, 0.0
+    low, high = map(float, np.quantile(values, (0.01, 0.99), method="nearest"))
+    most = max(abs(low), abs(high))
+    return (-most, most) if name in SIGNED else (low, high)
+
+
+def notes(runs: list[dict[str, Any]]) -> dict[str, str]:
+    """What the page has no room for, of curves and of answers."""
+    means = [
+        f"; each point of {run['name']} is the mean of {run['per_point']} steps"
+        for run in runs if run["per_point"] > 1
+    ]  # fmt: skip
+    left = [
+        f"{run['shown_steps']} of {run['kept_steps']} kept steps of {run['name']}"
+        for run in runs if run["shown_steps"] < run["kept_steps"]
+    ]  # fmt: skip
+    room = f"; the page has room for {', '.join(left)}" if left else ""
+    return {"curves": "".join(means), "answers": room}
 
 
 def overview(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -218,8 +257,7 @@ def noise_tables(kept: list[KeptAnswer]) -> list[dict[str, Any]]:
     by_domain = [
         [
             name, str(len(group)), _share(sum(one.noisy for one in group), len(group)),
-            f"{np.mean([one.clean for one in group]):.3f}",
-            f"{np.mean([one.told for one in group]):.3f}",
+            _mean_reward([one.clean for one in group]), _mean_reward([one.told for one in group]),
         ]
         for name, group in groups
     ]  # fmt: skip
@@ -227,19 +265,26 @@ def noise_tables(kept: list[KeptAnswer]) -> list[dict[str, Any]]:
     return [{"head": head, "rows": by_domain}, _moved(kept)]
 
 
+def _mean_reward(rewards: list[float | None]) -> str:
+    known = [reward for reward in rewards if reward is not None]
+    return f"{np.mean(known):.3f}" if known else "-"
+
+
 def _moved(kept: list[KeptAnswer]) -> dict[str, Any]:
     pairs = Counter((one.clean, one.told) for one in kept)
-    if len(pairs) <= MOST_PAIRS:
+    changes = [one.told - one.clean for one in kept if None not in (one.told, one.clean)]
+    if len(pairs) <= MOST_PAIRS or not changes:
+        in_order = sorted(pairs.items(), key=lambda item: [(x is None, x) for x in item[0]])
         rows = [
-            [f"{clean:.4g}", f"{told:.4g}", _share(count, len(kept))]
-            for (clean, told), count in sorted(pairs.items())
+            [reward_text(clean), reward_text(told), _share(count, len(kept))]
+            for (clean, told), count in in_order[:MOST_PAIRS]
         ]
         return {"head": ["clean reward", "told reward", "answers"], "rows": rows}
 
     levels = (0, 5, 25, 50, 75, 95, 100)
-    changes = np.percentile([one.told - one.clean for one in kept], levels)
     head = ["share of answers", *(f"{level} %" for level in levels)]
-    return {"head": head, "rows": [["told less clean below", *(f"{x:.4g}" for x in changes)]]}
+    below = [f"{x:.4g}" for x in np.percentile(changes, levels)]
+    return {"head": head, "rows": [["told less clean below", *below]]}
 
 
 def _share(count: int, total: int) -> str:

@@ -14,12 +14,14 @@ from typing import Any
 from dfpo.config import ConfigError
 from dfpo.run.records import replace_text
 from dfpo.run.report.data import embed, gather
+from dfpo.run.report.markup import parts
 
 NAME = "report.html"
 LARGEST = 8_000_000  # bytes of a page
 # One after the other, in one element.
 SCRIPTS = ("uPlot.iife.min.js", "elements.js", "curves.js", "answers.js", "report.js")
 STYLES = ("uPlot.min.css", "report.css")
+DRAWN = ("name", "x", "curves", "answers")  # what the script knows of a run
 
 
 def write_report(runs: list[Path], output: Path) -> Path:
@@ -47,11 +49,13 @@ def write_page(output: Path, page: str) -> None:
 
 
 def render(data: dict[str, Any]) -> str:
-    """The page of some runs."""
+    """The page of some runs: what a script draws as data, the rest as markup."""
     names = [run["name"] for run in data["runs"]]
     scripts = [read_asset(__package__, name) for name in SCRIPTS]
-    body = read_asset(__package__, "page.html")
-    return assemble(body, scripts, f"DFPO: {', '.join(names)}", data)
+    body = Template(read_asset(__package__, "page.html")).substitute(parts(data))
+    drawn = {name: value for name, value in data.items() if name not in ("overview", "settings")}
+    drawn["runs"] = [{name: run[name] for name in DRAWN} for run in data["runs"]]
+    return assemble(body, scripts, f"DFPO: {', '.join(names)}", drawn)
 
 
 def assemble(body: str, scripts: list[str], title: str, data: dict[str, Any]) -> str:

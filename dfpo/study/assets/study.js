@@ -15,7 +15,7 @@ function startFilters() {
   for (const key of ["noise", "domain"]) {
     const all = [...data.curves, ...data.forest.rows].map((row) => row[key]);
     const values = [...new Set(all)];
-    fill($(`f-${key}`), [["", "all"], ...values.map((value) => [`=${value}`, value])]);
+    fill($(`f-${key}`), "all", values);
     $(`f-${key}`).parentElement.hidden = values.length < 2;
   }
   $("arms").replaceChildren(...data.arms.map((arm, i) => {
@@ -37,20 +37,14 @@ function chartOf(curve) {
   for (const arm of arms) {
     const stroke = colourOfArm(arm), at = series.length, edge = { stroke, width: 0, class: "raw",
       points: { show: false } };
-    const dash = data.arms.indexOf(arm) < RUN_COLOURS.length ? [] : [6, 4];
-    const value = (_, x) => number(x, 4);
-    series.push({ label: arm, stroke, dash, width: 2, spanGaps: true, value },
+    series.push(lineOf(data.arms.indexOf(arm), arm),
       { ...edge, label: "highest" }, { ...edge, label: "lowest" });
     rows.push(...["mean", "high", "low"].map((name) => smooth(curve.arms[arm][name], weight)));
     bands.push({ series: [at + 1, at + 2], fill: `${stroke}2e` });
   }
-  const place = make("div", { class: "chart" });
-  $("charts").append(place);
-  return new uPlot({
-    width: place.clientWidth, height: 240, title: [curve.domain, curve.noise].join(", "),
-    cursor: { sync: { key: "steps", setSeries: false }, drag: { x: true, y: false } },
-    scales: { x: { time: false } }, axes: axes(), series, bands,
-  }, [curve.x, ...rows], place);
+  const title = [curve.domain, curve.noise].join(", ");
+  return plot({ height: 240, title, scales: { x: { time: false } }, series, bands },
+    [curve.x, ...rows]);
 }
 
 // Intervals.
@@ -99,6 +93,13 @@ function drawForest() {
 
 // Tables.
 
+function table(head, rows) {
+  const row = (tag, cells) => make("tr", {}, ...cells.map((cell) => make(tag, {}, cell)));
+  const body = rows.map((cells) => row("td", cells));
+  return make("div", { class: "wide" }, make("table", {},
+    make("thead", {}, row("th", head)), make("tbody", {}, ...body)));
+}
+
 function cell(text) {
   const bold = /^\*\*(.*)\*\*$/.exec(text);
   return bold ? make("strong", {}, bold[1]) : text;
@@ -109,9 +110,8 @@ function drawTables() {
     const named = (row) => Object.fromEntries(["domain", "noise", "arm"]
       .filter((key) => head.includes(key)).map((key) => [key, row[head.indexOf(key)]]));
     const shown = rows.filter((row) => isShown(named(row)));
-    const made = make("table", {}, ...table(head, shown.map((row) => row.map(cell))));
     return [make("h3", {}, title), make("p", { class: "note" }, text),
-      make("div", { class: "wide" }, made)];
+      table(head, shown.map((row) => row.map(cell)))];
   }));
 }
 
@@ -124,7 +124,6 @@ function draw() {
 }
 
 $("about").textContent = data.about;
-$("smoothing").value = 0.8;
 for (const [id, has] of [["curves", data.curves.length], ["forest", data.forest.rows.length]]) {
   $(id).hidden = document.querySelector(`nav [href="#${id}"]`).hidden = !has;
 }
@@ -132,10 +131,4 @@ $("smoothing").parentElement.hidden = !data.curves.length;
 startFilters();
 draw();
 $("filters").addEventListener("input", draw);
-addEventListener("submit", (event) => event.preventDefault());
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-let width = innerWidth;
-addEventListener("resize", () => {
-  if (innerWidth !== width) draw();
-  width = innerWidth;
-});
+redrawWith(draw);

@@ -11,7 +11,7 @@ from small_runs import ANSWER, answer, make_run
 
 from dfpo.__main__ import main
 from dfpo.config import ConfigError
-from dfpo.config.types import Answers, Estimate, Rollout, Samples, Scored, Targets
+from dfpo.config.types import Answers, Estimate, LeftOut, Rollout, Samples, Scored, Targets
 from dfpo.run import kept
 from dfpo.run.kept import (
     MOST_STEPS,
@@ -38,7 +38,7 @@ def rollout_of(groups, domains, lengths=None):
     """Answers to prompts, of which nothing else matters."""
     count = len(groups)
     lengths = lengths or [2] * count
-    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    mask = torch.arange(max(lengths, default=0)) < torch.tensor(lengths)[:, None]
     return Rollout(
         scored=Scored(torch.zeros(count), {}, 0, 0, None),
         answers=Answers(
@@ -51,7 +51,7 @@ def rollout_of(groups, domains, lengths=None):
             input_ids=torch.zeros_like(mask, dtype=torch.int64), attention_mask=mask.long(),
             mask=mask, truncated=torch.zeros(count, dtype=torch.bool),
         ),
-        groups=torch.tensor(groups),
+        groups=torch.tensor(groups, dtype=torch.int64),
         clean_rewards=torch.zeros(count),
         rewards=torch.arange(count).float(),
         old_logprobs=torch.zeros(mask.shape),
@@ -67,6 +67,46 @@ def test_two_answers_to_the_first_prompts_of_every_domain():
     assert choose(rollout, 6) == [0, 1, 3, 4, 9, 10]
     assert choose(rollout, 100) == list(range(12))
     assert choose(rollout, 1) == [0]
+
+
+def left_out(ids, groups, clean):
+    """Answers to prompts of the domain x that training has no reward for."""
+    return LeftOut(
+        answers=Answers(
+            rows=[{"prompt": f"p{g}", "domain": "x"} for g in groups],
+            texts=[f"b{i}" for i in ids],
+            token_ids=[[7, 8]] * len(ids),
+            sample_ids=torch.tensor(ids),
+        ),
+        truncated=torch.tensor([True] * len(ids)),
+        groups=torch.tensor(groups),
+        clean_rewards=torch.tensor(clean),
+    )
+
+
+def test_answers_without_a_reward_are_chosen_like_others():
+    # 100 and 101 answer prompt 0, 102 and 103 prompt 1; 99 was drawn before and 104 after them.
+    rollout = rollout_of([0, 0, 1, 1], ["x"] * 4)
+    both = dataclasses.replace(rollout, left_out=left_out([99, 104], [0, 1], [torch.nan, 1.0]))
+    # Of the left out, -2 is the first and -1 the last.
+    assert choose(both, 100) == [-2, 0, 1, 2, 3, -1]
+    assert choose(both, 4) == [-2, 0, 2, 3]
+    assert choose(both, 2) == [-2, 0]
+
+
+def test_answers_without_a_reward_are_marked(tmp_path):
+    config = dataclasses.make_dataclass("C", ["answers_every", "answers_kept"])(1, 8)
+    gone = left_out([100, 101], [0, 0], [torch.nan, 1.0])
+    none = dataclasses.replace(rollout_of([], []), left_out=gone)
+    keep(tmp_path, Words(), none, estimate=None, targets=None, config=config, step=2)
+    unscored, taken = read_kept(tmp_path, 2)
+    assert (unscored.sample, unscored.answer, unscored.tokens) == (100, "b100", ["w7", "w8"])
+    assert (unscored.told, unscored.clean, unscored.noisy) == (None, None, False)
+    assert unscored.truncated and unscored.values == unscored.advantages == unscored.changes == []
+    assert unscored.verdict(0.5) == unscored.words(0.5) == "no reward"
+    # Noise took what the verifier had said.
+    assert (taken.told, taken.clean, taken.noisy) == (None, 1.0, True)
+    assert taken.words(0.5) == "right, told none, clean 1"
 
 
 def test_few_quantiles_are_those_of_numpy_at_the_middles_of_their_shares():
@@ -183,3 +223,24 @@ def test_a_resumed_run_keeps_each_answer_once_and_computes_the_same(tmp_path):
         for run in (whole, none, parts)
     ]
     assert metrics[0] == metrics[1] == metrics[2]
+
+
+def some(completions, **columns):
+    """Nothing is said of every other answer."""
+    return [None if i % 2 else 1.0 for i in range(len(completions))]
+
+
+def test_a_run_keeps_what_no_reward_scored(tmp_path, capsys):
+    run = train(
+        tmp_path, "run", "--steps", "1", "--noise", "none", "--reward.low", "0",
+        "--reward.high", "1", "--reward", f"{__file__}:some",
+    )  # fmt: skip
+    rows = read_kept(run, 0)
+    assert [row.clean for row in rows] == [row.told for row in rows] == [1.0, None] * 3
+    assert [row.sample for row in rows] == list(range(6))
+    assert all(row.values for row in rows[::2]) and not any(row.values for row in rows[1::2])
+    capsys.readouterr()
+    assert main(["show", str(run)]) == 0
+    assert capsys.readouterr().out.count("no reward\n  prompt") == 3
+    assert main(["show", str(run), "--wrong"]) == 0
+    assert capsys.readouterr().out == "none of the 6 kept answers is what was asked for\n"

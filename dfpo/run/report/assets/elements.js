@@ -5,53 +5,62 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const RUN_COLOURS = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8a8a8a"];
+const COLOURS = 7; // --c0 to --c6 of the style; past them lines are dashed
 
 function make(tag, attributes = {}, ...children) {
-  const svg = ["svg", "line", "polyline", "polygon", "circle", "text"].includes(tag);
-  const node = svg ? document.createElementNS("http://www.w3.org/2000/svg", tag)
-    : document.createElement(tag);
+  const svg = ["svg", "line", "circle", "text"].includes(tag);
+  const space = `http://www.w3.org/${svg ? "2000/svg" : "1999/xhtml"}`;
+  const node = document.createElementNS(space, tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (typeof value === "function") node.addEventListener(name, value);
-    else if (value !== null) node.setAttribute(name, value);
+    else node.setAttribute(name, value);
   }
-  node.append(...children.map((child) => (child instanceof Node ? child : String(child))));
+  node.append(...children);
   return node;
 }
 
-function table(head, rows) {
-  const cells = (tag, row) => row.map((cell) => make(tag, {}, cell));
-  return [
-    make("thead", {}, make("tr", {}, ...cells("th", head))),
-    make("tbody", {}, ...rows.map((row) => make("tr", {}, ...cells("td", row)))),
-  ];
-}
-
-function fill(select, options) {
-  select.replaceChildren(...options.map(([value, text]) => make("option", { value }, text)));
+function fill(select, all, values) {
+  // Other values begin with a sign of equality, so that an empty one is not "all".
+  const options = values.map((value) => new Option(value, `=${value}`));
+  select.replaceChildren(new Option(all, ""), ...options);
 }
 
 function number(x, digits = 3) {
-  if (x === null || x === undefined || Number.isNaN(x)) return "–";
+  if (!Number.isFinite(x)) return "–";
   return Number.isInteger(x) ? String(x) : String(Number(x.toPrecision(digits)));
 }
 
-function signed(x) {
-  return (x > 0 ? "+" : "") + number(x);
+// Of runs and arms, by their number.
+
+function styleOf(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name);
 }
 
-function colourOf(run) {
-  return RUN_COLOURS[run % RUN_COLOURS.length];
+function colourOf(i) {
+  return styleOf(`--c${i % COLOURS}`);
 }
 
-function swatch(run) {
-  const line = make("span", { class: "swatch" });
-  line.style.borderColor = colourOf(run);
-  line.style.borderTopStyle = run < RUN_COLOURS.length ? "solid" : "dashed";
-  return line;
+function swatch(i) {
+  return make("span", { class: `swatch c${i % COLOURS} ${i < COLOURS ? "" : "dashed"}` });
 }
 
-// Of curves over steps.
+// Curves over steps.
+
+function lineOf(i, label) {
+  const dash = i < COLOURS ? [] : [6, 4], value = (_, x) => number(x, 4);
+  return { label, stroke: colourOf(i), dash, width: 2, spanGaps: true, value };
+}
+
+function plot({ drag, ...options }, rows) {
+  const axis = { stroke: styleOf("--ink"), grid: { stroke: styleOf("--line"), width: 1 } };
+  const place = make("div", { class: "chart" });
+  $("charts").append(place);
+  return new uPlot({
+    width: place.clientWidth, axes: [axis, { ...axis, size: 62 }],
+    cursor: { sync: { key: "steps", setSeries: false }, drag: { x: true, y: false, ...drag } },
+    ...options,
+  }, rows, place);
+}
 
 function smooth(values, weight) {
   let sum = 0, total = 0;
@@ -63,9 +72,13 @@ function smooth(values, weight) {
   });
 }
 
-function axes() {
-  const style = getComputedStyle(document.documentElement);
-  const axis = { stroke: style.getPropertyValue("--ink"),
-    grid: { stroke: style.getPropertyValue("--line"), width: 1 } };
-  return [axis, { ...axis, size: 62 }];
+function redrawWith(draw) {
+  // A canvas follows neither the colour scheme nor the width.
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    // A phone's bars come and go and change the height alone.
+    if (innerWidth !== width) draw();
+    width = innerWidth;
+  });
 }

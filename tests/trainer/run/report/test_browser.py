@@ -1,9 +1,11 @@
 """The page in a real browser, opened from disk: what it shows, keys, zoom, colours, no script but
 its own. Needs playwright and a Chromium; skipped, with the reason, where there is neither."""
 
+import io
 import threading
 
 import pytest
+from PIL import Image, ImageColor
 from small_runs import answer, answers_of, finish, make_run
 
 from dfpo.run.kept import write
@@ -27,7 +29,10 @@ def pages(tmp_path_factory):
     }  # fmt: skip
     odd = make_run(folder / HOSTILE.replace("/", ""), hostile, [{HOSTILE: 1.0, "__proto__": 2.0}])
     empty = make_run(folder / "empty", kept={}, metrics=[])
-    made = {"both": [one, two], "hostile": [odd], "empty": [empty]}
+    gone = {"advantages": [], "values": [], "spreads": [], "quantiles": [], "final": []}
+    kept = {0: [answer(told=None, clean=None, **gone), answer(sample=1, told=None, **gone)]}
+    unscored = make_run(folder / "unscored", kept)
+    made = {"both": [one, two], "hostile": [odd], "empty": [empty], "unscored": [unscored]}
     return {k: write_report(runs, folder / f"{k}.html").as_uri() for k, runs in made.items()}
 
 
@@ -103,8 +108,9 @@ def test_drag_zooms_all_curves_and_a_field_says_where(visit):
     page.mouse.move(box["x"] + box["width"] * 6 / 9, box["y"] + 40, steps=3)
     page.mouse.up()
     ranges = "charts.map((c) => [Math.round(c.scales.x.min), Math.round(c.scales.x.max)])"
-    until(page, "zoom !== null")
+    until(page, "document.getElementById('zoom-to').value !== ''")
     assert page.evaluate(ranges) == [[2, 6], [2, 6]]
+    assert page.locator(".u-select").first.bounding_box()["width"] == 0
     assert (page.input_value("#zoom-from"), page.input_value("#zoom-to")) == ("2", "6")
 
     # A new drawing stays where it was; by keys the same; a double click shows all.
@@ -115,7 +121,7 @@ def test_drag_zooms_all_curves_and_a_field_says_where(visit):
     page.press("#zoom-from", "Tab")
     assert page.evaluate(ranges) == [[4, 6], [4, 6]]
     page.locator(".u-over").first.dblclick()
-    until(page, "zoom === null")
+    until(page, "document.getElementById('zoom-to').value === ''")
     assert page.evaluate(ranges) == [[0, 9], [0, 9]]
     assert page.input_value("#zoom-from") == ""
 
@@ -136,7 +142,9 @@ def test_a_log_axis_leaves_out_what_has_no_logarithm(visit):
     page.check("#log")
     assert page.evaluate("charts[1].scales.y.distr") == 3
     assert page.evaluate("charts[1].data[1].slice(0, 3)") == [None, 0.1, 0.01]
-    assert "left out of a log axis" in page.inner_text("#curves-note")
+    assert "left out of a log axis" in page.inner_text("#curves .note")
+    page.uncheck("#log")
+    assert page.inner_text("#curves .note") == "2 of 2 metrics"
 
 
 def test_filters(visit):
@@ -146,7 +154,7 @@ def test_filters(visit):
         for name, value in chosen.items():
             page.select_option(f"#f-{name}", label=value)
         shown = page.locator("#list li").count()
-        page.evaluate("FIELDS.forEach((f) => { if (f.id.startsWith('f-')) f.value = ''; })")
+        page.evaluate("COLUMNS.forEach((field) => { field.value = ''; })")
         page.evaluate("drawList()")
         return shown
 
@@ -184,21 +192,39 @@ def test_arrow_keys_show_each_tokens_distribution(visit):
 
 def test_tokens_are_coloured_by_what_is_asked_for(visit):
     page = visit("both")
-    colours = "[...document.querySelectorAll('.token')].map((t) => t.style.background)"
+
+    def colour(place):
+        # Left of the text; a pixel's colour is a hundredth of the span off at most.
+        picture = Image.open(io.BytesIO(page.locator(".token").nth(place).screenshot()))
+        return picture.convert("RGB").getpixel((2, picture.height // 2))
+
+    def near(hexadecimal):
+        return pytest.approx(ImageColor.getrgb(hexadecimal), abs=5)
+
+    def ink(place):
+        return page.locator(".token").nth(place).evaluate("(t) => getComputedStyle(t).color")
+
     # The ends of cividis at the least and the greatest value: 0.125 and 0.625.
-    assert page.evaluate(colours)[1:3] == ["rgb(255, 233, 69)", "rgb(0, 32, 76)"]
-    page.select_option("#paint", "change")
-    orange, blue = "rgb(179, 88, 6)", "rgb(33, 102, 172)"
-    # +1/8, -1/2, +1/8, -1/4, of at most 1/2 either way.
-    changes = page.evaluate(colours)
-    assert changes[1] == orange and changes[0] == changes[2] != blue
+    page.locator(".token").nth(3).hover()
+    assert (colour(1), ink(1)) == (near("#ffe945"), "rgb(0, 0, 0)")
+    assert (colour(2), ink(2)) == (near("#00204c"), "rgb(255, 255, 255)")
+    # 0.5 is three quarters of the way, where the fourth of its five colours is.
+    assert colour(0) == near("#bbad6c")
+    page.select_option("#paint", label="change")
+    # +1/8, -1/2, +1/8, -1/4, of at most 1/2 either way; 0 is grey.
+    assert (colour(1), ink(1)) == (near("#b35806"), "rgb(255, 255, 255)")
+    # A quarter of the way from grey to blue is half of the way to the colour between them.
+    assert colour(0) == near("#acccdf") and colour(0) == colour(2)
     page.keyboard.press("Escape")
     page.locator("h2").first.click()
     page.keyboard.press("v")
-    assert page.input_value("#paint") == "advantage"
-    assert page.evaluate(colours)[2] == orange
-    page.select_option("#paint", "none")
-    assert page.evaluate(colours) == ["", "", "", ""]
+    assert page.input_value("#paint") == "advantages"
+    page.locator(".token").nth(3).hover()
+    assert colour(2) == near("#b35806")
+    page.select_option("#paint", label="none")
+    painted = "[...document.querySelectorAll('.token')].map((t) => t.style.cssText)"
+    assert page.evaluate(painted) == ["", "", "", ""]
+    assert page.locator("#scale").is_hidden()
 
 
 def test_two_answers_to_one_prompt_side_by_side(visit):
@@ -206,7 +232,7 @@ def test_two_answers_to_one_prompt_side_by_side(visit):
     page.select_option("#f-run", label="one")
     choices = texts(page, ".panel option")
     assert choices[0] == "7 more on this prompt"
-    page.select_option(".panel select", label="two, step 9, right, told 1")
+    page.select_option(".panel select", label="two, step 9, answer 91: ✓ right, reward 1")
     assert [t.split(" hold")[0].split(" let")[0] for t in texts(page, ".panel h3")] == [
         "one, step 0, answer 0", "two, step 9, answer 91",
     ]  # fmt: skip
@@ -230,15 +256,18 @@ def test_keys_walk_and_hold_answers(visit):
     assert page.input_value("#f-search") == "jvb", "letters that are typed are letters"
     page.keyboard.press("Escape")
     page.keyboard.press("?")
-    assert page.locator("#keys").is_visible()
+    box = page.locator("#keys").bounding_box()
+    assert box["y"] > 0 and box["y"] + box["height"] < page.viewport_size["height"]
+    page.keyboard.press("Escape")
+    assert page.locator("#keys").is_hidden()
 
 
 def test_settings_and_noise(visit):
     page = visit("both")
-    names = texts(page, "#settings-table td:first-child")
+    names = texts(page, "#settings-table td:first-child:visible")
     assert "algorithm" in names and "seed" not in names
     page.uncheck("#differing")
-    assert "seed" in texts(page, "#settings-table td:first-child")
+    assert "seed" in texts(page, "#settings-table td:first-child:visible")
     assert "6 (50 %)" not in texts(page, "#noise td") and "3 (50 %)" in texts(page, "#noise td")
 
 
@@ -261,6 +290,17 @@ def test_the_policy_stops_a_script_that_got_in_all_the_same(browser, pages):
     page.wait_for_timeout(100)
     assert page.evaluate("typeof hacked") == "undefined"
     page.close()
+
+
+def test_an_answer_without_a_reward(visit):
+    page = visit("unscored")
+    assert [t.split("\n")[0] for t in texts(page, "#list button")] == [
+        "step 0, math, no reward", "step 0, math, ✗ wrong, told none, clean 0",
+    ]  # fmt: skip
+    assert page.locator(".predicted").is_hidden() and page.locator(".unpredicted").is_visible()
+    assert page.inner_text(".words") == "token 1 of 4 “it”: advantage –"
+    page.select_option("#f-verdict", label="no reward")
+    assert page.locator("#list li").count() == 1
 
 
 def test_a_run_of_nothing_yet(visit):
@@ -301,12 +341,12 @@ def test_a_live_page_loads_itself_and_stays_as_it_was_set(browser, tmp_path, mon
         page = browser.new_page()
         page.goto(server.address)
         page.select_option("#f-domain", label="science")
-        page.select_option("#paint", "advantage")
+        page.select_option("#paint", label="advantage")
         page.keyboard.press("j")
         write(run, 6, answers_of(6))
         until(page, "answers.length === 12")
         assert page.inner_text("#answers-note") == "4 of 12 answers"
-        assert page.input_value("#paint") == "advantage"
+        assert page.input_value("#paint") == "advantages"
         assert "answer 42" in page.inner_text(".panel h3")
         page.close()
         server.shutdown()

@@ -55,9 +55,12 @@ def test_the_page_holds_what_the_run_left(run):
     assert only["x"] == list(range(10)) and only["curves"]["reward/clean"][3] == 0.3
     assert [a["sample"] for a in only["answers"]] == [0, 1, 2, 40, 41, 42, 90, 91, 92]
     first = only["answers"][0]
-    assert (first["told"], first["clean"], first["right"]) == (1.0, 0.0, False)
+    assert (first["told"], first["clean"], first["verdict"]) == (1.0, 0.0, "wrong")
     assert first["tokens"] == ANSWER.tokens and first["changes"] == [0.125, -0.5, 0.125, -0.25]
-    assert told["overview"]["rows"] == [
+    assert told["metrics"] == ["reward/clean", "kl", "perf/seconds"]
+    # Changes: -0.5, -0.25, 0.125; the page's ends are as far below 0 as above.
+    assert told["bounds"]["changes"] == [-0.5, 0.5] and told["bounds"]["values"] == [0.125, 0.625]
+    assert data.gather([run])["overview"]["rows"] == [
         ["dfpo", "flip=0.3", "0", "finished", "10 of 10", "0.250, 0.750", "0.500, 0.500"]
     ]
 
@@ -73,6 +76,22 @@ def test_noise_in_tables(run):
     assert pairs["rows"] == [["0", "0", "3 (33 %)"], ["0", "1", "3 (33 %)"], ["1", "1", "3 (33 %)"]]
 
 
+def test_noise_in_tables_where_rewards_are_missing(tmp_path):
+    # One was told what is clean, of one noise took the reward, one had none.
+    kept = [answer(told=0.0), answer(told=None), answer(told=None, clean=None)]
+    by_domain, pairs = data.noise_tables(kept)
+    assert by_domain["rows"][0] == ["all", "3", "1 (33 %)", "0.000", "0.000"]
+    assert pairs["rows"] == [
+        ["0", "0", "1 (33 %)"], ["0", "none", "1 (33 %)"], ["none", "none", "1 (33 %)"]
+    ]  # fmt: skip
+    assert data.noise_tables(kept[2:])[0]["rows"][0] == ["all", "1", "0 (0 %)", "-", "-"]
+    # More pairs than are listed: how far they moved, of those that have both.
+    many = [answer(told=float(i), clean=i - 0.5) for i in range(20)]
+    assert data.noise_tables(kept[1:] + many)[1]["rows"] == [
+        ["told less clean below"] + ["0.5"] * 7
+    ]
+
+
 def test_settings_that_differ(tmp_path):
     runs = [make_run(tmp_path / f"seed{seed}", seed=seed) for seed in (0, 7)]
     table = data.gather(runs)["settings"]
@@ -84,13 +103,15 @@ def test_settings_that_differ(tmp_path):
 
 def test_quantiles_survive_packing():
     rows = [[-1.5, 0.25, 2.0], [0.0, float("nan"), float("inf")]]
-    packed = data.pack_quantiles(rows)
+    packed = data.pack_quantiles(rows, (0.0, 1.0))
     whole = np.frombuffer(base64.b64decode(packed["bytes"]), "<u2").reshape(-1, packed["width"])
     back = packed["low"] + whole / 65534 * (packed["high"] - packed["low"])
     assert back[0] == pytest.approx(rows[0], abs=3.5 / 65534)
     assert back[1, 0] == pytest.approx(0, abs=3.5 / 65534)
     assert whole[1, 1] == whole[1, 2] == 65535
-    assert data.pack_quantiles([])["bytes"] == ""
+    assert (packed["low"], packed["high"]) == (-1.5, 2.0)
+    nothing = data.pack_quantiles([], (0.0, 1.0))
+    assert (nothing["low"], nothing["high"], nothing["bytes"]) == (0.0, 1.0, "")
 
 
 def test_long_curves_are_means_of_steps():
@@ -104,11 +125,11 @@ def test_long_curves_are_means_of_steps():
 
 def test_answers_are_thinned_to_their_budget():
     kept = {step: [answer(step=step)] * 4 for step in range(9)}
-    size = len(embed(data.pack(ANSWER, 0.5)))
-    assert data.fit_answers(kept, 0.5, 10**6)[0] == 9
-    steps, answers = data.fit_answers(kept, 0.5, 14 * size)
+    size = len(embed(data.pack(ANSWER, (0.0, 1.0))))
+    assert data.fit_answers(kept, (0.0, 1.0), 10**6)[0] == 9
+    steps, answers = data.fit_answers(kept, (0.0, 1.0), 14 * size)
     assert steps == 3 and [a["step"] for a in answers[::4]] == [0, 4, 8]
-    steps, answers = data.fit_answers(kept, 0.5, 2 * size + 10)
+    steps, answers = data.fit_answers(kept, (0.0, 1.0), 2 * size + 10)
     assert (steps, [a["step"] for a in answers]) == (1, [8, 8])
 
 
@@ -126,9 +147,10 @@ def test_a_long_run_of_long_answers_stays_below_the_limit(tmp_path):
         (run / "plots" / f"{name}.png").write_bytes(b"x" * 1_500_000)
     page = write_report([run], tmp_path / "page.html").read_bytes()
     assert 3_000_000 < len(page) < LARGEST
-    told = data_of(page.decode())["runs"][0]
-    assert told["kept_steps"] == 4 and 0 < told["shown_steps"] < 4
-    assert [plot["name"] for plot in told["plots"]] == ["a"] and told["per_point"] > 1
+    notes = data_of(page.decode())["notes"]
+    assert re.fullmatch("; the page has room for [123] of 4 kept steps of run", notes["answers"])
+    assert re.fullmatch(r"; each point of run is the mean of \d+ steps", notes["curves"])
+    assert page.count(b"<img") == 1 and b"run: a</figcaption>" in page
 
 
 def hostile_run(folder):
@@ -175,8 +197,13 @@ def test_our_script_makes_no_markup_of_text_and_stays_readable():
         assert not re.search(
             r"innerHTML|outerHTML|insertAdjacent|document\.write|eval|Function\(", text
         )
-        lines = text.splitlines()
-        assert len(lines) < 400 and max(map(len, lines)) <= 100, path
+        assert max(map(len, text.splitlines())) <= 100, path
+
+
+def test_the_script_of_the_page_is_short():
+    lines = [line for path in ASSETS.glob("*.js") if path in OWN
+             for line in path.read_text().splitlines()]  # fmt: skip
+    assert len(lines) < 400
 
 
 def test_wrong_input_is_one_line(tmp_path, run, capsys):
