@@ -338,7 +338,7 @@ BAD = {
     "steps": (ValueError, "steps: is 0, must be an integer in", {"steps": 0}),
     "steps type": (TypeError, "steps: got float, must be an integer", {"steps": 2.0}),
     "method": (ValueError, "method: is 'rk5', must be one of euler, midpoint", {"method": "rk5"}),
-    "method of another type": (ValueError, "method: is [], must be one of", {"method": []}),
+    "no method": (ValueError, r"method: is \[\], must be one of euler", {"method": []}),
     "field": (TypeError, "field: got str, must be a FlowField or a callable", {"field": "euler"}),
     "base type": (TypeError, "base: got list, must be a torch.Tensor", {"base": [1.0]}),
     "base dtype": (TypeError, "base: has dtype torch.int64", {"base": torch.zeros(5).long()}),
