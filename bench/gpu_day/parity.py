@@ -33,7 +33,8 @@ VERIFIER = Reward(("verifier",), (reward,), (1.0,))
 # ‖gpu - cpu‖ / ‖cpu‖ of a tensor; tokens that differ, a share. In bfloat16 the policy's gradient
 # is a difference of nearly equal numbers at ratio 1, so its direction is bounded instead.
 MOST_ERROR = {torch.float32: 1e-3, torch.bfloat16: 0.3}
-ARMS = ("dfpo", "dfpo-paper", "ppo")
+# A rank counts orders, which rounding may turn, so that dfpo is compared with the mean's advantage.
+ARMS = ("dfpo-mean", "dfpo-paper", "ppo")
 
 
 def to_device(rollout: Rollout, device: str) -> Rollout:
