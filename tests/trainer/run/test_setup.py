@@ -70,7 +70,8 @@ HIDING = "math:scale=100,offset=-50,normal=1;science:none;dialogue:none"
     ],
 )
 def test_a_range_that_noise_hides_is_measured_or_not_needed(settings, low, high, clipped):
-    config = set_up(build_config({"device": "cpu", "eval.prompts": 1} | settings), None).config
+    raw = {"device": "cpu", "eval.prompts": 1, "reward.space": "raw"}
+    config = set_up(build_config(raw | settings), None).config
     found = value_range(config)
     if settings == {"noise": HIDING}:
         # 16 answers tell it: within a half of what all would.
