@@ -123,29 +123,61 @@ def gae(returns: Returns) -> Tensor:  # [B, T]
 
 def rank(returns: Returns) -> Tensor:  # [B, T]
     """``rank_advantage`` of the predicted values and the returns that followed, at
-    ``target.lam``."""
+    ``target.lam``, where a return can be a reward of this step or an end of the range."""
+    told = returns.token_rewards[returns.last]
+    ends = told.new_tensor(value_range(returns.config))
     return rank_advantage(
-        returns.estimate.quantiles, returns.mixture(returns.config.target.lam)
-    )  # fmt: skip
+        returns.estimate.quantiles,
+        returns.mixture(returns.config.target.lam),
+        torch.cat([told, ends]).unique(),
+    )
 
 
 def rank_advantage(
     values: Tensor,  # [B, T, Q], of the predicted distribution Z
     returns: Tensor,  # [B, T, P], of the distribution G of the return that followed
+    support: Tensor,  # [N] ascending, the returns that there can be
 ) -> Tensor:  # [B, T]
-    """P(Z < G) - P(Z > G), in [-1, 1], for independent Z and G.
+    """P(Z < G) - P(Z > G), in [-1, 1], for independent Z and G, Z projected onto the support.
 
     It measures how surely the return was better than predicted, not by how much: no reward,
-    however large, counts for more than certainty. Where rewards are 0 or 1 and both distributions
-    lie on 0 and 1, it is the difference of the means.
+    however large, counts for more than certainty. A predicted value between two neighbours of the
+    support is either of them, with chances that keep its mean. So of a value z between the return g
+    and the next lower one a, the share (g - z) / (g - a) is below g, and alike above. Where returns
+    are 0 or 1, this is the difference of the means, however smooth the prediction; where they are
+    many, it is the rank.
 
     Source: this project's use of the distribution; as a measure of effect, the probability of
-    superiority, McGraw and Wong 1992, "A common language effect size statistic".
+    superiority, McGraw and Wong 1992, "A common language effect size statistic"; the projection is
+    that of Bellemare et al. 2017, arXiv 1707.06887.
     """
-    predicted, returns = values.sort(-1).values, returns.contiguous()
+    lowest, highest = support[0], support[-1]
+    predicted = values.clamp(lowest, highest).sort(-1).values
+    returns = returns.clamp(lowest, highest).contiguous()
+    # The neighbours in the support; at its ends the return itself.
+    under = support[(torch.searchsorted(support, returns) - 1).clamp_min(0)]
+    over = torch.searchsorted(support, returns, right=True).clamp_max(len(support) - 1)
+    over = support[over]
+
+    count = predicted.shape[-1]
+    # Sums of the lowest values, in float64: differences of them are divided by small gaps.
+    sums = torch.nn.functional.pad(predicted.double().cumsum(-1), (1, 0))
+
+    def between(low: Tensor, high: Tensor) -> Tensor:
+        """The sum over values in places low to high of their distance to the return."""
+        return (high - low) * returns - (sums.gather(-1, high) - sums.gather(-1, low))
+
+    wholly_below = torch.searchsorted(predicted, under, right=True)
     below = torch.searchsorted(predicted, returns)
-    at_most = torch.searchsorted(predicted, returns, right=True)
-    return ((below + at_most).float() / predicted.shape[-1] - 1).mean(-1)
+    partly = between(wholly_below, below) / (returns - under)
+    is_below = torch.where(returns > under, wholly_below + partly, 0.0)
+
+    not_above = torch.searchsorted(predicted, returns, right=True)
+    not_wholly_above = torch.searchsorted(predicted, over)
+    partly = between(not_above, not_wholly_above) / (returns - over)
+    is_above = torch.where(over > returns, count - not_wholly_above + partly, 0.0)
+
+    return ((is_below - is_above) / count).mean(-1).to(values.dtype)
 
 
 def group(returns: Returns) -> Tensor:  # [B, T]

@@ -240,7 +240,49 @@ def test_rank_advantages_by_hand():
     # of 10 and 1000 always below; of the distribution 0 and 10, half each: (-1/2 + 1) / 2.
     distribution = torch.tensor([4.0, 0.0, 1.0, 0.0]).expand(1, 5, 4)
     returns = torch.tensor([[1.0, 1], [0, 0], [10, 10], [1000, 1000], [0, 10]]).unsqueeze(0)
-    assert rank_advantage(distribution, returns)[0].tolist() == [0.25, -0.5, 1.0, 1.0, 0.25]
+    support = torch.tensor([0.0, 1, 4, 10, 1000])
+    found = rank_advantage(distribution, returns, support)
+    assert found[0].tolist() == [0.25, -0.5, 1.0, 1.0, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("value", "support", "expected"),
+    [
+        # Half way from 0 to 1 a value is either: below 1 with chance 1/2, above 0 with 1/2.
+        (0.5, [0.0, 1.0], [-0.5, 0.5]),
+        (0.25, [0.0, 1.0], [-0.25, 0.75]),
+        # A return of 1/2 is possible: .25 is half of the time below it, half of the time it is 0.
+        (0.25, [0.0, 0.5, 1.0], [-0.5, 0.5, 1.0]),
+        # Nothing lies beyond the ends.
+        (7.0, [0.0, 1.0], [-1.0, 0.0]),
+        (-7.0, [0.0, 1.0], [0.0, 1.0]),
+        (3.0, [2.0], [0.0]),
+    ],
+)
+def test_a_value_between_two_returns_is_either(value, support, expected):
+    """Of returns at each point of the support."""
+    returns = torch.tensor(support).view(1, -1, 1)
+    values = torch.full((1, len(support), 3), value)
+    found = rank_advantage(values, returns, torch.tensor(support))
+    assert found[0].tolist() == pytest.approx(expected)
+
+
+def test_ranks_of_smooth_predictions_are_the_projections():
+    """Against the projection written out, of every value and every return."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(2, 3, 8, generator=generator) * 3 - 1
+    support = torch.tensor([-0.5, 0.0, 0.1, 0.7, 1.5])
+    returns = support[torch.randint(5, (2, 3, 4), generator=generator)]
+    found = rank_advantage(values, returns, support)
+
+    right = torch.searchsorted(support, values.clamp(-0.5, 1.5)).clamp_min(1)
+    low, high = support[right - 1], support[right]
+    share = (values.clamp(-0.5, 1.5) - low) / (high - low)  # of the upper neighbour
+    expected = sum(
+        weight.unsqueeze(-1) * (returns.unsqueeze(-2) - point.unsqueeze(-1)).sign()
+        for weight, point in ((1 - share, low), (share, high))
+    ).mean((-1, -2))
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_rank_advantages_are_gae_where_all_returns_are_0_or_1_and_bounded_elsewhere():
@@ -289,8 +331,8 @@ def test_mask_modes_with_a_tool_in_the_middle(mode, expected):
     [
         ({"algorithm": "ppo", "target.lam": 0.5}, [0.28375, 0.275, 0.5]),
         ({"algorithm": "dfpo-mean", "target.lam": 0.5}, [0.28375, 0.275, 0.5]),
-        # Returns .81 .9 1, all above the values .2 .4 .5.
-        ({"algorithm": "dfpo-rank", "target.lam": 1.0}, [1.0, 1.0, 1.0]),
+        # Returns .81 .9 1 and the next possible one below, 0: .61 / .81, .5 / .9, .5 / 1.
+        ({"algorithm": "dfpo-rank", "target.lam": 1.0}, [0.61 / 0.81, 0.5 / 0.9, 0.5]),
         ({"algorithm": "reinforce++"}, [0.81, 0.9, 1.0]),
         # Rewards 1 and 0: mean .5, standard deviation .7071 of a sample.
         ({"algorithm": "grpo"}, [0.5 / (0.5**0.5 + 1e-6)] * 3),
