@@ -29,6 +29,11 @@ TRITON_ROOMS = {
     "flow_consistency_loss": "flow_consistency_loss",
     "quantile_huber_loss": "quantile_huber_loss",
 }
+# Modules whose ops have a direct call, which would answer on the CPU before any stand-in.
+DIRECT = (
+    "integrate_flow", "integrate_flow.velocity", "flow_consistency_loss", "quantile_huber_loss",
+    "distributional_gae", "distributional_gae.mixture",
+)  # fmt: skip
 CUDA_SOURCES = ("cuda/distributional_gae.cu", "cuda/lambda_mixture_targets.cu")
 BINDINGS = "bindings_cuda.cpp"
 
@@ -36,6 +41,11 @@ BINDINGS = "bindings_cuda.cpp"
 @contextlib.contextmanager
 def answering(kernels: dict[str, Callable]) -> Iterator[None]:
     """The ops of these names run these functions on CPU tensors, and then their own again."""
+    modules = [importlib.import_module(f"dfpo_kernels.{name}") for name in DIRECT]
+    direct = [module._direct_call for module in modules]
+    for module in modules:
+        module._direct_call = lambda *_: None
+
     library = torch.library.Library("dfpo", "IMPL")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Warning only once for all operators")
@@ -46,6 +56,8 @@ def answering(kernels: dict[str, Callable]) -> Iterator[None]:
         yield
     finally:
         library._destroy()
+        for module, call in zip(modules, direct, strict=True):
+            module._direct_call = call
 
 
 @contextlib.contextmanager

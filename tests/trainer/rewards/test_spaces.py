@@ -144,7 +144,7 @@ def test_advantages_of_mapped_rewards_by_hand(algorithm):
 
 def test_a_setting_that_the_space_does_not_read_is_refused():
     with pytest.raises(ConfigError, match="reward.space_by: is domain, but reward.space = raw"):
-        build_config({"reward.space_by": "domain"})
+        build_config({"algorithm": "dfpo-mean", "reward.space_by": "domain"})
     with pytest.raises(ConfigError, match="reward.clip: is True, but reward.space = cdf"):
         build_config({"reward.space": "cdf", "reward.clip": True})
 
