@@ -138,14 +138,12 @@ def rank_advantage(
     returns: Tensor,  # [B, T, P], of the distribution G of the return that followed
     support: Tensor,  # [N] ascending, the returns that there can be
 ) -> Tensor:  # [B, T]
-    """P(Z < G) - P(Z > G), in [-1, 1], for independent Z and G, Z projected onto the support.
+    """P(Z < G) - P(Z > G), in [-1, 1], for independent Z and G that are projected onto the support.
 
     It measures how surely the return was better than predicted, not by how much: no reward,
-    however large, counts for more than certainty. A predicted value between two neighbours of the
-    support is either of them, with chances that keep its mean. So of a value z between the return g
-    and the next lower one a, the share (g - z) / (g - a) is below g, and alike above. Where returns
-    are 0 or 1, this is the difference of the means, however smooth the prediction; where they are
-    many, it is the rank.
+    however large, counts for more than certainty. A value between two neighbours of the support is
+    either of them, with chances that keep its mean. Where returns are 0 or 1, this is the
+    difference of the means, however smooth the prediction; where they are many, it is the rank.
 
     Source: this project's use of the distribution; as a measure of effect, the probability of
     superiority, McGraw and Wong 1992, "A common language effect size statistic"; the projection is
@@ -154,30 +152,48 @@ def rank_advantage(
     lowest, highest = support[0], support[-1]
     predicted = values.clamp(lowest, highest).sort(-1).values
     returns = returns.clamp(lowest, highest).contiguous()
-    # The neighbours in the support; at its ends the return itself.
-    under = support[(torch.searchsorted(support, returns) - 1).clamp_min(0)]
-    over = torch.searchsorted(support, returns, right=True).clamp_max(len(support) - 1)
-    over = support[over]
 
+    below = support[torch.searchsorted(support, returns, right=True) - 1]
+    above = support[torch.searchsorted(support, returns)]
+    # The chance of the upper one.
+    share = torch.where(above > below, (returns - below) / (above - below), 0.0)
+    lower, upper = (_rank_of(points, predicted, support) for points in (below, above))
+    rank = (1 - share) * lower + share * upper
+    return rank.mean(-1).to(values.dtype)
+
+
+def _rank_of(points: Tensor, predicted: Tensor, support: Tensor) -> Tensor:  # [B, T, P]
+    """P(Z < g) - P(Z > g) of points g of the support, Z's values [B, T, Q] ascending.
+
+    Of a value z between g and the next lower point a, the share (g - z) / (g - a) is below g, and
+    alike above.
+    """
     count = predicted.shape[-1]
     # Sums of the lowest values, in float64: differences of them are divided by small gaps.
     sums = torch.nn.functional.pad(predicted.double().cumsum(-1), (1, 0))
 
-    def between(low: Tensor, high: Tensor) -> Tensor:
-        """The sum over values in places low to high of their distance to the return."""
-        return (high - low) * returns - (sums.gather(-1, high) - sums.gather(-1, low))
+    def distances(low: Tensor, high: Tensor) -> Tensor:
+        """From the values in places low to high up to g, in all."""
+        return (high - low) * points - (sums.gather(-1, high) - sums.gather(-1, low))
 
-    wholly_below = torch.searchsorted(predicted, under, right=True)
-    below = torch.searchsorted(predicted, returns)
-    partly = between(wholly_below, below) / (returns - under)
-    is_below = torch.where(returns > under, wholly_below + partly, 0.0)
+    # The neighbours of g; at an end of the support g itself, beyond which nothing lies.
+    under = support[(torch.searchsorted(support, points) - 1).clamp_min(0)]
+    over = torch.searchsorted(support, points, right=True).clamp_max(len(support) - 1)
+    over = support[over]
 
-    not_above = torch.searchsorted(predicted, returns, right=True)
-    not_wholly_above = torch.searchsorted(predicted, over)
-    partly = between(not_above, not_wholly_above) / (returns - over)
-    is_above = torch.where(over > returns, count - not_wholly_above + partly, 0.0)
+    wholly, partly = (
+        torch.searchsorted(predicted, under, right=True), torch.searchsorted(predicted, points)
+    )  # fmt: skip
+    below = wholly + distances(wholly, partly) / (points - under)
+    below = torch.where(points > under, below, 0.0)
 
-    return ((is_below - is_above) / count).mean(-1).to(values.dtype)
+    partly, wholly = (
+        torch.searchsorted(predicted, points, right=True), torch.searchsorted(predicted, over)
+    )  # fmt: skip
+    above = count - wholly + distances(partly, wholly) / (points - over)
+    above = torch.where(over > points, above, 0.0)
+
+    return (below - above) / count
 
 
 def group(returns: Returns) -> Tensor:  # [B, T]

@@ -268,19 +268,24 @@ def test_a_value_between_two_returns_is_either(value, support, expected):
 
 
 def test_ranks_of_smooth_predictions_are_the_projections():
-    """Against the projection written out, of every value and every return."""
+    """Against both projections written out, of every value and every return."""
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(2, 3, 8, generator=generator) * 3 - 1
+    returns = torch.rand(2, 3, 4, generator=generator) * 3 - 1
     support = torch.tensor([-0.5, 0.0, 0.1, 0.7, 1.5])
-    returns = support[torch.randint(5, (2, 3, 4), generator=generator)]
     found = rank_advantage(values, returns, support)
 
-    right = torch.searchsorted(support, values.clamp(-0.5, 1.5)).clamp_min(1)
-    low, high = support[right - 1], support[right]
-    share = (values.clamp(-0.5, 1.5) - low) / (high - low)  # of the upper neighbour
+    def projected(x):
+        x = x.clamp(-0.5, 1.5)
+        right = torch.searchsorted(support, x).clamp_min(1)
+        low, high = support[right - 1], support[right]
+        share = (x - low) / (high - low)
+        return ((1 - share, low), (share, high))
+
     expected = sum(
-        weight.unsqueeze(-1) * (returns.unsqueeze(-2) - point.unsqueeze(-1)).sign()
-        for weight, point in ((1 - share, low), (share, high))
+        own.unsqueeze(-1) * other.unsqueeze(-2) * (g.unsqueeze(-2) - z.unsqueeze(-1)).sign()
+        for own, z in projected(values)
+        for other, g in projected(returns)
     ).mean((-1, -2))
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
@@ -331,8 +336,8 @@ def test_mask_modes_with_a_tool_in_the_middle(mode, expected):
     [
         ({"algorithm": "ppo", "target.lam": 0.5}, [0.28375, 0.275, 0.5]),
         ({"algorithm": "dfpo-mean", "target.lam": 0.5}, [0.28375, 0.275, 0.5]),
-        # Returns .81 .9 1 and the next possible one below, 0: .61 / .81, .5 / .9, .5 / 1.
-        ({"algorithm": "dfpo-rank", "target.lam": 1.0}, [0.61 / 0.81, 0.5 / 0.9, 0.5]),
+        # Returns .81 .9 1 lie between 0 and 1, the returns that there can be: less .2 .4 .5.
+        ({"algorithm": "dfpo-rank", "target.lam": 1.0}, [0.61, 0.5, 0.5]),
         ({"algorithm": "reinforce++"}, [0.81, 0.9, 1.0]),
         # Rewards 1 and 0: mean .5, standard deviation .7071 of a sample.
         ({"algorithm": "grpo"}, [0.5 / (0.5**0.5 + 1e-6)] * 3),

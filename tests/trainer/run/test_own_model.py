@@ -222,7 +222,9 @@ def test_range_of_rewards_is_measured(files):
     policy, _ = load_policy(files / "llama")
 
     def bounds(values, **settings):
-        config = complete(build_config({"algorithm": "dfpo-mean"} | settings), policy, torch.tensor(values))
+        config = complete(
+            build_config({"algorithm": "dfpo-mean"} | settings), policy, torch.tensor(values)
+        )
         return config.reward.low, config.reward.high, config.critic.clip_returns
 
     own_reward = {"reward": "a.py:f"}

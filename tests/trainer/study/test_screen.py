@@ -1,5 +1,6 @@
 """What a comparison shows while it runs."""
 
+import os
 import time
 
 from dfpo.study import screen, workers
@@ -10,7 +11,7 @@ def test_a_terminal_shows_one_table_drawn_over(tmp_path, monkeypatch, capsys):
     cells = [Cell("suite", "none", f"arm{i}", 0, {}, {}, 10, tmp_path / f"{i}") for i in range(30)]
     work = workers.Work(cells, jobs=1, running={"a process": cells[7]})
     work.started[cells[7]] = (time.monotonic(), 0)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: (80, 12))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_: os.terminal_size((80, 12)))
     monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
     show = screen.make_board()
     show(work, None)
