@@ -21,6 +21,7 @@ from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import update
 from dfpo.rollout.batches import parts_of
+from dfpo.rollout.adapters import root_of
 from dfpo.rollout.collect import collect
 from dfpo.rollout.engines import EngineError
 from dfpo.rollout.functions import RolloutError
@@ -376,7 +377,7 @@ def _from_lead(make: Callable[[], None]) -> None:
 def describe_start(setup: Setup, progress: Progress) -> str:
     config, policy = setup.config, setup.policy
     text = (
-        f"{setup.run}: {config.algorithm}, {policy.config.architectures[0]} of "
+        f"{setup.run}: {config.algorithm}, {type(root_of(policy)).__name__} of "
         f"{policy.num_parameters() / 1e6:.2f} M parameters on {policy.device}{_others()}, "
         f"noise {config.noise}"
     )
