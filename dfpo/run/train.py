@@ -20,8 +20,8 @@ from dfpo.config.types import Samples
 from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import update
-from dfpo.rollout.batches import parts_of
 from dfpo.rollout.adapters import root_of
+from dfpo.rollout.batches import parts_of
 from dfpo.rollout.collect import collect
 from dfpo.rollout.engines import EngineError
 from dfpo.rollout.functions import RolloutError
