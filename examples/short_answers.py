@@ -5,8 +5,9 @@ solved example. A right answer is the number or the word, and nothing else.
 
     python examples/short_answers.py DIRECTORY
 
-writes prompts to train on, to choose settings by (validation) and to report (test). No prompt stands
-in two files. Out of domain are numbers of three digits, and four words that training never uses.
+writes prompts to train on, to choose settings by (validation) and to report (test). No prompt
+stands in two files. Out of domain are numbers of three digits, and four words that training never
+uses.
 """
 
 import json
@@ -19,10 +20,10 @@ SEEN = """apple arrow basket bottle branch bridge butter button candle carpet ca
     circle cloud copper corner cotton desert dinner doctor dragon engine farmer feather finger
     flower forest garden ginger hammer harbor honey island jacket kitten ladder lemon letter
     market mirror monkey morning mother mountain needle ocean orange paper pencil pepper planet
-    pocket rabbit ribbon river""".split()
+    pocket rabbit ribbon river"""
 UNSEEN = """rocket saddle school shadow shoulder silver spider spring stone summer sunset table
     ticket tiger tomato tunnel turtle valley violin wagon wallet weather whistle window winter
-    wolf yellow zebra""".split()
+    wolf yellow zebra"""
 HELD_OUT = 150  # prompts a task
 
 
@@ -56,9 +57,9 @@ def files() -> dict[str, list[dict]]:
     """Name -> rows."""
     draw = random.Random(0)
     pairs = draw.sample(list(permutations(range(10, 100), 2)), 1000 + 2 * HELD_OUT)
-    words = draw.sample(list(permutations(SEEN, 3)), 1000 + 2 * HELD_OUT)
+    words = draw.sample(list(permutations(SEEN.split(), 3)), 1000 + 2 * HELD_OUT)
     long_pairs = draw.sample(list(permutations(range(100, 1000), 2)), HELD_OUT)
-    long_words = draw.sample(list(permutations(UNSEEN, 4)), HELD_OUT)
+    long_words = draw.sample(list(permutations(UNSEEN.split(), 4)), HELD_OUT)
 
     def rows(start: int, end: int) -> list[dict]:
         first = [larger(pair, "id") for pair in pairs[start:end]]

@@ -173,7 +173,7 @@ def keep_frozen_in(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
     for layer in model.base_model.modules():
         if isinstance(layer, BaseTunerLayer):
-            # The trunk's autocast makes inputs what is multiplied in; peft makes them float32 first.
+            # Autocast makes of inputs what is multiplied in; peft would first make them float32.
             layer.cast_input_dtype_enabled = False
 
 
