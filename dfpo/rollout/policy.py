@@ -251,7 +251,8 @@ def _token_logprobs(
 
     vocabulary = model.get_output_embeddings().weight.shape[0]
     if tokens.numel() * vocabulary <= logprobs.LOGITS_AT_ONCE or not _head_is_last(model):
-        logits = model(**inputs, logits_to_keep=tokens.shape[1] + 1).logits[:, before]
+        with dense_head_input(model):
+            logits = model(**inputs, logits_to_keep=tokens.shape[1] + 1).logits[:, before]
         return logprobs.from_logits(logits, tokens, temperature, entropy=entropy)
     hidden = model.base_model(**inputs).last_hidden_state[:, before]
     parts = logprobs.from_hidden(
@@ -260,6 +261,20 @@ def _token_logprobs(
     )  # fmt: skip
 
     return tuple(None if x is None else x.view_as(tokens) for x in parts)
+
+
+@contextmanager
+def dense_head_input(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the output layer gets its states as a matrix of their own. As a view of the states of
+    all tokens, which transformers hands on where logits of the last are asked for, torch 2.13
+    multiplies them on a CPU answer by answer, with a copy of the weights for each: 32 of them in
+    bfloat16 in 8.5 s in place of .02."""
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, states: (states[0].contiguous(), *states[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def logprobs_by_parts(

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,10 @@ def evaluate_target(target: Path, config: Config, show: int, as_json: bool) -> s
 
 
 def _rows(source: Source) -> Iterator[Row]:
-    """All that are held out."""
-    for splits in source.held_out.values():
-        for part in splits.values():
-            yield from part
+    """All that are held out, of each domain and split in turn."""
+    parts = [part for splits in source.held_out.values() for part in splits.values()]
+    for turn in zip_longest(*parts):
+        yield from (row for row in turn if row is not None)
 
 
 def _last_text(prompt: Prompt) -> str:

@@ -157,10 +157,12 @@ def held_bytes(
     """What a run holds from its first step to its last, but for gradients: a part's own are gone
     while it computes new ones."""
     everything = sum(trained.values())
-    frozen = parameters if config.lora.rank else 2 * parameters - trained["policy"]
+    frozen, size = 2 * parameters - trained["policy"], FLOAT
+    if config.lora.rank:
+        frozen, size = parameters, models.bytes_per_weight
     return {
         "trained weights": FLOAT * everything // share,
-        "frozen weights": FLOAT * frozen // share,
+        "frozen weights": size * frozen // share,
         "Adam": ADAM * everything // share,
         "rollout": rollout_bytes(config, shape),
     }
@@ -214,11 +216,12 @@ def stage_bytes(
 
 
 def casts(models: Models, model: nn.Module | View, share: int) -> Bytes:
-    """A model's weights in half precision beside the float32 ones, by autocast. What is shared out
-    comes in half precision where it is gathered."""
+    """A model's weights in half precision beside the float32 ones, by autocast; of a base under
+    adapters, which is kept in half precision, the adapters' alone. What is shared out comes in half
+    precision where it is gathered."""
     if models.bytes_per_weight == FLOAT or share > 1:
         return Bytes()
-    weights = root_of(getattr(model, "trunk", model)).parameters()
+    weights = getattr(model, "trunk", model).parameters()
     return Bytes.of(*(models.bytes_per_weight * weight.numel() for weight in weights))
 
 

@@ -25,7 +25,7 @@ from dfpo.method.update import Learner
 from dfpo.rewards.functions import Reward, RewardError
 from dfpo.rewards.sources import load_reward
 from dfpo.rewards.spaces import RewardSpace
-from dfpo.rollout.adapters import add_adapters, check_peft, name_base, root_of
+from dfpo.rollout.adapters import add_adapters, check_peft, keep_frozen_in, name_base, root_of
 from dfpo.rollout.collect import noisy_rewards
 from dfpo.rollout.compiled import compile_layers
 from dfpo.rollout.engines import EngineError
@@ -102,6 +102,7 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
 
     if config.lora.rank:
         policy, first_policy = add_adapters(policy, config, has_trunk(config))
+        keep_frozen_in(policy.root, compute_dtype(config.dtype, device))
     else:
         first_policy = copy.deepcopy(policy)
 

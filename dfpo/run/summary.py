@@ -10,6 +10,7 @@ import torch
 
 from dfpo.config import Config
 from dfpo.config.rules import value_range
+from dfpo.rollout.adapters import root_of
 from dfpo.rollout.processes import Processes
 from dfpo.run import watch
 from dfpo.run.evaluate import Scores, averages, score_table
@@ -24,7 +25,7 @@ def describe_start(setup: Setup, progress: Progress) -> str:
     """The opening line: what trains on what, and from where it goes on."""
     config, policy = setup.config, setup.policy
     text = (
-        f"{setup.run}: {config.algorithm}, {policy.config.architectures[0]} of "
+        f"{setup.run}: {config.algorithm}, {type(root_of(policy)).__name__} of "
         f"{policy.num_parameters() / 1e6:.2f} M parameters on {policy.device}{_others()}, "
         f"noise {config.noise}"
     )

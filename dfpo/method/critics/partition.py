@@ -38,7 +38,7 @@ class LogPartition(NoCritic):
         """The last states of the policy's next forward pass, [B, P + T, D], in a list."""
         states: list[Tensor] = []
         handle = policy.base_model.register_forward_hook(
-            lambda module, args, output: states.append(output.last_hidden_state)
+            lambda module, args, output: states.append(output.last_hidden_state.float())
         )
         try:
             yield states

@@ -43,7 +43,8 @@ class TrunkCritic(nn.Module):
             position_ids=positions(samples.attention_mask),
             use_cache=False,
         ).last_hidden_state
-        return states[:, -length - 1 :]
+        # A frozen base may be kept in bfloat16; heads are float32.
+        return states[:, -length - 1 :].float()
 
 
 def after_last(values: Tensor, samples: Samples) -> Tensor:  # [B, T + 1, Q] -> [B, Q]

@@ -25,7 +25,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from dfpo.rollout.adapters import root_of
 from dfpo.rollout.decoding import PLAIN, Decoding, StopStrings
 from dfpo.rollout.engines import Generated
-from dfpo.rollout.policy import SMALL_MODEL
+from dfpo.rollout.policy import SMALL_MODEL, dense_head_input
 from dfpo.rollout.tokens import end_tokens
 
 # What transformers calls a cache that goes in and out: it changed between releases.
@@ -165,7 +165,8 @@ class HFGenerate:
             return_dict_in_generate=True,
         )
 
-        with _own_settings(root_of(self.policy), plain):
+        root = root_of(self.policy)
+        with _own_settings(root, plain), dense_head_input(root):
             out = self.policy.generate(
                 input_ids=ids,
                 attention_mask=attention,

@@ -13,6 +13,7 @@ from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import update
 from dfpo.rewards.functions import Reward
+from dfpo.rollout.adapters import root_of
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
 from dfpo.rollout.sampler import Sampler
@@ -30,9 +31,10 @@ def settings(tmp_path, dtype):
     return {**SMALL, "dtype": dtype, "runs_dir": str(tmp_path), "name": dtype}
 
 
-def test_one_update_is_nearly_that_of_float32(tmp_path):
+@pytest.mark.parametrize("rank", [0, 4])
+def test_one_update_is_nearly_that_of_float32(tmp_path, rank):
     """On the same rollout, critic and policy: bfloat16 has 8 bits, so losses and norms agree to
-    a few in a hundred, and are not the same."""
+    a few in a hundred, and are not the same. Under adapters the base is kept in bfloat16 too."""
     policy, tokenizer = load_policy(SHIPPED_POLICY)
     config = build_config({**SMALL, "reward.low": 0, "reward.high": 1})
     verifier = Reward(("verifier",), (reward,), (1.0,))
@@ -41,7 +43,7 @@ def test_one_update_is_nearly_that_of_float32(tmp_path):
     rollout = collect(sampler, sampler, rows, reward=verifier, noise=Noise(), config=config, step=0)
     found = {}
     for dtype in ("float32", "bfloat16"):
-        setup = set_up(build_config(settings(tmp_path, dtype)), None)
+        setup = set_up(build_config(settings(tmp_path, dtype) | {"lora.rank": rank}), None)
         estimate = estimate_values(setup.critic, rollout.samples, torch.Generator().manual_seed(0))
         assert estimate.quantiles.dtype == torch.float32
         targets = compute_targets(rollout, estimate, setup.config, 0)
@@ -50,7 +52,9 @@ def test_one_update_is_nearly_that_of_float32(tmp_path):
         )  # fmt: skip
         found[dtype] = update(learner, rollout, targets, setup.config, 0, train_policy=True)
         for model in (setup.policy, setup.critic):
-            assert all(p.dtype == torch.float32 for p in model.parameters())
+            assert all(p.dtype == torch.float32 for p in model.parameters()), "what is trained"
+        base = {p.dtype for p in root_of(setup.policy).parameters() if not p.requires_grad}
+        assert base == ({getattr(torch, dtype)} if rank else set())
     exact, half = found["float32"], found["bfloat16"]
     for name in ("loss/critic", "critic/anchor", "grad_norm/critic", "grad_norm/policy"):
         assert half[name] == pytest.approx(exact[name], rel=0.05), name

@@ -88,6 +88,22 @@ def test_logprobs_against_one_unpadded_forward(policy, prompts):
         torch.testing.assert_close(entropy[row, :count], exact.entropy(), atol=2e-5, rtol=1e-5)
 
 
+def test_the_output_layer_gets_its_states_dense(policy, prompts):
+    """In sampling and in log-probabilities, where transformers cuts views from those of all tokens;
+    outside these nothing is left at the layer."""
+    model, tokenizer = policy
+    head, states = model.get_output_embeddings(), []
+    watch = head.register_forward_hook(lambda module, given, made: states.append(given[0]))
+    try:
+        samples = Sampler.of(model, tokenizer).answer(prompts, 4)
+        token_logprobs(model, samples, 1.0)
+    finally:
+        watch.remove()
+    assert len(states) >= 3 and all(state.is_contiguous() for state in states)
+    assert states[0].shape[:2] == (len(prompts), 1), "the last token's of each prompt"
+    assert not head._forward_pre_hooks
+
+
 @pytest.mark.parametrize("wish", ["auto", "sdpa", "eager"])
 def test_transformers_reports_the_attention(wish):
     model, _ = load_policy(SHIPPED_POLICY, wish)

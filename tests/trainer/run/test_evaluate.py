@@ -10,6 +10,7 @@ import torch
 from dfpo.__main__ import main
 from dfpo.config import ConfigError, build_config
 from dfpo.run.evaluate import _cell, averages, pass_at_k
+from dfpo.tasks import SPLITS, SUITES
 
 FEW = ["--eval.prompts", "4", "--json"]
 
@@ -69,6 +70,14 @@ def test_eval_with_several_answers(capsys):
 def test_top_k_of_one_is_greedy(capsys):
     mean = found(capsys, "--eval.top-k", "1")["mean"]
     assert mean["id"] == mean["id_greedy"] and mean["ood"] == mean["ood_greedy"]
+
+
+def test_answers_are_shown_of_domains_and_splits_in_turn(capsys):
+    shown = [answer["prompt"] for answer in found(capsys, "--show", "7")["answers"]]
+    suite = SUITES["suite"]
+    first = [suite.problem(0, "eval", d, s, 0).prompt for d in suite.domains for s in SPLITS]
+    assert shown[:6] == first
+    assert shown[6] == suite.problem(0, "eval", "math", "id", 1).prompt
 
 
 def test_an_answer_ends_before_a_stop_string(capsys):

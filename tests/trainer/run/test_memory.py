@@ -88,6 +88,10 @@ def test_adapters_leave_the_base_without_a_gradient(foretold):
     assert found["held"]["frozen weights"] == 4 * POLICY, "one base for policy and reference"
     assert found["held"]["Adam"] == 8 * adapter
 
+    half = foretold("--algorithm", "grpo", "--lora.rank", "4", "--dtype", "bfloat16")
+    assert half["held"]["frozen weights"] == 2 * POLICY
+    assert half["held"]["trained weights"] == 4 * adapter
+
 
 def test_shares_of_several_processes(foretold):
     whole, shares = foretold("--processes", "4"), foretold("--processes", "4", "--shard")

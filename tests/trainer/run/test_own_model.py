@@ -273,6 +273,18 @@ def test_wrong_models_and_prompts_are_one_line(files, tmp_path, capsys):
         assert not runs.exists()
 
 
+def test_a_model_that_names_no_architecture_trains(files, tmp_path, capsys):
+    """As none does that is read from a GGUF file."""
+    nameless = tmp_path / "nameless"
+    shutil.copytree(files / "llama", nameless)
+    config = json.loads((nameless / "config.json").read_text())
+    del config["architectures"]
+    (nameless / "config.json").write_text(json.dumps(config))
+    folder = ["--runs-dir", str(tmp_path), "--steps", "0", "--eval.prompts", "0"]
+    assert main(["train", *folder, *own(files), "--model", str(nameless)]) == 0
+    assert "LlamaForCausalLM of" in capsys.readouterr().out
+
+
 def test_reasoning_gym_trains(tmp_path):
     task = "reasoning_gym:chain_sum,max_terms=2,max_digits=1"
     run = train(
