@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from dfpo.config import Config
 from dfpo.config.types import Samples
 from dfpo.method.critics.none import NoCritic
+from dfpo.method.critics.trunk import at_least_float32
 
 
 class LogPartition(NoCritic):
@@ -38,7 +39,7 @@ class LogPartition(NoCritic):
         """The last states of the policy's next forward pass, [B, P + T, D], in a list."""
         states: list[Tensor] = []
         handle = policy.base_model.register_forward_hook(
-            lambda module, args, output: states.append(output.last_hidden_state.float())
+            lambda module, args, output: states.append(at_least_float32(output.last_hidden_state))
         )
         try:
             yield states

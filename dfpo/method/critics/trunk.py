@@ -43,8 +43,12 @@ class TrunkCritic(nn.Module):
             position_ids=positions(samples.attention_mask),
             use_cache=False,
         ).last_hidden_state
-        # A frozen base may be kept in bfloat16; heads are float32.
-        return states[:, -length - 1 :].float()
+        return at_least_float32(states[:, -length - 1 :])
+
+
+def at_least_float32(states: Tensor) -> Tensor:
+    """What heads read: a frozen base may be kept in bfloat16."""
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def after_last(values: Tensor, samples: Samples) -> Tensor:  # [B, T + 1, Q] -> [B, Q]
