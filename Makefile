@@ -123,8 +123,9 @@ release:
 # ends with one line a cell. Environments stay in the user's cache. CELLS: some of them, by commas;
 # SELECT: other tests, or `tests` for all of them.
 CELLS ?= ALL
-SELECT ?= tests/kernels/test_public_api.py tests/kernels/test_packed.py tests/kernels/test_nn.py \
-    tests/trainer/run/test_api.py tests/test_examples.py
+SELECT ?= tests/kernels/test_public_api.py tests/kernels/test_direct.py tests/kernels/test_dispatch.py \
+    tests/kernels/test_packed.py tests/kernels/test_nn.py tests/trainer/run/test_api.py \
+    tests/test_examples.py
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dfpo
 matrix: $(CACHE)/tox/bin/tox
 	PATH="$$PATH:$$(ls -d $$(pyenv root 2>/dev/null)/versions/*/bin 2>/dev/null | paste -sd:)" \
