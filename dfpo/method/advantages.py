@@ -129,14 +129,14 @@ def rank(returns: Returns) -> Tensor:  # [B, T]
     return rank_advantage(
         returns.estimate.quantiles,
         returns.mixture(returns.config.target.lam),
-        torch.cat([told, ends]).unique(),
+        torch.cat([told, ends]).sort().values,
     )
 
 
 def rank_advantage(
     values: Tensor,  # [B, T, Q], of the predicted distribution Z
     returns: Tensor,  # [B, T, P], of the distribution G of the return that followed
-    support: Tensor,  # [N] ascending, the returns that there can be
+    support: Tensor,  # [N] ascending, the returns that there can be; some may repeat
 ) -> Tensor:  # [B, T]
     """P(Z < G) - P(Z > G), in [-1, 1], for independent Z and G that are projected onto the support.
 
@@ -149,9 +149,11 @@ def rank_advantage(
     superiority, McGraw and Wong 1992, "A common language effect size statistic"; the projection is
     that of Bellemare et al. 2017, arXiv 1707.06887.
     """
+    # In float64: differences of sums are divided by gaps, which may be small beside the rewards.
+    support = support.double()
     lowest, highest = support[0], support[-1]
-    predicted = values.clamp(lowest, highest).sort(-1).values
-    returns = returns.clamp(lowest, highest).contiguous()
+    predicted = values.double().clamp(lowest, highest).sort(-1).values
+    returns = returns.double().clamp(lowest, highest).contiguous()
 
     below = support[torch.searchsorted(support, returns, right=True) - 1]
     above = support[torch.searchsorted(support, returns)]
@@ -169,8 +171,7 @@ def _rank_of(points: Tensor, predicted: Tensor, support: Tensor) -> Tensor:  # [
     alike above.
     """
     count = predicted.shape[-1]
-    # Sums of the lowest values, in float64: differences of them are divided by small gaps.
-    sums = torch.nn.functional.pad(predicted.double().cumsum(-1), (1, 0))
+    sums = torch.nn.functional.pad(predicted.cumsum(-1), (1, 0))  # of the lowest values
 
     def distances(low: Tensor, high: Tensor) -> Tensor:
         """From the values in places low to high up to g, in all."""
