@@ -85,9 +85,8 @@ def write_tables(output: Path, results: list[Result], baseline: str, command: st
 
 
 def headlines(results: list[Result], baseline: str) -> str:
-    """What a terminal shows of them: levels and differences."""
-    said = tables(results, baseline, MARKDOWN)
-    return markdown([table for table in said if table.title not in ("Training", "Benchmarks")])
+    """What a terminal shows."""
+    return markdown(summaries(results, baseline, MARKDOWN))
 
 
 def markdown(several: list[Table]) -> str:
@@ -116,13 +115,18 @@ def latex(several: list[Table], heading: str) -> str:
 
 def tables(results: list[Result], baseline: str, markup: Markup) -> list[Table]:
     """Those that have something to say; a grid may evaluate nothing."""
+    made = [*summaries(results, baseline, markup), budgets(results, markup)]
+    return [*made, benchmarks(results, markup)] if any(r["benchmarks"] for r in results) else made
+
+
+def summaries(results: list[Result], baseline: str, markup: Markup) -> list[Table]:
+    """Levels and differences."""
     every = overviews(results, baseline)
     made = [over_noises(every, baseline, markup)] if every else []
     made.append(levels(results, markup))
     if paired(results, baseline):
         made.append(differences(results, baseline, markup))
-    made.append(budgets(results, markup))
-    return [*made, benchmarks(results, markup)] if any(r["benchmarks"] for r in results) else made
+    return made
 
 
 def over_noises(every: list[Overview], baseline: str, markup: Markup) -> Table:

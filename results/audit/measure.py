@@ -2,9 +2,9 @@
 
     python results/audit/measure.py
 
-trains what is not yet in audit.jsonl beside it, and prints the table of docs/audit.md. Every run
-has a policy that stands still, 200 updates of the critic and one pass over each; then 1024 fresh
-answers are audited. The truth is what noise did to those same answers.
+trains what is not yet in audit.jsonl beside it, and prints a table. Every run has a policy that
+stands still, 200 updates of the critic and one pass over each; then 1024 fresh answers are audited.
+The truth is what noise did to those same answers.
 """
 
 from __future__ import annotations

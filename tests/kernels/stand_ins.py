@@ -10,6 +10,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -29,11 +30,6 @@ TRITON_ROOMS = {
     "flow_consistency_loss": "flow_consistency_loss",
     "quantile_huber_loss": "quantile_huber_loss",
 }
-# Modules whose ops have a direct call, which would answer on the CPU before any stand-in.
-DIRECT = (
-    "integrate_flow", "integrate_flow.velocity", "flow_consistency_loss", "quantile_huber_loss",
-    "distributional_gae", "distributional_gae.mixture",
-)  # fmt: skip
 CUDA_SOURCES = ("cuda/distributional_gae.cu", "cuda/lambda_mixture_targets.cu")
 BINDINGS = "bindings_cuda.cpp"
 
@@ -41,7 +37,12 @@ BINDINGS = "bindings_cuda.cpp"
 @contextlib.contextmanager
 def answering(kernels: dict[str, Callable]) -> Iterator[None]:
     """The ops of these names run these functions on CPU tensors, and then their own again."""
-    modules = [importlib.import_module(f"dfpo_kernels.{name}") for name in DIRECT]
+    # Direct calls would answer on the CPU before any stand-in.
+    modules = [
+        module
+        for name, module in list(sys.modules.items())
+        if name.startswith("dfpo_kernels.") and hasattr(module, "_direct_call")
+    ]
     direct = [module._direct_call for module in modules]
     for module in modules:
         module._direct_call = lambda *_: None

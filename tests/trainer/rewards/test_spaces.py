@@ -142,6 +142,25 @@ def test_advantages_of_mapped_rewards_by_hand(algorithm):
     assert found.tolist() == pytest.approx(expected)
 
 
+def test_dfpo_learns_the_same_of_rewards_on_any_scale():
+    """Its advantages and its critic's targets, where another unit and zero are told."""
+    config = build_config({})
+    assert (config.algorithm, config.target.advantage, config.reward.space) == (
+        "dfpo", "rank", "cdf"
+    )  # fmt: skip
+
+    def learned(rewards):
+        rollout, space = make_rollout(rewards), RewardSpace.of(config)
+        space.tell(rollout)
+        return compute_targets(space.mapped(rollout), make_estimate(), config, 0)
+
+    rewards = (0.25, 0.5, -1.0, 8.0)
+    one, other = learned(rewards), learned(tuple(1024 * r - 4096 for r in rewards))
+    assert one.advantages.abs().max() > 0
+    assert torch.equal(one.advantages, other.advantages)
+    assert torch.equal(one.critic.quantiles, other.critic.quantiles)
+
+
 def test_a_setting_that_the_space_does_not_read_is_refused():
     with pytest.raises(ConfigError, match="reward.space_by: is domain, but reward.space = raw"):
         build_config({"algorithm": "dfpo-mean", "reward.space_by": "domain"})

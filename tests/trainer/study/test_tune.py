@@ -5,32 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from small_grids import SEARCH as RECIPE
 
 from dfpo.__main__ import main
 from dfpo.config import ConfigError
 from dfpo.study import tune, tuned
 from dfpo.study.recipe import grid, load_recipe
-
-RECIPE = {
-    "seeds": [3],
-    "arms": {"ppo": {}, "dfpo": {"coef.risk": 0.2}},
-    "noises": ["flip=1", "none"],
-    "tuned": "found.yaml",
-    "base": {
-        "steps": 0,
-        "rollout": {"prompts": 3, "samples": 2, "max_new_tokens": 30},
-        "eval.prompts": 1,
-    },
-    "tune": {
-        "seeds": [10],
-        "prompt_seed": 20,
-        "prompts": 6,
-        "arms": {
-            "ppo": {"policy.learning_rate": [1e-4, 1e-3]},
-            "dfpo": {"policy.learning_rate": [1e-3], "coef.risk": [0.0, 0.1]},
-        },
-    },
-}
 
 
 def write(folder, **changes):

@@ -2,26 +2,11 @@
 
 import pytest
 import yaml
+from small_grids import SEARCH as RECIPE
 
 from dfpo.config import ConfigError
 from dfpo.study import tune, tuned
 from dfpo.study.recipe import load_recipe
-
-RECIPE = {
-    "seeds": [3],
-    "arms": {"ppo": {}, "dfpo": {"coef.risk": 0.2}},
-    "noises": ["flip=1", "none"],
-    "tuned": "found.yaml",
-    "tune": {
-        "seeds": [10],
-        "prompt_seed": 20,
-        "prompts": 6,
-        "arms": {
-            "ppo": {"policy.learning_rate": [1e-4, 1e-3]},
-            "dfpo": {"policy.learning_rate": [1e-3], "coef.risk": [0.0, 0.1]},
-        },
-    },
-}
 
 
 def recipe_of(folder, flags=None, **changes):
