@@ -144,3 +144,15 @@ def test_algorithms_are_listed():
 def test_linked_files_exist(page):
     for target in re.findall(r"\]\(((?!http|#)[^)#]+)[^)]*\)", page.read_text()):
         assert (page.parent / target).exists(), target
+
+
+# Of another project, and a name that stands for many.
+ELSEWHERE = {"examples/run_ppo.py", "bench/shapes/MODEL.json"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_files_that_a_page_names_are_there(page):
+    rooms = "dfpo|dfpo_kernels|tests|bench|csrc|recipes|results|examples|docs"
+    named = set(re.findall(rf"(?<![\w./-])((?:{rooms})/[\w./-]+\.\w+)\b", page.read_text()))
+    missing = {name for name in named - ELSEWHERE if not (ROOT / name).exists()}
+    assert not missing

@@ -127,17 +127,19 @@ def gather_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
     """Brings an optimiser to a whole state, of any number of processes."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, values in state["state"].items():
-        parameter = parameters[number]
-        if not isinstance(parameter, DTensor):
-            continue
-        for name, value in values.items():
-            if value.shape == parameter.shape:
-                value = value.to(parameter.device)
-                mesh, placements = parameter.device_mesh, parameter.placements
-                values[name] = distribute_tensor(value, mesh, placements, src_data_rank=None)
+    shares = {
+        number: {name: _share(value, parameters[number]) for name, value in values.items()}
+        for number, values in state["state"].items()
+    }
+    optimizer.load_state_dict({**state, "state": shares})
 
-    optimizer.load_state_dict(state)
+
+def _share(value: Tensor, parameter: Tensor) -> Tensor:
+    """This process's share of a number for each weight; what is one number for all, as it is."""
+    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
 
 
 def _parts(model: nn.Module) -> list[FSDPModule]:

@@ -25,11 +25,13 @@ ROUNDING = 1e-6
 def rollout_metrics(
     rollout: Rollout,
     estimate: Estimate | None,
+    returns: Estimate | None,
     targets: Targets,
     metric: str,
 ) -> dict[str, float]:
     """Metrics of a rollout; those of values, which need a critic, are against the clean return
-    where they say so. ``estimate`` is in units of told rewards."""
+    where they say so. ``estimate`` is in the critic's own space, ``returns`` the same in units of
+    told rewards."""
     mask = rollout.samples.mask
     kept = mask.float()
     log_ratio = ((rollout.old_logprobs - rollout.ref_logprobs) * kept).sum(-1)
@@ -47,7 +49,8 @@ def rollout_metrics(
     }
 
     if estimate is not None:
-        numbers |= _describe_values(rollout, estimate)
+        numbers |= _describe_values(rollout, returns)
+        numbers["value/correlation"] = _correlation(rollout, estimate)
     metrics = {name: float(value) for name, value in numbers.items()}
     prefix = "accuracy" if metric == "accuracy" else "domain"
     names = [domain_of(row) for row in rollout.answers.rows]
@@ -70,6 +73,16 @@ def _describe_values(rollout: Rollout, estimate: Estimate) -> dict[str, Tensor]:
         "value/bias": masked_mean(values - clean, mask),
         "value/explained_variance": explained_variance(values[mask], clean[mask]),
     }
+
+
+def _correlation(rollout: Rollout, estimate: Estimate) -> Tensor:
+    """Of mean values with clean returns over all tokens: what a critic knows, whatever the units of
+    either. 0 where one of them does not vary."""
+    mask, values = rollout.samples.mask, estimate.quantiles.mean(-1)
+    clean = rollout.clean_rewards.unsqueeze(-1).expand_as(values)
+    both = torch.stack([values[mask], clean[mask]]).double()
+    varies = both.std(-1, correction=0) > ROUNDING * both.abs().amax(-1)
+    return torch.where(varies.all(), both.corrcoef()[0, 1], 0.0)
 
 
 @torch.no_grad()

@@ -107,7 +107,12 @@ def plot_training(metrics: list[dict[str, Any]], config: Config) -> plt.Figure:
     curve(kl, "kl", "KL", GREY)
     kl.set(title="Distance from the first policy", ylabel="KL, nats per answer", xlabel="step")
 
-    if any("value/mean" in m for m in metrics):
+    if any("value/mean" in m for m in metrics) and config.reward.space != "raw":
+        # Told rewards may have another unit than clean ones, and several.
+        curve(fit, "value/correlation", "correlation", GREEN)
+        fit.axhline(0, color=GREY, linewidth=0.6)
+        fit.set(title="Critic's mean and the clean return", xlabel="step", ylim=(-0.6, 1))
+    elif any("value/mean" in m for m in metrics):
         curve(fit, "value/explained_variance", "explained variance", GREEN)
         curve(fit, "value/bias", "mean bias / reward range", RED, scale)
         fit.axhline(0, color=GREY, linewidth=0.6)
@@ -125,8 +130,8 @@ def plot_training(metrics: list[dict[str, Any]], config: Config) -> plt.Figure:
 
     if warmup:
         top.text(
-            warmup / 2 - 0.5, 0.97, "critic warm-up", color=GREY, fontsize=7, rotation=90,
-            ha="center", va="top", transform=top.get_xaxis_transform(),
+            warmup / 2 - 0.5, 0.03, "critic warm-up", color=GREY, fontsize=7, rotation=90,
+            ha="center", va="bottom", transform=top.get_xaxis_transform(),
         )  # fmt: skip
 
     return figure
@@ -272,6 +277,7 @@ def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
     edges = np.unique(np.quantile(predicted, np.linspace(0, 1, 11)))
     bins = np.clip(np.searchsorted(edges, predicted, side="right") - 1, 0, max(len(edges) - 2, 0))
     returns = [(clean, BLUE, "clean return")]
+    drawn: list[float] = []
     if config.noise != "none":
         returns.append((noisy, ORANGE, "return seen in training"))
 
@@ -279,6 +285,7 @@ def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
         groups = [bins == b for b in np.unique(bins)]
         centres = [predicted[g].mean() for g in groups]
         means = [observed[g].mean() for g in groups]
+        drawn += centres + means
         # Tokens of one answer share its return, so answers are what is counted.
         counts = [len(np.unique(answers[g])) for g in groups]
         errors = [1.96 * observed[g].std() / n**0.5 for g, n in zip(groups, counts, strict=True)]
@@ -286,9 +293,11 @@ def plot_calibration(records: list[ValueRecord], config: Config) -> plt.Figure:
             centres, means, errors, color=colour, marker="o", markersize=4, linewidth=1, label=label
         )
 
-    low, high = config.reward.low, config.reward.high
+    raw = config.reward.space == "raw"
+    # Elsewhere a range is neither known nor needed.
+    low, high = (config.reward.low, config.reward.high) if raw else (min(drawn), max(drawn))
     left.plot([low, high], [low, high], color=GREY, linewidth=0.8, linestyle="--")
-    margin = 0.03 * (high - low)
+    margin = 0.03 * (high - low) or 0.5
     bounds = (low - margin, high + margin)
     left.set(
         title="Mean: predicted against observed", xlabel="predicted mean return",

@@ -257,7 +257,7 @@ def train_step(
 
     tokens = int(rollout.samples.mask.sum())
     metrics = {"step": step, "tokens": tokens, **count_rewards(rollout.scored, config)}
-    estimate = targets = None
+    estimate = returns = targets = None
     if len(rollout.answers):
         with clock("targets"):
             estimate = estimate_values(
@@ -272,15 +272,15 @@ def train_step(
             )
             setup.sampler.engine.update()
         if estimate is not None:
-            estimate = setup.space.readout(estimate, rollout.answers.rows)
-        metrics |= rollout_metrics(rollout, estimate, targets, setup.source.metric) | losses
-        metrics |= engine_metrics(rollout, config)
-        if estimate is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
-            progress.records.append(ValueRecord.from_rollout(rollout, estimate))
+            returns = setup.space.readout(estimate, rollout.answers.rows)
+        metrics |= rollout_metrics(rollout, estimate, returns, targets, setup.source.metric)
+        metrics |= losses | engine_metrics(rollout, config)
+        if returns is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
+            progress.records.append(ValueRecord.from_rollout(rollout, returns))
     if Processes.here().leads:
         keep(
             setup.run, setup.tokenizer, rollout,
-            estimate=estimate, targets=targets, config=config, step=step,
+            estimate=returns, targets=targets, config=config, step=step,
         )  # fmt: skip
 
     if examples and step + 1 == config.critic.warmup_steps:

@@ -25,7 +25,7 @@ from dfpo.config import ConfigError
 from dfpo.config.build import must_be
 from dfpo.config.options import option
 from dfpo.run.bars import bar
-from dfpo.run.model_card import model_card
+from dfpo.study.starting_card import starting_card
 from dfpo.tasks import SPLITS, SUITES, Problem, Suite, slip_position
 
 MAX_POSITIONS = 256
@@ -188,7 +188,7 @@ def card(
 ) -> str:
     """The model card, with the command that makes the model again."""
     flags = " ".join(f"{_flag(name)} {value}" for name, value in asdict(config).items())
-    return model_card(
+    return starting_card(
         model,
         task=config.task,
         slip=config.slip,

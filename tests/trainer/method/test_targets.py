@@ -60,7 +60,7 @@ def test_advantages_of_clean_rewards_have_the_clean_sign(settings):
     rollout = make_rollout(truncated=(True, False, True, False))
     estimate = make_estimate() if config.critic.kind != "none" else None
     targets = compute_targets(rollout, estimate, config, 0)
-    found = rollout_metrics(rollout, estimate, targets, "reward")
+    found = rollout_metrics(rollout, estimate, estimate, targets, "reward")
     assert found["advantage/sign_agreement"] == 1
 
 
@@ -71,7 +71,7 @@ def test_a_flipped_reward_turns_the_signs_of_its_answer():
     rollout, estimate = make_rollout((0.0, 0.0, 1.0, 1.0)), make_estimate()
     rollout = dataclasses.replace(rollout, clean_rewards=torch.tensor([1.0, 0.0, 1.0, 1.0]))
     targets = compute_targets(rollout, estimate, config, 0)
-    found = rollout_metrics(rollout, estimate, targets, "reward")
+    found = rollout_metrics(rollout, estimate, estimate, targets, "reward")
     assert found["advantage/sign_agreement"] == pytest.approx(9 / 14)
 
 

@@ -7,7 +7,7 @@ import torch
 from small_rollouts import make_rollout
 
 from dfpo.config import build_config
-from dfpo.config.types import Scored
+from dfpo.config.types import Estimate, Scored
 from dfpo.method.targets import compute_targets
 from dfpo.run.diagnostics import (
     count_rewards,
@@ -50,7 +50,8 @@ def test_metrics_of_a_rollout_by_hand():
     answers = dataclasses.replace(rollout.answers, rows=rows)
     rollout = dataclasses.replace(rollout, answers=answers)
     config = build_config({"algorithm": "grpo"})
-    metrics = rollout_metrics(rollout, None, compute_targets(rollout, None, config, 0), "accuracy")
+    targets = compute_targets(rollout, None, config, 0)
+    metrics = rollout_metrics(rollout, None, None, targets, "accuracy")
     assert metrics["reward/noisy"] == 0.5 and metrics["reward/clean"] == 0.25
     assert metrics["reward/corrupted"] == 0.25
     assert metrics["response_length"] == (5 + 3 + 1 + 5) / 4
@@ -82,3 +83,22 @@ def test_long_answers_may_be_further():
 
 def test_steps_without_a_reward_have_no_kl():
     assert said_after(None, None) == [None, None]
+
+
+def test_correlation_of_values_by_hand():
+    """Of answers of 5, 3, 1 and 5 tokens: values 2, 1, 1, 1 against rewards 300, 0, 300, 0. Over 14
+    tokens the values' mean is 19/14 and the rewards' 300 * 6/14."""
+    rollout = make_rollout(rewards=(300.0, 0.0, 300.0, 0.0))
+    quantiles = torch.tensor([2.0, 1.0, 1.0, 1.0]).view(4, 1, 1).expand(4, 5, 3)
+    estimate = Estimate(quantiles=quantiles, final=quantiles[:, -1])
+    config = build_config({"reward.low": 0.0, "reward.high": 300.0})
+    targets = compute_targets(rollout, estimate, config, 0)
+    found = rollout_metrics(rollout, estimate, estimate, targets, "reward")
+    # In units of one: shares 5/14 of high values, 6/14 of right tokens, both together 5/14.
+    covariance = 5 / 14 - 5 / 14 * 6 / 14
+    expected = covariance / (5 / 14 * 9 / 14 * 6 / 14 * 8 / 14) ** 0.5
+    assert found["value/correlation"] == pytest.approx(expected)
+
+    level = dataclasses.replace(estimate, quantiles=torch.ones_like(quantiles))
+    found = rollout_metrics(rollout, level, level, targets, "reward")
+    assert found["value/correlation"] == 0.0, "what does not vary tells nothing"

@@ -56,7 +56,7 @@ SUITES = {
 }
 
 
-def model_card(
+def starting_card(
     model: LlamaForCausalLM,
     *,
     task: str,
