@@ -165,8 +165,11 @@ class RewardSpace:
             result[member] = change(values[member].double()).to(values.dtype)
         return result
 
-    def _groups(self, rows: Sequence[Row]) -> dict[str, list[int]]:
-        names = ["all" if self.by is None else column_of(row, self.by) for row in rows]
+    def _groups(self, rows: Sequence[Row]) -> dict[str, list[int] | slice]:
+        """Which of the rows each group has."""
+        if self.by is None:
+            return {"all": slice(None)}  # no index, which a GPU would wait for
+        names = [column_of(row, self.by) for row in rows]
         groups: dict[str, list[int]] = {name: [] for name in names}
         for i, name in enumerate(names):
             groups[name].append(i)

@@ -15,7 +15,8 @@ ADAPTERS = sorted(
 IMPORTS = """
 import importlib, importlib.util, pkgutil, sys
 import dfpo, dfpo_kernels
-TRAINERS = {"trl", "verl", "openrlhf", "nemo_rl", "slime", "torchrl", "tensordict", "megatron"}
+TRAINERS = {"trl", "verl", "openrlhf", "nemo_rl", "slime", "torchrl", "tensordict", "megatron",
+            "skyrl"}
 
 def imported(name):
     importlib.import_module(name)

@@ -117,7 +117,11 @@ def test_an_update_waits_for_the_device_no_more_often_than_is_known(tmp_path, pa
     with waits() as found:
         estimate = estimate_values(setup.critic, rollout.samples, setup.generator)
     assert not found
-    targets = compute_targets(rollout, estimate, setup.config, 0)
+    with waits() as found:
+        setup.space.tell(rollout)
+        targets = compute_targets(setup.space.mapped(rollout), estimate, setup.config, 0)
+        setup.space.readout(estimate, rollout.answers.rows)
+    assert not found
     with waits() as found:
         update(setup.learner, rollout, targets, setup.config, 0, train_policy=True)
     # All metrics leave at once; the shuffled order never was on the device.
