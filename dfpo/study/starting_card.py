@@ -45,6 +45,14 @@ SUITES = {
         "greedy": "Where the demonstrator slips more often than not, the likeliest answer holds "
         "every slip there is\nroom for, so greedy accuracy is the lower one by design.",
     },
+    "shared": {
+        "title": "suite with a shared skill",
+        "module": "dfpo.tasks.shared",
+        "slips": "forgets a carry with probability {slip:g},\n"
+        "and makes one slip of each domain's own half as often",
+        "greedy": "Where the demonstrator slips more often than not, the likeliest answer forgets "
+        "every carry, so\ngreedy accuracy is the lower one by design.",
+    },
     "hard": {
         "title": "suite with headroom",
         "module": "dfpo.tasks.hard",

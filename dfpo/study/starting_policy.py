@@ -60,8 +60,8 @@ class SFTConfig:
     slip: float = option(
         0.55,
         "probability that the demonstrator slips where it can (in hard: where the context invites "
-        "it); above 0.5 even the likeliest answer is wrong, which leaves reinforcement learning "
-        "something to correct",
+        "it; in shared: that it forgets a carry); above 0.5 even the likeliest answer is wrong, "
+        "which leaves reinforcement learning something to correct",
         low=0.0,
         high=1.0,
     )

@@ -4,15 +4,18 @@ A suite has three domains, math, science and dialogue, whose answers show their 
 space-separated tokens, every digit its own token. Each domain has an in-domain ("id") and an
 out-of-domain ("ood") split whose ranges do not overlap, and systematic slips that a sloppy
 demonstrator makes, so that a policy trained on it has something to unlearn: one per domain in
-`suite`, several that depend on context in `hard`.
+`suite`, several that depend on context in `hard`, one of all domains beside their own in `shared`.
 """
 
-from dfpo.tasks import dialogue, hard, math, science
+from dfpo.tasks import dialogue, hard, math, science, shared
 from dfpo.tasks.suite import SPLITS, STREAMS, Problem, Suite, slip_position
 
 SUITES: dict[str, Suite] = {
     "suite": Suite("suite", {"math": math, "science": science, "dialogue": dialogue}),
-    "hard": Suite("hard", {"math": hard.math, "science": hard.science, "dialogue": hard.dialogue}),
+    **{
+        name: Suite(name, {"math": m.math, "science": m.science, "dialogue": m.dialogue})
+        for name, m in (("hard", hard), ("shared", shared))
+    },
 }
 # The demo's suite by itself.
 DOMAINS = SUITES["suite"].domains

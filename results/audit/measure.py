@@ -1,9 +1,9 @@
 """How well ``dfpo audit`` sees errors that are known: injected noise, seeds of nothing else.
 
-    python results/audit/measure.py
+    python results/audit/measure.py [SEED...]
 
-trains what is not yet in audit.jsonl beside it, and prints a table. Every run has a policy that
-stands still, 200 updates of the critic and one pass over each; then 1024 fresh answers are audited.
+trains what is not yet in audit.jsonl beside it, by default on all seeds, and prints a table. Every
+run has a policy that stands still, 200 updates of the critic and one pass over each; then 1024 fresh answers are audited.
 The truth is what noise did to those same answers.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def rows_of(records: list[dict[str, Any]]) -> list[list[str]]:
 if __name__ == "__main__":
     done = [json.loads(line) for line in RECORDS.open()] if RECORDS.exists() else []
     known = {(r["arm"], r["noise"], r["seed"]) for r in done}
-    for seed in SEEDS:
+    for seed in map(int, sys.argv[1:]) if sys.argv[1:] else SEEDS:
         for noise in NOISES:
             for arm in ARMS:
                 if (arm, noise, seed) in known or (arm == "ppo" and noise == "none"):

@@ -13,7 +13,7 @@ from dfpo.study import starting_policy
 from dfpo.tasks import DOMAINS, SPLITS, SUITES, VOCABULARY, Problem, demonstration
 
 SHIPPED = Path(dfpo.__file__).parent / "tasks" / "starting_policies"
-SHIPPED = {name: SHIPPED / name for name in ("suite", "hard")}
+SHIPPED = {name: SHIPPED / name for name in SUITES}
 SHORT = starting_policy.SFTConfig(steps=5, batch_size=6, eval_prompts=2)
 PAIRS = [("math units 1 + units 2 ?", "units 1 + 2 + 0 = 0 3 so 0 3"), ("dialogue ?", "so none")]
 
@@ -147,7 +147,7 @@ def test_flags_default_to_the_config():
     ("wrong", "message"),
     [
         ({"steps": 0}, "steps: is 0, must be an integer >= 1"),
-        ({"task": "easy"}, "task: is 'easy', must be one of suite, hard"),
+        ({"task": "easy"}, "task: is 'easy', must be one of suite, hard, shared"),
         ({"slip": 1.5}, r"slip: is 1.5, must be a number in \[0, 1\]"),
         ({"threads": -1}, "threads: is -1, must be an integer >= 1"),
         ({"learning_rate": float("nan")}, "learning_rate: is nan, must be a number >= 0"),
@@ -179,7 +179,10 @@ def test_shipped_policies_are_small_and_read_as_built(task):
     assert f"--task {task} " in (SHIPPED[task] / "README.md").read_text() or task == "suite"
 
 
-@pytest.mark.parametrize(("task", "lowest", "highest"), [("suite", 0.3, 0.7), ("hard", 0.12, 0.42)])
+@pytest.mark.parametrize(
+    ("task", "lowest", "highest"),
+    [("suite", 0.3, 0.7), ("hard", 0.12, 0.42), ("shared", 0.25, 0.55)],
+)
 def test_shipped_policies_mostly_slip_where_they_are_wrong(task, lowest, highest):
     model = AutoModelForCausalLM.from_pretrained(SHIPPED[task])
     suite = SUITES[task]
