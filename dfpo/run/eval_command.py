@@ -31,6 +31,8 @@ def evaluate_model(
     a model directory."""
     if (target / "config.yaml").is_file():
         config = dataclasses.replace(config, model=str(policy_of(target)))
+    # Nothing is trained here, so an adapter is worked into its model and none is put on it.
+    config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, rank=0))
     policy, tokenizer, source, reward = load_parts(config, given)
     function = load_rollout(config, given.rollout)
     tokens = micro_tokens(config, policy)

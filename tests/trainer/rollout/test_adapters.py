@@ -224,3 +224,24 @@ def test_wrong_settings_are_one_line(tmp_path):
         config(tmp_path, shard=True)
     with pytest.raises(ConfigError, match="targets"):
         set_up(config(tmp_path, **{"lora.targets": "nothing_like_it"}), None)
+
+
+def test_evaluation_is_of_the_adapter_and_not_of_its_base(run, tmp_path, capsys):
+    """Where the two say other things: of a run, and of its policy's directory."""
+    changed = tmp_path / "run"
+    shutil.copytree(run, changed)
+    weights = load_file(changed / "policy" / "adapter_model.safetensors")
+    draws = torch.Generator().manual_seed(0)
+    weights = {k: v + 0.5 * torch.randn(v.shape, generator=draws) for k, v in weights.items()}
+    save_file(weights, changed / "policy" / "adapter_model.safetensors")
+    assert main(["merge", str(changed / "policy"), str(tmp_path / "merged")]) == 0
+
+    def answers(target):
+        capsys.readouterr()
+        words = ["eval", str(target), "--json", "--show", "4", "--rollout.max-new-tokens", "8"]
+        assert main(words) == 0
+        return json.loads(capsys.readouterr().out)["answers"]
+
+    merged = answers(tmp_path / "merged")
+    assert answers(SHIPPED_POLICY) != merged
+    assert answers(changed) == answers(changed / "policy") == merged
