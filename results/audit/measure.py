@@ -3,8 +3,8 @@
     python results/audit/measure.py [SEED...]
 
 trains what is not yet in audit.jsonl beside it, by default on all seeds, and prints a table. Every
-run has a policy that stands still, 200 updates of the critic and one pass over each; then 1024 fresh answers are audited.
-The truth is what noise did to those same answers.
+run has a policy that stands still, 200 updates of the critic and one pass over each; then 1024
+fresh answers are audited. The truth is what noise did to those same answers.
 """
 
 from __future__ import annotations
