@@ -30,8 +30,9 @@ NOISES = {
     "heavy": "heavy=1",
     "by-domain": "math:normal=0.1;science:normal=0.5;dialogue:normal=3",
 }
-# Control: a critic of one number, under noise and on the first seeds alone.
-ARMS = ("dfpo", "ppo")
+# Controls, on the first seeds alone: a critic of one number; of rewards in dfpo's space too where
+# the space can matter.
+CONTROLS = {"flip": ("ppo",), "heavy": ("ppo",), "by-domain": ("ppo", "ppo-cdf"), "none": ()}
 CONTROL_SEEDS = SEEDS[:3]
 UPDATES, FRESH = 200, 1024
 
@@ -92,9 +93,9 @@ if __name__ == "__main__":
     known = {(r["arm"], r["noise"], r["seed"]) for r in done}
     for seed in map(int, sys.argv[1:]) if sys.argv[1:] else SEEDS:
         for noise in NOISES:
-            for arm in ARMS:
-                control = noise != "none" and seed in CONTROL_SEEDS
-                if (arm, noise, seed) in known or (arm == "ppo" and not control):
+            controls = CONTROLS[noise] if seed in CONTROL_SEEDS else ()
+            for arm in ("dfpo", *controls):
+                if (arm, noise, seed) in known:
                     continue
                 done.append(measure(arm, noise, seed))
                 with RECORDS.open("a") as file:
