@@ -97,8 +97,8 @@ class Config:
     )
     task: str | None = option(
         None,
-        "built-in prompts, suite (default), hard or shared; each also with the domains to train on "
-        "(hard:science); reasoning_gym:NAME[,KEY=VALUE...]; benchmarks:DIR",
+        "built-in prompts: suite, hard or shared; the first by default; each also with the domains "
+        "to train on (hard:science); reasoning_gym:NAME[,KEY=VALUE...]; benchmarks:DIR",
         group=DATA,
         common=True,
     )

@@ -15,7 +15,7 @@ from dfpo.study.recipe import grid, load_recipe, parse_recipe
 
 FOLDER = Path(__file__).parents[3] / "recipes"
 OF_RUNS = ("hard", "paper_8b", "smollm2")
-OF_GRIDS = ("bounds", "compare", "cross_domain", "demo", "verdict")
+OF_GRIDS = ("bounds", "compare", "cross_domain", "demo", "shared", "verdict")
 
 
 def test_every_recipe_is_of_a_known_kind():
