@@ -97,7 +97,7 @@ class Config:
     )
     task: str | None = option(
         None,
-        "built-in prompts: suite, hard or shared; the first by default; each also with the domains "
+        "built-in prompts, suite, hard or shared; the first by default; each also with the domains "
         "to train on (hard:science); reasoning_gym:NAME[,KEY=VALUE...]; benchmarks:DIR",
         group=DATA,
         common=True,
