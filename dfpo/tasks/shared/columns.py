@@ -40,18 +40,15 @@ def carries(answer: list[str]) -> dict[int, str]:
     return {i: "0" for i in places if answer[i - 1 : i + 2] == ["+", "1", "="]}
 
 
-def draws_carry(rng: random.Random) -> bool:
-    """Whether the units of the next sum are to carry."""
-    return rng.random() < CARRY
+def add_numbers(first: int, second: int, rng: random.Random, slip: float) -> tuple[str, int]:
+    """``add`` of two numbers whose sum is below 100: the working, and what comes of it."""
+    digits = ((number % 10, number // 10) for number in (first, second))
+    working, (units, tens, _) = add(*digits, rng, slip)
+    return working, 10 * tens + units
 
 
 def has_carry(first: int, second: int) -> bool:
     return first % 10 + second % 10 >= 10
-
-
-def digits_of(number: int, width: int) -> tuple[int, ...]:
-    """From the units on."""
-    return tuple(number // 10**i % 10 for i in range(width))
 
 
 def spoken(number: int) -> str:

@@ -11,15 +11,7 @@ from dataclasses import dataclass
 
 from dfpo.tasks.dialogue import SLOTS as ALL_SLOTS
 from dfpo.tasks.dialogue import extract, verify
-from dfpo.tasks.shared.columns import (
-    OWN,
-    add,
-    carries,
-    digits_of,
-    draws_carry,
-    has_carry,
-    spoken,
-)
+from dfpo.tasks.shared.columns import CARRY, OWN, add_numbers, carries, has_carry, spoken
 from dfpo.tasks.shared.columns import WORDS as SKILL
 
 __all__ = ["WORDS", "extract", "generate", "prompt", "slips", "solve", "verify"]
@@ -44,7 +36,7 @@ class Booking:
 def generate(rng: random.Random, split: str) -> Booking:
     """Draw four ("id") or five to six ("ood") turns: people, people more, and in the others days
     and foods, each other than the one before."""
-    count, carry = rng.choice(TURNS[split]), draws_carry(rng)
+    count, carry = rng.choice(TURNS[split]), rng.random() < CARRY
     while True:
         first = rng.randrange(1, LARGEST)
         more = rng.randrange(1, LARGEST - first + 1)
@@ -105,5 +97,5 @@ def _grown(people: int | None, said: int, rng: random.Random, slip: float) -> tu
     """The line of a turn about people, and how many there are after it."""
     if people is None:
         return f"set {spoken(said)}", said
-    working, digits = add(digits_of(people, 2), digits_of(said, 2), rng, slip)
-    return f"more {working}", 10 * digits[1] + digits[0]
+    working, total = add_numbers(people, said, rng, slip)
+    return f"more {working}", total

@@ -10,15 +10,7 @@ import random
 from dataclasses import dataclass
 
 from dfpo.tasks.science import LARGEST_ID_PRODUCT, extract, verify
-from dfpo.tasks.shared.columns import (
-    OWN,
-    add,
-    carries,
-    digits_of,
-    draws_carry,
-    has_carry,
-    spoken,
-)
+from dfpo.tasks.shared.columns import CARRY, OWN, add_numbers, carries, has_carry, spoken
 from dfpo.tasks.shared.columns import WORDS as SKILL
 
 __all__ = ["WORDS", "extract", "generate", "prompt", "slips", "solve", "verify"]
@@ -65,7 +57,7 @@ class Measurement:
 def generate(rng: random.Random, split: str) -> Measurement:
     """Draw factors of 2 to 9, the product at most 30 ("id") or above ("ood"), and a term of two
     digits with which the result is below 100."""
-    formula, carry = rng.choice(FORMULAS), draws_carry(rng)
+    formula, carry = rng.choice(FORMULAS), rng.random() < CARRY
     while True:
         left, right = rng.randrange(2, 10), rng.randrange(2, 10)
         term = rng.randrange(1, LARGEST - left * right + 1)
@@ -98,9 +90,8 @@ def solve(question: Measurement, rng: random.Random, slip: float = 0.0) -> str:
 
     if rng.random() >= OWN * slip:
         rule += f" + {formula.term}"
-        working, digits = add(digits_of(product, 2), digits_of(question.term, 2), rng, slip)
+        working, result = add_numbers(product, question.term, rng, slip)
         steps.append(working)
-        result = 10 * digits[1] + digits[0]
 
     return " ; ".join([rule, *steps, f"{formula.target} = {spoken(result)} {formula.unit}"])
 

@@ -93,7 +93,9 @@ def test_correlation_of_values_by_hand():
     estimate = Estimate(quantiles=quantiles, final=quantiles[:, -1])
     config = build_config({"reward.low": 0.0, "reward.high": 300.0})
     targets = compute_targets(rollout, estimate, config, 0)
-    found = rollout_metrics(rollout, estimate, estimate, targets, "reward")
+    returns = dataclasses.replace(estimate, quantiles=torch.full_like(quantiles, 150.0))
+    found = rollout_metrics(rollout, estimate, returns, targets, "reward")
+    assert found["value/mean"] == 150.0, "in units of told rewards"
     # In units of one: shares 5/14 of high values, 6/14 of right tokens, both together 5/14.
     covariance = 5 / 14 - 5 / 14 * 6 / 14
     expected = covariance / (5 / 14 * 9 / 14 * 6 / 14 * 8 / 14) ** 0.5
