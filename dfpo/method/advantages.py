@@ -125,8 +125,6 @@ def rank(returns: Returns) -> Tensor:  # [B, T]
     """``rank_advantage`` of the predicted values and the returns that followed, at
     ``target.lam``, where a return can be a reward of this step or an end of the range."""
     told = torch.where(returns.last, returns.token_rewards, 0.0).sum(-1)
-    # An answer without a token of its own has its reward all the same.
-    told = torch.where(returns.last.any(-1), told, returns.rollout.rewards)
     ends = torch.stack([torch.full_like(told[0], end) for end in value_range(returns.config)])
     return rank_advantage(
         returns.estimate.quantiles,
