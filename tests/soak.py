@@ -1,6 +1,6 @@
 """Kills at random moments, and a long run: longer than a test may take.
 
-    python tests/soak.py kills 100    each killed run, resumed, is the run that nothing disturbed
+    python tests/soak.py kills 100    what was killed, begun again, is what nothing had disturbed
     python tests/soak.py faults 1     every, or every second, third write of a run fails, in turn
     python tests/soak.py steps 2000   memory flat within 2 % after the first 200 steps, speed in 5 %
 
@@ -28,7 +28,7 @@ SMALL = [
     "--steps", "5", "--critic.warmup-steps", "2", "--eval.prompts", "2", "--eval.examples", "1",
     "--plots", "false", "--rollout.prompts", "3", "--rollout.samples", "2", "--noise", "flip=0.2",
 ]  # fmt: skip
-KINDS = {
+TRAINED = {
     "dfpo": [],
     "dfpo, seldom checkpoints": ["--checkpoint-every", "3"],
     "ppo": ["--algorithm", "ppo"],
@@ -36,12 +36,22 @@ KINDS = {
     "two processes": [],
     "two processes, sharded": ["--shard", "true"],
 }
+# What is said again in the same words, and what it then leaves.
+SAID_AGAIN = {
+    "compare": (["compare", "recipe.yaml", "--jobs", "2"], "out/results.jsonl"),
+    "tune": (["tune", "recipe.yaml", "--jobs", "2"], "recipe.tuned.yaml"),
+    "critic": (["critic", "runs/run", "--answers", "1", "--plays", "16"], "runs/run/critic.json"),
+    "report": (["report", "runs/run"], "runs/run/report.html"),
+}
 RECIPE = """
 output: out
 arms: {dfpo: {}, ppo: {algorithm: ppo}}
 noises: [none]
 seeds: 1
 base: {steps: 3, critic.warmup_steps: 1, eval.prompts: 4, rollout.prompts: 2, rollout.samples: 2}
+tune:
+  prompts: 4
+  arms: {dfpo: {policy.learning_rate: [1.0e-4, 2.0e-4]}, ppo: {policy.learning_rate: [1.0e-4]}}
 """
 
 
@@ -52,19 +62,19 @@ def start(folder: Path, words: list[str], processes: int = 1) -> list[subprocess
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1])}
-    found = []
+    begun = []
     for rank in range(processes):
         own = {}
         if processes > 1:
             own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
-        found.append(
+        begun.append(
             subprocess.Popen(
                 [sys.executable, "-m", "dfpo", *words], cwd=folder, start_new_session=True,
                 env=env | {name: str(value) for name, value in own.items()},
                 stdout=subprocess.DEVNULL, stderr=(folder / "said.txt").open("a"),
             )
         )  # fmt: skip
-    return found
+    return begun
 
 
 def finish(folder: Path, words: list[str], processes: int = 1) -> None:
@@ -98,60 +108,69 @@ def outcome(run: Path) -> tuple[list[dict], list[bytes]]:
 
 
 def kills(count: int, draws: random.Random) -> None:
-    counts: Counter[str] = Counter()
+    """Runs of every kind, killed until ``count`` kills have met one at work."""
+    runs: Counter[str] = Counter()
+    killed: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as top:
-        whole: dict[str, tuple] = {}
-        took: dict[str, float] = {}
-        for number in range(count):
-            kind = draws.choice([*KINDS, "compare"])
-            processes = 2 if "two" in kind else 1
-            folder = Path(top) / f"{number}"
-            folder.mkdir()
-            if kind == "compare":
-                counts["killed"] += kill_compare(folder, draws, whole)
-                counts[kind] += 1
-                continue
-
-            words = ["train", *SMALL, *KINDS[kind], "--name", "run"]
-            if kind not in whole:
-                first = folder / "whole"
-                first.mkdir()
-                began = time.monotonic()
-                finish(first, words, processes)
-                took[kind] = time.monotonic() - began
-                whole[kind] = outcome(first / "runs" / "run")
-            for _ in range(draws.randint(1, 3)):
-                begun = (folder / "runs" / "run").is_dir()
-                again = ["train", "--resume", "runs/run"] if begun else words
-                moment = draws.uniform(0.2, 1.0) * took[kind]
-                counts["killed"] += kill_within(folder, again, moment, processes)
-            begun = (folder / "runs" / "run").is_dir()
-            finish(folder, ["train", "--resume", "runs/run"] if begun else words, processes)
-            if outcome(folder / "runs" / "run") != whole[kind]:
-                raise SystemExit(f"kill {number}: {kind} is another run after its kills")
-            counts[kind] += 1
+        whole = {kind: Whole(Path(top) / "whole" / kind, kind) for kind in [*TRAINED, *SAID_AGAIN]}
+        while killed.total() < count:
+            # The kinds in turn, so that a short soak has them all too.
+            kind = min(whole, key=lambda name: runs[name])
+            folder = Path(top) / f"{runs.total()}"
+            killed[kind] += whole[kind].disturb(folder, draws)
+            runs[kind] += 1
             shutil.rmtree(folder)
-    print(f"{count} runs, each as if nothing had happened: {dict(counts)}")
+            print(f"{killed.total()} kills, {runs.total()} runs: {kind}", flush=True)
+    print(f"{killed.total()} kills: {dict(killed)}; {runs.total()} runs, each as if nothing had "
+          f"happened: {dict(runs)}")  # fmt: skip
 
 
-def kill_compare(folder: Path, draws: random.Random, whole: dict[str, tuple]) -> int:
-    """A comparison killed at two moments gives the table of one that was not."""
-    (folder / "recipe.yaml").write_text(RECIPE)
-    words = ["compare", "recipe.yaml", "--jobs", "2"]
+class Whole:
+    """One kind of run, as it is when nothing disturbs it."""
 
-    def table() -> tuple:
-        rows = [json.loads(x) for x in (folder / "out" / "results.jsonl").read_text().splitlines()]
-        return ([(r["arm"], r["seed"], r["after"]) for r in rows],)
+    def __init__(self, folder: Path, kind: str) -> None:
+        self.kind, self.processes = kind, 2 if "two" in kind else 1
+        self.words = ["train", *SMALL, *TRAINED.get(kind, []), "--name", "run"]
+        self.begun = folder.with_name(f"{kind}, begun")
+        self.begun.mkdir(parents=True)
+        (self.begun / "recipe.yaml").write_text(RECIPE)
+        if kind in SAID_AGAIN:
+            if kind in ("critic", "report"):
+                finish(self.begun, self.words)
+            self.words = SAID_AGAIN[kind][0]
 
-    if "compare" not in whole:
-        finish(folder, words)
-        whole["compare"] = table()
-        shutil.rmtree(folder / "out")
-    killed = sum(kill_within(folder, words, draws.uniform(1, 25)) for _ in range(2))
-    finish(folder, words)
-    if table() != whole["compare"]:
-        raise SystemExit("a killed comparison gives another table")
-    return killed
+        shutil.copytree(self.begun, folder)
+        began = time.monotonic()
+        finish(folder, self.words, self.processes)
+        self.seconds = time.monotonic() - began
+        self.outcome = self.outcome_in(folder)
+
+    def outcome_in(self, folder: Path) -> tuple:
+        """What must be the same."""
+        if self.kind in TRAINED:
+            return outcome(folder / "runs" / "run")
+        text = (folder / SAID_AGAIN[self.kind][1]).read_text()
+        if self.kind != "compare":
+            return (text,)
+        rows = [json.loads(line) for line in text.splitlines()]
+        return ([(row["arm"], row["seed"], row["after"]) for row in rows],)
+
+    def disturb(self, folder: Path, draws: random.Random) -> int:
+        """Kills it once to three times and lets it end; how many kills met it at work."""
+        shutil.copytree(self.begun, folder)
+        moments = [draws.uniform(0.2, 1.0) * self.seconds for _ in range(draws.randint(1, 3))]
+        killed = 0
+        for moment in moments:
+            killed += kill_within(folder, self.next_words(folder), moment, self.processes)
+        finish(folder, self.next_words(folder), self.processes)
+        if self.outcome_in(folder) != self.outcome:
+            raise SystemExit(f"{self.kind} is another run after {killed} kills")
+        return killed
+
+    def next_words(self, folder: Path) -> list[str]:
+        if self.kind in TRAINED and (folder / "runs" / "run").is_dir():
+            return ["train", "--resume", "runs/run"]
+        return self.words
 
 
 def steps(count: int) -> None:

@@ -34,6 +34,7 @@ def write_comparison(output: Path, results: list[Result], baseline: str, command
         "forest": {
             "panels": list(GROUPS.values()),
             "shared": True,
+            "decimals": 1,
             "text": FOREST.format(baseline=baseline),
             "rows": forest_rows(results, baseline),
         },

@@ -49,6 +49,13 @@ function chartOf(curve) {
 
 // Intervals.
 
+// Differences have a sign and the decimals of the tables; scores have units of their own.
+function amount(x) {
+  const { decimals } = data.forest;
+  if (decimals === undefined || !Number.isFinite(x)) return number(x);
+  return (x >= 0 ? "+" : "") + x.toFixed(decimals);
+}
+
 function forestOf(panel, rows, low, high) {
   const span = high - low || 1, x = (v) => 8 + ((v - low) / span) * 344;
   const line = (name, [a, b], y, width) => {
@@ -65,7 +72,7 @@ function forestOf(panel, rows, low, high) {
       node.style.fill = colour;
       return Number.isFinite(v) ? [node] : [];
     };
-    const value = `${number(row.mean)} [${row.thin.map((v) => number(v)).join(", ")}]`;
+    const value = `${amount(row.mean)} [${row.thin.map(amount).join(", ")}]`;
     return [make("text", { x: 8, y }, said),
       make("text", { x: 352, y, "text-anchor": "end" }, value),
       ...(low <= 0 && high >= 0 ? [make("line", { class: "clean", x1: x(0), x2: x(0), y1: y + 3,
@@ -76,8 +83,8 @@ function forestOf(panel, rows, low, high) {
   const bottom = 40 * rows.length;
   return make("figure", {}, make("figcaption", {}, panel), make("svg", { role: "img",
     viewBox: `0 0 360 ${bottom + 16}`, "aria-label": panel }, ...marks,
-  make("text", { x: 8, y: bottom + 13 }, number(low)),
-  make("text", { x: 352, y: bottom + 13, "text-anchor": "end" }, number(high))));
+  make("text", { x: 8, y: bottom + 13 }, amount(low)),
+  make("text", { x: 352, y: bottom + 13, "text-anchor": "end" }, amount(high))));
 }
 
 function drawForest() {

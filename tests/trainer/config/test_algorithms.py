@@ -16,8 +16,8 @@ from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
 from dfpo.run.defaults import complete
 
 SMALL = {
-    "steps": 2, "critic.warmup_steps": 0, "eval.prompts": 1, "plots": "false",
-    "rollout.prompts": 3, "rollout.samples": 2, "critic.num_quantiles": 8, "eval.examples": 0,
+    "steps": 2, "critic.warmup_steps": 0, "eval.prompts": 0, "plots": "false",
+    "rollout.prompts": 3, "rollout.samples": 2, "critic.num_quantiles": 8,
     "rollout.max_new_tokens": 40,
 }  # fmt: skip
 

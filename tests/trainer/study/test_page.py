@@ -1,6 +1,7 @@
 """The page of a comparison: its data by hand; in a browser what the filters leave."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -73,6 +74,8 @@ def test_filters_hold_for_curves_intervals_and_tables(browser, tmp_path):
     # ID AVG and ALL AVG, an interval under each noise.
     assert page.locator("#forest figure").count() == 2
     assert page.locator("#forest circle").count() == 2 * 2 * 4  # a mean and three seeds
+    said = page.locator("#forest text[text-anchor=end]").first.text_content()
+    assert re.fullmatch(r"[+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\]", said), said
     page.select_option("#f-noise", label="none")
     assert titles.all_inner_texts() == ["suite, none"]
     assert page.locator("#forest circle").count() == 2 * 4
@@ -82,5 +85,10 @@ def test_filters_hold_for_curves_intervals_and_tables(browser, tmp_path):
     assert levels.locator("tbody td:nth-child(3)").all_inner_texts() == ["ppo"]
     assert page.locator("#forest circle").count() == 0
     assert page.locator("#charts .u-series:visible").count() == 2
+    # On a phone wide tables scroll within the page, and their lines stay lines.
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.wait_for_function("document.documentElement.scrollWidth === 390")
+    heights = page.locator("#all-tables td").evaluate_all("cells => cells.map(c => c.offsetHeight)")
+    assert 0 < max(heights) < 40
     page.close()
     assert wrong == []
