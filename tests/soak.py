@@ -51,7 +51,9 @@ seeds: 1
 base: {steps: 3, critic.warmup_steps: 1, eval.prompts: 4, rollout.prompts: 2, rollout.samples: 2}
 tune:
   prompts: 4
-  arms: {dfpo: {policy.learning_rate: [1.0e-4, 2.0e-4]}, ppo: {policy.learning_rate: [1.0e-4]}}
+  arms:
+    dfpo: {policy.learning_rate: [1.0e-4, 2.0e-4]}
+    ppo: {policy.learning_rate: [1.0e-4, 2.0e-4]}
 """
 
 

@@ -228,7 +228,7 @@ def set_random_state(state: dict[str, Any], generator: torch.Generator) -> None:
 
 
 @contextmanager
-def apart(generator: torch.Generator, seed: int) -> Iterator[None]:
+def own_draws(generator: torch.Generator, seed: int) -> Iterator[None]:
     """Global random states start at ``seed`` inside and are as before afterwards: evaluations,
     which a resumed run may do again, are the same each time and leave training as it is."""
     state = random_state(generator)

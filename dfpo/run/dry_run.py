@@ -14,6 +14,7 @@ import torch
 from dfpo.config import Config
 from dfpo.rollout.processes import Processes
 from dfpo.run.given import Given
+from dfpo.run.listing import duration
 from dfpo.run.progress import Progress
 from dfpo.run.setup import NOTHING, Setup, set_up
 from dfpo.run.stop import StopRequest
@@ -47,7 +48,7 @@ def dry_run(config: Config, given: Given = NOTHING) -> str:
             name: Tried(count, fastest_step(setup, progress, first))
             for name, (first, count) in kinds_of_step(config).items()
         }
-    return report(setup, start, tried) if Processes.here().leads else ""
+    return say_plan(setup, start, tried) if Processes.here().leads else ""
 
 
 def fastest_step(setup: Setup, progress: Progress, first: int) -> dict[str, float]:
@@ -66,7 +67,7 @@ def kinds_of_step(config: Config) -> dict[str, tuple[int, int]]:
     return {name: (first, count) for name, (first, count) in kinds.items() if count}
 
 
-def report(setup: Setup, start: str, tried: dict[str, Tried]) -> str:
+def say_plan(setup: Setup, start: str, tried: dict[str, Tried]) -> str:
     config = setup.config
     lines = [f"dry run: nothing is written. {start}"]
     for name, step in tried.items():
@@ -130,9 +131,3 @@ def disk_gigabytes(setup: Setup) -> float:
     ]  # fmt: skip
     weights = sum(p.numel() * p.element_size() for p in trained)
     return (3 * (setup.config.checkpoint_keep + 1) + 1) * weights / 1e9
-
-
-def duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -121,7 +121,7 @@ def keep(
         _left_out_row(place, tokenizer, rollout.left_out, step)
         if place < 0
         else _row(place, tokenizer, rollout, estimate=estimate, targets=targets, step=step)
-        for place in choose(rollout, config.answers_kept)
+        for place in choose_answers(rollout, config.answers_kept)
     ]
     write(run, step, rows)
     for path in _files(run):
@@ -136,7 +136,7 @@ def spacing(step: int, every: int) -> int:
     return every
 
 
-def choose(rollout: Rollout, most: int) -> list[int]:
+def choose_answers(rollout: Rollout, most: int) -> list[int]:
     """Places of the answers that are kept, whatever their rewards: two or more to each of the
     first prompts of every domain. Those below 0 are places in ``left_out``, from its end."""
     answers, groups = rollout.answers, rollout.groups.tolist()
@@ -218,7 +218,7 @@ def _said(place: int, tokenizer: PreTrainedTokenizerBase, answers: Answers) -> d
     expected = row.get("answer")
     return {
         "sample": int(answers.sample_ids[place]),
-        "prompt": _text(prompt_text(row["prompt"])),
+        "prompt": _text(shown_prompt(row["prompt"])),
         "domain": _text(str(domain_of(row))),
         "expected": None if expected is None else _text(str(expected)),
         "answer": _text(answers.texts[place]),
@@ -238,7 +238,7 @@ def few_quantiles(quantiles: np.ndarray) -> np.ndarray:  # [T, Q] -> [T, at most
     return ordered[:, below] * (1 - share) + ordered[:, below + 1] * share
 
 
-def prompt_text(prompt: Prompt) -> str:
+def shown_prompt(prompt: Prompt) -> str:
     """A chat as a line a message."""
     if isinstance(prompt, str):
         return prompt

@@ -41,7 +41,7 @@ def list_runs(folder: Path) -> list[Listed]:
     there is no such folder."""
     if not folder.is_dir():
         raise ConfigError(f"folder: {folder} is no directory, must be one that holds runs")
-    listed = [describe(run, folder) for run in runs_below(folder)]
+    listed = [summarise(run, folder) for run in runs_below(folder)]
     return sorted(listed, key=lambda one: -one.idle)
 
 
@@ -54,7 +54,7 @@ def runs_below(folder: Path) -> Iterator[Path]:
         folders[:] = sorted(name for name in folders if not name.startswith("."))
 
 
-def describe(run: Path, folder: Path) -> Listed:
+def summarise(run: Path, folder: Path) -> Listed:
     metrics, summary = read_metrics(run), _summary(run)
     last = metrics[-1] if metrics else {}
     try:
@@ -117,8 +117,9 @@ def _number(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """In the largest unit of which there is more than one and a half."""
+    """To two digits, in the largest unit of which there is more than one and a half."""
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 1.5 * size:
-            return f"{seconds / size:.0f} {unit}"
+            number = seconds / size
+            return f"{number:.2g} {unit}" if number < 10 else f"{number:.0f} {unit}"
     return f"{seconds:.0f} s"

@@ -134,11 +134,11 @@ def foretell(
     device = device_of(config)
     models = build_models(config, model, device)
     named = root_of(models.policy).named_parameters()
-    parameters = count(weight for name, weight in named if "lora_" not in name)
+    parameters = count_parameters(weight for name, weight in named if "lora_" not in name)
     micro = config.micro_tokens or usual_micro_tokens(parameters, device)
     shape = Shape.of(config, answers, prompt, micro, processes)
     learning = models.trained()
-    trained = {name: count(own) for name, own in learning.items()}
+    trained = {name: count_parameters(own) for name, own in learning.items()}
     share = processes if config.shard else 1
     held = held_bytes(config, models, parameters, trained, share, shape)
     stages = stage_bytes(config, models, learning, share, shape)
@@ -271,8 +271,10 @@ def largest_part(models: Models, model: nn.Module | View) -> Bytes:
     """What FSDP gathers at once, what is in no block and the largest of these, and its gradient."""
     trunk = root_of(getattr(model, "trunk", model))
     names = getattr(trunk, "_no_split_modules", None) or ()
-    blocks = [count(m.parameters()) for m in trunk.modules() if type(m).__name__ in names]
-    rest = count(trunk.parameters()) - sum(blocks)
+    blocks = [
+        count_parameters(m.parameters()) for m in trunk.modules() if type(m).__name__ in names
+    ]
+    rest = count_parameters(trunk.parameters()) - sum(blocks)
     return Bytes.of(2 * models.bytes_per_weight * (rest + max(blocks, default=0)))
 
 
@@ -367,7 +369,7 @@ def device_of(config: Config) -> str:
     return config.device.partition(":")[0]
 
 
-def count(parameters: Iterable[Tensor]) -> int:
+def count_parameters(parameters: Iterable[Tensor]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
@@ -396,10 +398,10 @@ def forecast_report(
     forecast = foretell(
         config, model, answers=answers, prompt=prompt, processes=processes, base=base
     )
-    return report(config, forecast, as_json)
+    return say_forecast(config, forecast, as_json)
 
 
-def report(config: Config, forecast: Forecast, as_json: bool) -> str:
+def say_forecast(config: Config, forecast: Forecast, as_json: bool) -> str:
     """What ``dfpo memory`` prints: GB of one process."""
     totals = {name: stage.together for name, stage in forecast.stages.items()}
     largest = max(totals, key=totals.get)

@@ -39,7 +39,7 @@ def show(
         if domain in (None, answer.domain) and verdict in (None, answer.verdict(middle))
     ]
     coloured = wants_colour()
-    shown = [describe(answer, config, coloured) for answer in chosen[:most]]
+    shown = [as_text(answer, config, coloured) for answer in chosen[:most]]
     count = f"{len(shown)} of {len(chosen)} answers" if len(shown) < len(chosen) else None
     closing = [f"{count}; --most {len(chosen)} shows all"] if count else []
     if not chosen:
@@ -66,7 +66,7 @@ def wants_colour() -> bool:
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.getenv("TERM") != "dumb"
 
 
-def describe(answer: KeptAnswer, config: Config, coloured: bool) -> str:
+def as_text(answer: KeptAnswer, config: Config, coloured: bool) -> str:
     """One answer, in a few lines."""
     words = answer.words(middle_of(config)) + (": changed by noise" if answer.noisy else "")
     lines = [f"step {answer.step}, {printable(answer.domain)}, {words}"]

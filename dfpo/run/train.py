@@ -137,7 +137,7 @@ def examples_of(setup: Setup, progress: Progress) -> list[Example]:
     config = setup.config
     if setup.critic_optimizer is None or progress.step >= max(config.critic.warmup_steps, 1):
         return []
-    with checkpoint.apart(setup.generator, config.eval.seed):
+    with checkpoint.own_draws(setup.generator, config.eval.seed):
         return find_examples(setup.first, setup.source.held_out, setup.reward, config)
 
 
@@ -163,7 +163,7 @@ def run_steps(
             break
         with stop.step():
             record = train_step(setup, progress, examples, step)
-            if watch.is_due(progress, config):
+            if watch.evaluates_now(progress, config):
                 record |= watch.look(setup, progress)
             log.append(record)
             for tracker in trackers:

@@ -25,11 +25,11 @@ BEST = "best"  # a folder of the run
 
 def evaluate_apart(setup: Setup, sampler: Sampler) -> Scores:
     """Scores on the held-out prompts; training's random states are as before."""
-    with checkpoint.apart(setup.generator, setup.config.eval.seed):
+    with checkpoint.own_draws(setup.generator, setup.config.eval.seed):
         return evaluate(sampler, setup.source.held_out, setup.reward, setup.config)
 
 
-def is_due(progress: Progress, config: Config) -> bool:
+def evaluates_now(progress: Progress, config: Config) -> bool:
     """Whether the step just done is one after which a run is evaluated: the last one is."""
     every = config.eval.every
     return bool(every) and (progress.step % every == 0 or progress.step == config.steps)

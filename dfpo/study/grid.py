@@ -60,7 +60,7 @@ def run(
     with StopRequest().listen():
         check_begun(cells)
         check_loads(cells)
-        known = read_rows(rows, cells) if rows else {}
+        known = read_result_rows(rows, cells) if rows else {}
 
     with locked(output):
         for each in cells:
@@ -97,7 +97,9 @@ def read_results(cells: list[Cell]) -> list[dict[str, Any]]:
     return [json.loads(c.result.read_text(encoding="utf-8")) for c in cells if c.result.exists()]
 
 
-def read_rows(path: Path, cells: list[Cell]) -> dict[tuple[str, str, str, int], dict[str, Any]]:
+def read_result_rows(
+    path: Path, cells: list[Cell]
+) -> dict[tuple[str, str, str, int], dict[str, Any]]:
     """Results of some of the cells in a results.jsonl of the same recipe, by their place."""
     places = {cell.place: cell for cell in cells}
     known = {}

@@ -26,7 +26,16 @@ from dfpo.config import ConfigError, build_config
 from dfpo.run.stop import Stopped
 from dfpo.study.cell import settings_file, train_cell, write_settings
 from dfpo.study.recipe import Cell
-from dfpo.study.workers import REFRESH, Work, begin, count, last_words, listen, server, steps_done
+from dfpo.study.workers import (
+    REFRESH,
+    Work,
+    add_time,
+    begin_work,
+    last_words,
+    listen,
+    server,
+    steps_done,
+)
 
 RETRIES = 3  # of a cell whose node has died
 ADDRESS = re.compile(r"ray|ray://.+|[^/\s]+:\d+")
@@ -76,7 +85,7 @@ def run_on_ray(
 ) -> dict[Cell, str]:
     """``dfpo.study.workers.run_cells`` on a cluster; ``jobs`` is the most cells at a time."""
     with cluster(where) as ray, marked(cells) as mark, listen() as received:
-        work, told = begin(cells, 1), 0
+        work, told = begin_work(cells, 1), 0
         while work.running or (work.waiting and not received):
             work.jobs = jobs or slots(ray, cells)
             while work.waiting and len(work.running) < work.jobs and not received:
@@ -236,6 +245,6 @@ def settle(work: Work, cell: Cell, ended: Ended, stopping: bool) -> None:
 
     started, first = work.started[cell]
     if ended.status == 0:
-        count(work, cell, time.monotonic() - started, steps_done(cell) - first)
+        add_time(work, cell, time.monotonic() - started, steps_done(cell) - first)
     elif not stopping:
         work.failed[cell] = ended.said

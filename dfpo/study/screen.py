@@ -34,7 +34,7 @@ def make_board() -> Callable[[Work, Cell | None], None]:
         if live:
             # A line that wraps, or one above the window, could not be drawn over.
             width, height = shutil.get_terminal_size()
-            lines = [line[: width - 1] for line in table(work, height - 2).split("\n")]
+            lines = [line[: width - 1] for line in progress_table(work, height - 2).split("\n")]
             print("\n".join(lines), flush=True)
             drawn = len(lines)
 
@@ -57,15 +57,17 @@ def ending(work: Work, cell: Cell) -> str:
 
 def score_words(result: dict[str, Any]) -> list[str]:
     """The headline of a result."""
-    shown = [f"{k} {score(v)}" for k, v in result["after"].items() if not k.endswith("_greedy")]
+    shown = [
+        f"{k} {three_decimals(v)}" for k, v in result["after"].items() if not k.endswith("_greedy")
+    ]
     if "validation" in result:
-        shown.append(f"noisy validation {score(result['validation']['noisy'])}")
+        shown.append(f"noisy validation {three_decimals(result['validation']['noisy'])}")
     if result["collapsed"]:
         shown.append("collapsed")
     return shown
 
 
-def score(value: float | None) -> str:
+def three_decimals(value: float | None) -> str:
     return "not finite" if value is None else f"{value:.3f}"
 
 
@@ -79,10 +81,10 @@ def remaining(work: Work) -> str:
 def mean(values: list[float | None]) -> str:
     if not values:
         return ""
-    return score(None if None in values else fmean(values))
+    return three_decimals(None if None in values else fmean(values))
 
 
-def table(work: Work, height: int = 1000) -> str:
+def progress_table(work: Work, height: int = 1000) -> str:
     """Every arm under every noise: cells done, what runs, means so far. Where that is more than
     ``height`` lines, the arms that run."""
     results = {

@@ -195,7 +195,7 @@ def card(
         command=f"dfpo sft {flags} --output {output.as_posix()}",
         seconds=seconds,
         prompts=config.eval_prompts,
-        table=report(results),
+        table=accuracy_table(results),
         columns="\n".join(f"- `{name}`: {meaning}" for name, meaning in COLUMNS.items()),
     )
 
@@ -336,7 +336,7 @@ def _slip_free(
     return logprobs.where(labels[:, 1:] != IGNORED, 0.0).sum(1).exp().tolist()
 
 
-def report(results: dict[str, dict[str, float]]) -> str:
+def accuracy_table(results: dict[str, dict[str, float]]) -> str:
     """The measurements as a Markdown table, with the mean of each split."""
     rows = dict(results)
     for split in SPLITS:
@@ -377,7 +377,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> None:
     """Run `dfpo sft`: train, write and report. Raises ConfigError for a wrong setting."""
     config = SFTConfig(**{item.name: getattr(args, item.name) for item in fields(SFTConfig)})
-    print(report(train_policy(config, args.output)))
+    print(accuracy_table(train_policy(config, args.output)))
     print(f"wrote {args.output}")
 
 

@@ -55,7 +55,7 @@ def tune(
     failed = run(recipe.output / "tune", cells, jobs, command, where)
     if failed:
         raise failed
-    record = choose(recipe, read_results(cells))
+    record = choose_settings(recipe, read_results(cells))
     head = (
         f"# Written by `{command}`: settings of each arm by the mean noisy reward of its final\n"
         "# policy on held-out training prompts, over the seeds, noises and domains of the search.\n"
@@ -111,11 +111,11 @@ def check_budget(cells: list[Cell]) -> None:
                 )
 
 
-def choose(recipe: Recipe, results: list[dict[str, Any]]) -> dict[str, Any]:
+def choose_settings(recipe: Recipe, results: list[dict[str, Any]]) -> dict[str, Any]:
     """The record of a search: what was chosen, how, and every trial."""
     record = {
         arm: [
-            judge(trial, [r for r in results if r["arm"] == f"{arm}-trial{number}"])
+            judge_trial(trial, [r for r in results if r["arm"] == f"{arm}-trial{number}"])
             for number, trial in enumerate(space(recipe, arm))
         ]
         for arm in recipe.arms
@@ -136,10 +136,10 @@ def choose(recipe: Recipe, results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def best(trials: list[dict[str, Any]]) -> dict[str, Any]:
     """The first of equals, so that the order of the values is an order of preference."""
-    return max(trials, key=score)
+    return max(trials, key=mean_noisy_reward)
 
 
-def score(trial: dict[str, Any]) -> float:
+def mean_noisy_reward(trial: dict[str, Any]) -> float:
     """Whatever beats a trial that ended at nothing finite."""
     return -math.inf if trial["noisy_reward"] is None else trial["noisy_reward"]
 
@@ -154,11 +154,13 @@ def agree(left: dict[str, list[dict[str, Any]]], name: str) -> dict[str, list[di
 
     values = list(dict.fromkeys(t["settings"][name] for trials in trying for t in trials))
     common = [v for v in values if all(taking(trials, v) for trials in trying)]
-    value = max(common, key=lambda v: fmean(score(best(taking(trials, v))) for trials in trying))
+    value = max(
+        common, key=lambda v: fmean(mean_noisy_reward(best(taking(trials, v))) for trials in trying)
+    )
     return {arm: taking(trials, value) for arm, trials in left.items()}
 
 
-def judge(trial: Settings, runs: list[dict[str, Any]]) -> dict[str, Any]:
+def judge_trial(trial: Settings, runs: list[dict[str, Any]]) -> dict[str, Any]:
     """One trial over the seeds, noises and domains of the search."""
     scores = [r["validation"]["noisy"] for r in runs]
     return {

@@ -49,7 +49,7 @@ def run_cells(
     ``show`` is called about once a second, and with each cell that ends. Raises Stopped, saying
     ``proceed``, once all cells have written their checkpoints after Ctrl-C or SIGTERM.
     """
-    work = begin(cells, jobs)
+    work = begin_work(cells, jobs)
     context = server()
     with listen() as received:
         told = 0
@@ -78,13 +78,13 @@ def run_cells(
     return work.failed
 
 
-def begin(cells: list[Cell], jobs: int) -> Work:
+def begin_work(cells: list[Cell], jobs: int) -> Work:
     """The cells that have no result wait; what the others cost is counted."""
     work = Work(cells, jobs, deque(cell for cell in cells if not cell.result.exists()))
     for cell in cells:
         if cell.result.exists():
             made = json.loads(cell.result.read_text(encoding="utf-8"))
-            count(work, cell, made["cost"]["seconds"], cell.steps)
+            add_time(work, cell, made["cost"]["seconds"], cell.steps)
     return work
 
 
@@ -116,12 +116,12 @@ def listen() -> Iterator[list[int]]:
 def _settle(work: Work, cell: Cell, status: int, stopping: bool) -> None:
     started, first = work.started[cell]
     if status == 0:
-        count(work, cell, time.monotonic() - started, steps_done(cell) - first)
+        add_time(work, cell, time.monotonic() - started, steps_done(cell) - first)
     elif not stopping:
         work.failed[cell] = last_words(cell, status)
 
 
-def count(work: Work, cell: Cell, seconds: float, steps: int) -> None:
+def add_time(work: Work, cell: Cell, seconds: float, steps: int) -> None:
     work.seconds[cell.arm] = work.seconds.get(cell.arm, 0.0) + seconds
     work.steps[cell.arm] = work.steps.get(cell.arm, 0) + steps
 

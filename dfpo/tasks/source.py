@@ -16,7 +16,7 @@ from dfpo.config import Config, ConfigError
 from dfpo.config.types import Row
 from dfpo.tasks import SPLITS, SUITES, Suite, benchmarks, reasoning_gym
 from dfpo.tasks.files import check_row, open_stream, read_rows
-from dfpo.tasks.stream import Stream
+from dfpo.tasks.stream import RowStream
 
 Held = dict[str, dict[str, list[Row]]]  # domain -> split -> rows
 
@@ -169,7 +169,7 @@ def _from_rows(config: Config, rows: list[Row] | None, evaluated: list[Row] | No
 def _from_stream(config: Config, evaluated: list[Row] | None) -> Source:
     """Rows of ``data`` as they come; those that evaluation takes of it are its first."""
     name, system = f"data: {config.data}", config.system_prompt
-    stream = Stream(
+    stream = RowStream(
         name, open_stream("data", Path(config.data)), check_row,
         seed=config.seed, buffer=config.stream_buffer,
     )  # fmt: skip

@@ -17,7 +17,7 @@ from dfpo.config.types import Row
 Check = Callable[[str, Any], None]  # (place, row), raises ConfigError
 
 
-class Stream:
+class RowStream:
     """A ``datasets.IterableDataset``, by position."""
 
     def __init__(self, name: str, data: Any, check: Check, *, seed: int, buffer: int) -> None:

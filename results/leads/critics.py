@@ -33,7 +33,7 @@ from dfpo.method.targets import compute_targets
 from dfpo.method.update import _step
 from dfpo.rollout.collect import collect
 from dfpo.run.setup import Setup, set_up
-from dfpo.study.probe.replays import play
+from dfpo.study.probe.replays import replay
 from dfpo.study.probe.scores import crps, wasserstein
 from dfpo.study.statistics import paired_difference, student_interval
 from dfpo_kernels import FlowField
@@ -202,7 +202,7 @@ def skill(distribution: np.ndarray, one_law: np.ndarray, taught: np.ndarray) -> 
 
 def make_truth() -> None:
     """Answers of the standing policy, and clean returns [N, 64] of plays from their N states."""
-    played = play(set_up(build_config(SETTINGS), HERE), answers=10, plays=64)
+    played = replay(set_up(build_config(SETTINGS), HERE), answers=10, plays=64)
     samples = played.rollout.samples
     TRUTH.write_bytes(pickle.dumps((samples, played.clean[samples.mask].numpy())))
 

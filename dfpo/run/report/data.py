@@ -23,7 +23,7 @@ from dfpo.run.kept import (
     reward_range,
     reward_text,
 )
-from dfpo.run.listing import describe
+from dfpo.run.listing import summarise
 from dfpo.run.records import labels, read_metrics
 
 # Bytes of the page, of all runs together; page.LARGEST is what they have to stay below.
@@ -67,7 +67,7 @@ def gather(runs: list[Path]) -> dict[str, Any]:
 
 def describe_run(run: Path, config: Config, name: str, count: int) -> dict[str, Any]:
     """One of ``count`` runs, which share the page's budget evenly."""
-    listed, metrics = describe(run, run), read_metrics(run)
+    listed, metrics = summarise(run, run), read_metrics(run)
     kept = read_all_kept(run)
     steps, answers = fit_answers(kept, reward_range(config), FOR_ANSWERS // count)
     x, curves, per_point = fit_curves(metrics, FOR_CURVES // count)

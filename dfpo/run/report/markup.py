@@ -14,7 +14,7 @@ def parts(data: dict[str, Any]) -> dict[str, str]:
     return {
         "overview": overview(runs, data["overview"]),
         "noise": "\n".join(noise(i, run) for i, run in enumerate(runs)),
-        "settings": table(
+        "settings": html_table(
             settings["head"],
             [[html.escape(cell) for cell in row["cells"]] for row in settings["rows"]],
             ["differs" if row["differs"] else "" for row in settings["rows"]],
@@ -34,14 +34,14 @@ def overview(runs: list[dict[str, Any]], told: dict[str, Any]) -> str:
     rows = [
         [switch, *map(html.escape, row)] for switch, row in zip(switches, told["rows"], strict=True)
     ]
-    return table(["run", *told["head"]], rows)
+    return html_table(["run", *told["head"]], rows)
 
 
 def noise(i: int, run: dict[str, Any]) -> str:
     """What noise did to the kept answers of the ``i``th run."""
     title = f"<h3>{swatch(i)}{html.escape(run['name'])}: noise {html.escape(run['noise'])}</h3>"
     tables = [
-        table(one["head"], [list(map(html.escape, row)) for row in one["rows"]])
+        html_table(one["head"], [list(map(html.escape, row)) for row in one["rows"]])
         for one in run["noise_tables"]
     ]
     return "\n".join([title, *(tables or ['<p class="note">No answers were kept.</p>'])])
@@ -63,7 +63,7 @@ def swatch(i: int) -> str:
     return f'<span class="swatch c{i % COLOURS}{dashed}"></span>'
 
 
-def table(head: list[str], rows: list[list[str]], classes: list[str] | None = None) -> str:
+def html_table(head: list[str], rows: list[list[str]], classes: list[str] | None = None) -> str:
     """A table of cells that are markup already, under a head of text."""
     titles = "".join(f"<th>{html.escape(title)}</th>" for title in head)
     lines = [

@@ -43,7 +43,7 @@ class Judged:
 
 
 @torch.no_grad()
-def judge(setup: Setup, answers: int, by: str) -> Judged:
+def judge_answers(setup: Setup, answers: int, by: str) -> Judged:
     """At least ``answers`` answers to training prompts. Raises ConfigError where none has a
     reward."""
     config = setup.config

@@ -19,7 +19,7 @@ from dfpo.run import checkpoint
 from dfpo.run.given import Given
 from dfpo.run.records import write_json
 from dfpo.run.setup import NOTHING, set_up
-from dfpo.study.audit.answers import Judged, judge
+from dfpo.study.audit.answers import Judged, judge_answers
 from dfpo.study.audit.estimates import (
     GroupReport,
     concordance,
@@ -71,7 +71,7 @@ def audit(run: Path, answers: int, by: str, given: Given = NOTHING) -> Audit:
 
     setup = set_up(config, run, given)
     checkpoint.restore(setup)
-    audited = audit_answers(run, judge(setup, answers, by), by)
+    audited = audit_answers(run, judge_answers(setup, answers, by), by)
     pq.write_table(audited.answers, run / "audit.parquet")
     write_json(run / "audit.json", to_plain(audited))
     return audited

@@ -68,7 +68,9 @@ def group_report(told: np.ndarray, quantiles: np.ndarray, prompts: np.ndarray) -
         right = told == labels[1]
         share = (expected - labels[0]) / (labels[1] - labels[0])
         rates = {
-            name: interval(lambda rows, name=name: flip_rates(share[rows], right[rows])[name])
+            name: interval(
+                lambda rows, name=name: estimate_flip_rates(share[rows], right[rows])[name]
+            )
             for name in RATES
         }
 
@@ -84,7 +86,7 @@ def group_report(told: np.ndarray, quantiles: np.ndarray, prompts: np.ndarray) -
 RATES = ("flips", "false_positives", "false_negatives")
 
 
-def flip_rates(share: np.ndarray, right: np.ndarray) -> dict[str, float]:  # [N], [N] bool
+def estimate_flip_rates(share: np.ndarray, right: np.ndarray) -> dict[str, float]:  # [N], [N] bool
     """Rates of wrong labels, by how often they disagree with a critic where it is surest.
 
     ``share`` is how often it expects the higher label. Answers of which it expects that less often

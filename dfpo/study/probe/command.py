@@ -16,7 +16,7 @@ from dfpo.run import checkpoint
 from dfpo.run.records import labels, write_json
 from dfpo.run.report.page import check_output, write_page
 from dfpo.run.setup import set_up
-from dfpo.study.probe.replays import Played, play, plays_of, probe
+from dfpo.study.probe.replays import Replayed, plays_of, probe, replay
 from dfpo.study.probe.scores import SCORES, critic_scores
 from dfpo.study.statistics import student_interval
 
@@ -46,13 +46,13 @@ def probe_runs(
 
     # Critics of one policy, as docs/critic.md compares them, look on at the same plays.
     reports: dict[str, Any] = {}
-    played: dict[str, Played] = {}
+    played: dict[str, Replayed] = {}
     for run, config in zip(runs, configs, strict=True):
         setup = set_up(config, run)
         checkpoint.restore(setup)
         key = plays_of(setup)
         if key not in played:
-            played[key] = play(setup, answers, plays)
+            played[key] = replay(setup, answers, plays)
         probed = probe(setup, played[key])
         told = setup.config.reward
         report = {

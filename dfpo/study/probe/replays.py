@@ -44,7 +44,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Played:
+class Replayed:
     """What a policy does, whatever critic looks on: some answers, and returns of plays from the
     state before each of their tokens."""
 
@@ -55,7 +55,7 @@ class Played:
 
 
 @torch.no_grad()
-def play(setup: Setup, answers: int, plays: int) -> Played:
+def replay(setup: Setup, answers: int, plays: int) -> Replayed:
     """Samples ``answers`` answers per domain to held-out prompts, and plays on from each of their
     states ``plays`` times with the same policy. The draws depend on ``eval.seed`` alone, and the
     answers not on the noise."""
@@ -84,7 +84,7 @@ def play(setup: Setup, answers: int, plays: int) -> Played:
     if not len(rollout.answers):
         raise ConfigError(f"reward: scores none of {len(rows)} answers, must score one to probe")
 
-    return Played(config, rollout, *_play_on(setup, rollout, config, plays))
+    return Replayed(config, rollout, *_play_on(setup, rollout, config, plays))
 
 
 def plays_of(setup: Setup) -> str:
@@ -104,7 +104,7 @@ def plays_of(setup: Setup) -> str:
 
 
 @torch.no_grad()
-def probe(setup: Setup, played: Played) -> Probe:
+def probe(setup: Setup, played: Replayed) -> Probe:
     """What the run's critic, which it must have, predicts along the answers."""
     config, rollout, clean, noisy = (getattr(played, f.name) for f in dataclasses.fields(played))
     generator = torch.Generator(setup.policy.device).manual_seed(config.seed)

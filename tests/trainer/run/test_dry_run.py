@@ -43,7 +43,3 @@ def test_evaluations_are_counted_as_the_run_makes_them(steps, every, count):
 def test_a_run_of_warm_up_alone_has_one_kind_of_step():
     config = build_config({"steps": 3, "critic.warmup_steps": 15})
     assert dry_run.kinds_of_step(config) == {dry_run.CRITIC_ALONE: (0, 3)}
-
-
-def test_durations():
-    assert [dry_run.duration(s) for s in (59.6, 600, 9000)] == ["60 s", "10 min", "2.5 h"]

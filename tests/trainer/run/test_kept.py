@@ -15,7 +15,7 @@ from dfpo.config.types import Answers, Estimate, LeftOut, Rollout, Samples, Scor
 from dfpo.run import kept
 from dfpo.run.kept import (
     MOST_STEPS,
-    choose,
+    choose_answers,
     few_quantiles,
     is_due,
     keep,
@@ -63,10 +63,10 @@ def rollout_of(groups, domains, lengths=None):
 def test_two_answers_to_the_first_prompts_of_every_domain():
     # Prompts 0, 1 and 2 are of x, prompt 3 of y; three answers each.
     rollout = rollout_of([0] * 3 + [1] * 3 + [2] * 3 + [3] * 3, ["x"] * 9 + ["y"] * 3)
-    assert choose(rollout, 4) == [0, 1, 9, 10]
-    assert choose(rollout, 6) == [0, 1, 3, 4, 9, 10]
-    assert choose(rollout, 100) == list(range(12))
-    assert choose(rollout, 1) == [0]
+    assert choose_answers(rollout, 4) == [0, 1, 9, 10]
+    assert choose_answers(rollout, 6) == [0, 1, 3, 4, 9, 10]
+    assert choose_answers(rollout, 100) == list(range(12))
+    assert choose_answers(rollout, 1) == [0]
 
 
 def left_out(ids, groups, clean):
@@ -89,9 +89,9 @@ def test_answers_without_a_reward_are_chosen_like_others():
     rollout = rollout_of([0, 0, 1, 1], ["x"] * 4)
     both = dataclasses.replace(rollout, left_out=left_out([99, 104], [0, 1], [torch.nan, 1.0]))
     # Of the left out, -2 is the first and -1 the last.
-    assert choose(both, 100) == [-2, 0, 1, 2, 3, -1]
-    assert choose(both, 4) == [-2, 0, 2, 3]
-    assert choose(both, 2) == [-2, 0]
+    assert choose_answers(both, 100) == [-2, 0, 1, 2, 3, -1]
+    assert choose_answers(both, 4) == [-2, 0, 2, 3]
+    assert choose_answers(both, 2) == [-2, 0]
 
 
 def test_answers_without_a_reward_are_marked(tmp_path):
@@ -178,7 +178,7 @@ def test_any_text_and_chat_is_kept():
     assert kept._text("a\ud800b") == "a?b"
     assert len(kept._text("x" * 10**6)) == kept.MOST_LETTERS
     chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
-    assert kept.prompt_text(chat) == "system: be brief\nuser: hi"
+    assert kept.shown_prompt(chat) == "system: be brief\nuser: hi"
 
 
 def test_a_broken_file_is_one_line(tmp_path):

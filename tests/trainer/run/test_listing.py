@@ -61,6 +61,6 @@ def test_a_line_that_is_being_written_is_not_there_yet(tmp_path, capsys):
 
 
 def test_durations():
-    assert [duration(s) for s in (3, 89, 90, 7200, 86400, 10**6)] == [
-        "3 s", "89 s", "2 min", "2 h", "24 h", "12 d",
+    assert [duration(s) for s in (3, 89, 90, 599.7, 7200, 9000, 86400, 10**6)] == [
+        "3 s", "89 s", "1.5 min", "10 min", "2 h", "2.5 h", "24 h", "12 d",
     ]  # fmt: skip

@@ -93,7 +93,7 @@ def test_the_mean_over_seeds_chooses(tmp_path):
     results = [made_up("ppo-trial0", 1, 0.5), made_up("ppo-trial0", 2, 0.5)]
     results += [made_up("ppo-trial1", 1, 0.8), made_up("ppo-trial1", 2, 0.1)]
     results += [made_up("dfpo-trial0", 1, 0.2), made_up("dfpo-trial1", 1, 0.3)]
-    record = tune.choose(recipe, results)
+    record = tune.choose_settings(recipe, results)
     assert record["chosen"]["ppo"] == {"policy.learning_rate": 1e-4}
     assert record["chosen"]["dfpo"]["coef.risk"] == 0.1
     assert [t["noisy_reward"] for t in record["trials"]["ppo"]] == pytest.approx([0.5, 0.45])
@@ -103,7 +103,7 @@ def test_a_trial_that_broke_is_not_chosen(tmp_path):
     recipe = load_recipe(write(tmp_path), {})
     results = [made_up("ppo-trial0", 1, None), made_up("ppo-trial1", 1, 0.1)]
     results += [made_up("dfpo-trial0", 1, 0.2), made_up("dfpo-trial1", 1, 0.3)]
-    record = tune.choose(recipe, results)
+    record = tune.choose_settings(recipe, results)
     assert record["chosen"]["ppo"] == {"policy.learning_rate": 1e-3}
     assert record["trials"]["ppo"][0]["noisy_reward"] is None
 
@@ -171,7 +171,8 @@ def test_a_setting_is_chosen_for_all_arms_together(tmp_path):
 
     def chosen(**more):
         recipe = load_recipe(write(tmp_path, **changes, tune=search | more), {})
-        return {arm: tuple(s.values()) for arm, s in tune.choose(recipe, results)["chosen"].items()}
+        settings = tune.choose_settings(recipe, results)["chosen"]
+        return {arm: tuple(own.values()) for arm, own in settings.items()}
 
     assert chosen() == {"ppo": (1, 0.9), "dfpo": (1, 1.0), "grpo": (4,)}
     assert chosen(together=["target.lam"]) == {"ppo": (2, 1.0), "dfpo": (1, 1.0), "grpo": (4,)}

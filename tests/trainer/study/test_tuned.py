@@ -34,7 +34,7 @@ def searched(tmp_path):
         for noise in ("flip=1", "none")
         for number in range(2)
     ]  # fmt: skip
-    record = tune.choose(recipe_of(tmp_path), results)
+    record = tune.choose_settings(recipe_of(tmp_path), results)
     (tmp_path / "found.yaml").write_text(yaml.safe_dump(record))
     return tmp_path
 

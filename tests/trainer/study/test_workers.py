@@ -34,12 +34,14 @@ def test_time_left_is_from_measured_costs(cells):
     assert workers.seconds_left(work) == pytest.approx(60.0)
     work.jobs = 2
     assert workers.seconds_left(work) == pytest.approx(30.0)
-    assert "30 s left" in screen.table(work) and "0 of 4 cells" in screen.table(work)
+    assert "30 s left" in screen.progress_table(work) and "0 of 4 cells" in screen.progress_table(
+        work
+    )
 
 
 def test_what_is_done_waits_no_more_and_its_cost_counts(cells):
     cells[0].result.write_text(json.dumps({"cost": {"seconds": 30.0}}))
-    work = workers.begin(cells, 2)
+    work = workers.begin_work(cells, 2)
     assert list(work.waiting) == cells[1:]
     assert (work.seconds, work.steps) == ({"a": 30.0}, {"a": 10})
     # Three cells of 10 steps, 3 s each, two at a time.

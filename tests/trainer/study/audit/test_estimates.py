@@ -9,7 +9,7 @@ from dfpo.study.audit.estimates import (
     bootstrap,
     concordance,
     distance,
-    flip_rates,
+    estimate_flip_rates,
     group_report,
     labels_of,
     robust_deviation,
@@ -62,7 +62,7 @@ def test_a_critic_that_knows_nothing_says_so():
 def test_too_few_answers_of_a_side_give_no_rate():
     share = np.r_[np.full(5, 0.1), np.full(300, 0.9)]
     right = share > 0.5
-    found = flip_rates(share, right)
+    found = estimate_flip_rates(share, right)
     assert np.isnan(found["false_positives"]) and found["false_negatives"] == 0
     assert found["flips"] == 0  # what is known of nearly all
 
@@ -71,7 +71,7 @@ def test_the_rate_is_counted_where_the_critic_is_surest():
     """By hand: of 40 on each side the 20 surest; the others, all told against it, do not count."""
     share = np.r_[np.linspace(0, 0.2, 20), np.full(20, 0.4), np.full(20, 0.6), np.full(20, 0.9)]
     right = np.r_[[True] * 5, [False] * 15, [True] * 20, [False] * 20, [False] * 2, [True] * 18]
-    found = flip_rates(share, right)
+    found = estimate_flip_rates(share, right)
     assert (found["false_positives"], found["false_negatives"]) == (0.25, 0.1)
     assert found["flips"] == pytest.approx(0.5 * 0.25 + 0.5 * 0.1)
 

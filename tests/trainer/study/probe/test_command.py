@@ -7,7 +7,7 @@ import pytest
 
 from dfpo.__main__ import main
 from dfpo.study.probe.command import labels, summarise_groups
-from dfpo.study.probe.replays import play
+from dfpo.study.probe.replays import replay
 from dfpo.study.probe.scores import SCORES
 
 
@@ -17,9 +17,9 @@ def test_critics_of_one_policy_look_on_at_the_same_plays(run, tmp_path, monkeypa
 
     def counted(*words):
         calls.append(words)
-        return play(*words)
+        return replay(*words)
 
-    monkeypatch.setattr("dfpo.study.probe.command.play", counted)
+    monkeypatch.setattr("dfpo.study.probe.command.replay", counted)
     assert main(["critic", str(run), str(other), "--answers", "1", "--plays", "2"]) == 0
     assert len(calls) == 1
 

@@ -11,7 +11,7 @@ from dfpo.config import ConfigError, build_config, stored_settings
 from dfpo.config.noise import parse_noise
 from dfpo.run import checkpoint
 from dfpo.run.setup import set_up
-from dfpo.study.probe.replays import play, plays_of, probe
+from dfpo.study.probe.replays import plays_of, probe, replay
 
 RNG = np.random.default_rng(0)
 
@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 def probed(run):
     setup = set_up(build_config(stored_settings("run", run)), run)
     checkpoint.restore(setup)
-    return setup, probe(setup, play(setup, 2, 8))
+    return setup, probe(setup, replay(setup, 2, 8))
 
 
 def test_a_probe_holds_every_state(probed):
@@ -56,7 +56,7 @@ def test_noise_corrupts_the_plays_at_its_rate(probed):
 def test_the_answers_do_not_depend_on_the_noise(probed, noise):
     setup, found = probed
     noisy = dataclasses.replace(setup, noise=parse_noise(noise))
-    other = probe(noisy, play(noisy, 2, 8))
+    other = probe(noisy, replay(noisy, 2, 8))
     assert other.words == found.words
     np.testing.assert_array_equal(other.clean, found.clean)
     if noise == "missing=1":
@@ -71,12 +71,12 @@ def test_answers_that_nothing_scores_are_named(probed):
         return scored.without(torch.ones(len(scored.values), dtype=torch.bool))
 
     with pytest.raises(ConfigError, match="reward: scores none of 6 answers"):
-        play(dataclasses.replace(setup, reward=unscored), 2, 8)
+        replay(dataclasses.replace(setup, reward=unscored), 2, 8)
 
 
 def test_the_same_probe_again_is_the_same(probed):
     setup, found = probed
-    again = probe(setup, play(setup, 2, 8))
+    again = probe(setup, replay(setup, 2, 8))
     np.testing.assert_array_equal(found.clean, again.clean)
     np.testing.assert_array_equal(found.advantages, again.advantages)
 
