@@ -49,6 +49,9 @@ arms: {dfpo: {}, ppo: {algorithm: ppo}}
 noises: [none]
 seeds: 1
 base: {steps: 3, critic.warmup_steps: 1, eval.prompts: 4, rollout.prompts: 2, rollout.samples: 2}
+"""
+SEARCH = """
+tuned: recipe.tuned.yaml
 tune:
   prompts: 4
   arms:
@@ -135,7 +138,7 @@ class Whole:
         self.words = ["train", *SMALL, *TRAINED.get(kind, []), "--name", "run"]
         self.begun = folder.with_name(f"{kind}, begun")
         self.begun.mkdir(parents=True)
-        (self.begun / "recipe.yaml").write_text(RECIPE)
+        (self.begun / "recipe.yaml").write_text(RECIPE + (SEARCH if kind == "tune" else ""))
         if kind in SAID_AGAIN:
             if kind in ("critic", "report"):
                 finish(self.begun, self.words)
