@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import random
 import shutil
@@ -179,31 +180,48 @@ class Whole:
 
 
 def steps(count: int) -> None:
-    """Resident memory and seconds a step along one run, watched from outside."""
+    """Resident memory and processor seconds a token along one run, watched from outside."""
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top)
         words = ["train", *SMALL, "--steps", str(count), "--checkpoint-every", "50"]
         (run,) = start(folder, [*words, "--eval.prompts", "0", "--name", "run"])
-        log, memory, when = folder / "runs" / "run" / "metrics.jsonl", {}, {}
+        log, seen = folder / "runs" / "run" / "metrics.jsonl", []
         while run.poll() is None:
             time.sleep(0.2)
             if log.exists():
-                done = log.read_text().count("\n")
-                pages = Path(f"/proc/{run.pid}/statm").read_text().split()
-                memory[done] = int(pages[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6 if pages else 0
-                when[done] = time.monotonic()
+                memory, seconds = used(run.pid)
+                if memory > 0:
+                    seen.append((log.read_text().count("\n"), memory, seconds))
         if run.returncode:
             raise SystemExit((folder / "said.txt").read_text()[-2000:])
         rows = [json.loads(line) for line in log.read_text().splitlines()]
-    early = [m for done, m in memory.items() if 200 <= done < 400]
-    late = [m for done, m in memory.items() if done >= count - 200]
-    speed = [row["perf/seconds"] / row["tokens"] for row in rows]
-    a, b = median(early), median(late)
-    c, d = median(speed[200:400]), median(speed[-200:])
+
+    def between(first: int, last: int) -> tuple[float, float]:
+        """Median megabytes, and processor milliseconds a token."""
+        some = [look for look in seen if first <= look[0] <= last]
+        (begun, _, before), (ended, _, after) = some[0], some[-1]
+        tokens = sum(row["tokens"] for row in rows[begun:ended])
+        return median(megabytes for _, megabytes, _ in some), 1e3 * (after - before) / tokens
+
+    (a, c), (b, d) = between(200, 400), between(count - 200, count)
     print(f"{count} steps: {a:.0f} MB then {b:.0f} MB ({b / a - 1:+.1%}); "
-          f"{1e3 * c:.3f} ms a token then {1e3 * d:.3f} ({d / c - 1:+.1%})")  # fmt: skip
+          f"{c:.3f} ms a token then {d:.3f} ({d / c - 1:+.1%})")  # fmt: skip
     if b > 1.02 * a or d > 1.05 * c:
         raise SystemExit("memory or time grows")
+
+
+def used(pid: int) -> tuple[float, float]:
+    """Resident megabytes of a process, and the processor seconds of all its threads."""
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+        after_name = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return math.nan, math.nan  # it ended just now
+    user, system = int(after_name[11]), int(after_name[12])
+    return (
+        int(pages) * os.sysconf("SC_PAGE_SIZE") / 1e6,
+        (user + system) / os.sysconf("SC_CLK_TCK"),
+    )
 
 
 def faults(stride: int) -> None:

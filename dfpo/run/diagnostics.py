@@ -112,19 +112,15 @@ def count_rewards(scored: Scored, config: Config) -> dict[str, float]:
     return counts | {f"reward/of/{name}": float(mean) for name, mean in parts.items()} | logged
 
 
-def warn_of_drift(records: list[dict[str, Any]], config: Config) -> str | None:
-    """A line on the first step whose policy has left the one it began from: rewards, above all
-    noisy ones, were never told there. None on any other step."""
-
-    def far(record: dict[str, Any]) -> bool:
-        kl, length = record.get("kl"), record.get("response_length")
-        return kl is not None and kl > max(FAR, FAR_PER_TOKEN * (length or 0))
-
-    if not far(records[-1]) or any(map(far, records[:-1])):
+def warn_of_drift(record: dict[str, Any], config: Config) -> str | None:
+    """A line where a step's policy is far from the one it began from: rewards, above all noisy
+    ones, were never told there. None elsewhere."""
+    kl, length = record.get("kl"), record.get("response_length")
+    if kl is None or kl <= max(FAR, FAR_PER_TOKEN * (length or 0)):
         return None
     return (
-        f"step {records[-1]['step']}: the policy is {records[-1]['kl']:.1f} nats an answer from "
-        "the one it began from, which often ends in a collapse; a larger --policy.kl-coef than "
+        f"step {record['step']}: the policy is {kl:.1f} nats an answer from the one it began from, "
+        "which often ends in a collapse; a larger --policy.kl-coef than "
         f"{config.policy.kl_coef:g} or a smaller --policy.learning-rate than "
         f"{config.policy.learning_rate:g} hold it nearer"
     )

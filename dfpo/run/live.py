@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from dfpo.config import Config
+from dfpo.run.records import MetricsLog
 
 SECONDS = 3.0  # between two drawings, which take part of one
 
@@ -26,7 +27,7 @@ class LivePlot:
         self.shown: Any = None  # IPython's handle of the output
         self.when = 0.0
 
-    def draw(self, records: list[dict[str, Any]], *, last: bool = False) -> None:
+    def draw(self, log: MetricsLog, *, last: bool = False) -> None:
         if not last and time.monotonic() - self.when < SECONDS:
             return
         from IPython.display import display
@@ -35,7 +36,7 @@ class LivePlot:
         from dfpo.run.plots import plot_training, styled
 
         with styled():
-            figure = plot_training(records, self.config)
+            figure = plot_training(log.read(), self.config)
             if self.shown is None:
                 self.shown = display(figure, display_id=True)
             else:

@@ -13,7 +13,8 @@ from dfpo.config.types import Estimate, Rollout, Scored
 from dfpo.run.evaluate import Scores
 from dfpo.run.examples import Fan
 
-RECORDED_TOKENS = 4096  # of one step, for the calibration plot
+# Of a run's last steps, for the calibration plot: so many, and so many tokens of each.
+RECORDED_STEPS, RECORDED_TOKENS = 20, 4096
 
 
 class ValueRecord(NamedTuple):
@@ -55,6 +56,7 @@ class Progress:
     best: float | None = None  # highest value of eval.metric so far
     best_step: int | None = None
     stale: int = 0  # evaluations in a row that were no better
+    has_drifted: bool = False  # the policy was once far from the one it began from
     fans: list[Fan] = field(default_factory=list)
     records: list[ValueRecord] = field(default_factory=list)
     seconds: float = 0.0  # of all processes that worked on the run, up to ``tick``

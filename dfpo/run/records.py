@@ -95,26 +95,26 @@ def create_run(
 
 class MetricsLog:
     """Appends one JSON object a step; keys are in docs/metrics.md. What is not finite, which
-    JSON cannot say, is null."""
+    JSON cannot say, is null. The file alone holds them: a long run's memory does not grow."""
 
     def __init__(self, path: Path, steps: int = 0, *, writes: bool = True) -> None:
         """Keeps the first ``steps`` steps of what is there and cuts the rest off. One that does
-        not write, in a process beside the first, keeps its records alone."""
+        not write is of a process beside the first."""
         self.path, self.writes = path, writes
-        self.records: list[dict[str, Any]] = []
-        if not path.exists() or not writes:
-            return
-        for line in path.read_text(encoding="utf-8").split("\n")[:steps]:
-            self.records.append(json.loads(line))
-        replace_text(path, "".join(json.dumps(record) + "\n" for record in self.records))
+        if writes and path.exists():
+            lines = path.read_text(encoding="utf-8").split("\n")[:-1][:steps]
+            replace_text(path, "".join(f"{line}\n" for line in lines))
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: dict[str, Any]) -> dict[str, Any]:
+        """The record as it was written."""
         record = {k: v if math.isfinite(v) else None for k, v in record.items()}
-        self.records.append(record)
-        if not self.writes:
-            return
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        if self.writes:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        return record
+
+    def read(self) -> list[dict[str, Any]]:
+        return read_lines(self.path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -152,7 +152,10 @@ def is_complete(run: Path, config: Config) -> bool:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """One mapping a step; a run of no steps has no file. A line that is being written counts as
     not there yet."""
-    path = run / "metrics.jsonl"
+    return read_lines(run / "metrics.jsonl")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 

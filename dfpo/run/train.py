@@ -32,7 +32,7 @@ from dfpo.run.kept import forget_after, keep
 from dfpo.run.live import live_plot
 from dfpo.run.lock import AtWork, hold
 from dfpo.run.manifest import fingerprint
-from dfpo.run.progress import Progress, ValueRecord
+from dfpo.run.progress import RECORDED_STEPS, Progress, ValueRecord
 from dfpo.run.records import MetricsLog, create_run, replace_text, write_json
 from dfpo.run.report.page import NAME, write_report
 from dfpo.run.run_card import write_card
@@ -165,15 +165,17 @@ def run_steps(
             record = train_step(setup, progress, examples, step)
             if watch.evaluates_now(progress, config):
                 record |= watch.look(setup, progress)
-            log.append(record)
+            written = log.append(record)
             for tracker in trackers:
-                tracker.log(log.records[-1], step=step)
+                tracker.log(written, step=step)
             if live is not None:
-                live.draw(log.records, last=progress.step == config.steps)
+                live.draw(log, last=progress.step == config.steps)
             progress_bar.set_postfix(headline(record, progress, config))
-            drift = warn_of_drift(log.records, config)
-            if drift and Processes.here().leads:
-                progress_bar.write(drift, file=sys.stderr)
+            drift = None if progress.has_drifted else warn_of_drift(written, config)
+            if drift:
+                progress.has_drifted = True
+                if Processes.here().leads:
+                    progress_bar.write(drift, file=sys.stderr)
             exhausted = progress.steps_unscored >= config.max_unscored_steps
             stop.agree()
             ends = progress.step == config.steps or watch.has_stopped_gaining(progress, config)
@@ -207,13 +209,14 @@ def finish(
     if not Processes.here().leads:
         return
     checkpoint.write_models(run, setup, models)
+    metrics = log.read()
 
     if config.plots:
         from dfpo.run.plots import plot_run  # matplotlib, which only drawing needs
 
         plot_run(
             run / "plots", config,
-            metric=setup.source.metric, metrics=log.records, before=progress.before, after=after,
+            metric=setup.source.metric, metrics=metrics, before=progress.before, after=after,
             records=progress.records, fans=progress.fans, best_step=progress.best_step,
         )  # fmt: skip
         track_images(trackers, run / "plots", config.steps)
@@ -222,7 +225,7 @@ def finish(
         tracker.finish()
 
     progress.tick()
-    summary = run_summary(setup, progress, after, log.records)
+    summary = run_summary(setup, progress, after, metrics)
     scores = {"before": progress.before, "after": after}
     write_card(run, config, summary, scores)
     write_json(run / "summary.json", summary)
@@ -233,7 +236,7 @@ def finish(
             # Of a file that somebody changed; the run itself is done.
             print(f"{run / NAME} is not written: {error}", file=sys.stderr)
     if not config.quiet:
-        print("\n".join(describe_end(setup, progress, scores, log.records)))
+        print("\n".join(describe_end(setup, progress, scores, metrics)))
     if config.push_to_hub:
         place = push(run, config.push_to_hub)
         if not config.quiet:
@@ -277,6 +280,8 @@ def train_step(
         metrics |= losses | engine_metrics(rollout, config)
         if returns is not None and step >= int(config.steps * (1 - CALIBRATION_SHARE)):
             progress.records.append(ValueRecord.from_rollout(rollout, returns))
+            # Every checkpoint has them: of a long run the last alone.
+            del progress.records[:-RECORDED_STEPS]
     if Processes.here().leads:
         keep(
             setup.run, setup.tokenizer, rollout,

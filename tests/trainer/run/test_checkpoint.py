@@ -146,9 +146,9 @@ def test_the_last_two_checkpoints_are_kept(whole):
 def test_metrics_are_cut_back(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 0}\n{"step": 1}\n{"step": 2}\n{"st')
-    assert MetricsLog(path, 2).records == [{"step": 0}, {"step": 1}]
+    assert MetricsLog(path, 2).read() == [{"step": 0}, {"step": 1}]
     assert path.read_text() == '{"step": 0}\n{"step": 1}\n'
-    assert MetricsLog(path, 0).records == []
+    assert MetricsLog(path, 0).read() == []
     assert path.read_text() == ""
 
 

@@ -57,20 +57,20 @@ def test_metrics_are_a_line_a_step_and_say_nothing_that_json_cannot(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl")
     log.append({"step": 0, "kl": math.nan})
     log.append({"step": 1, "kl": math.inf})
-    log.append({"step": 2, "kl": 0.5})
+    assert log.append({"step": 2, "kl": 0.5}) == {"step": 2, "kl": 0.5}
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "k')
     expected = [{"step": 0, "kl": None}, {"step": 1, "kl": None}, {"step": 2, "kl": 0.5}]
-    assert read_metrics(tmp_path) == log.records == expected
+    assert read_metrics(tmp_path) == log.read() == expected
     # A run that goes on after its second step.
     again = MetricsLog(tmp_path / "metrics.jsonl", steps=2)
-    assert read_metrics(tmp_path) == again.records == expected[:2]
+    assert read_metrics(tmp_path) == again.read() == expected[:2]
 
 
 def test_a_process_beside_the_first_writes_nothing(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl", writes=False)
-    log.append({"step": 0})
-    assert log.records == [{"step": 0}] and not list(tmp_path.iterdir())
+    assert log.append({"step": 0, "kl": math.nan}) == {"step": 0, "kl": None}
+    assert not list(tmp_path.iterdir())
     assert read_metrics(tmp_path) == []
 
 

@@ -136,3 +136,21 @@ def test_wrong_input_is_one_line_and_status_2(tmp_path, capsys, flags, words):
     for word in words:
         assert word in message
     assert not runs.exists()
+
+
+def test_a_long_run_keeps_no_more_than_a_short_one(tmp_path, monkeypatch, capsys):
+    """Memory and checkpoints: of its last steps alone, whatever is resumed. That the policy has
+    drifted is said once."""
+    monkeypatch.setattr("dfpo.run.train.RECORDED_STEPS", 2)
+    monkeypatch.setattr("dfpo.run.diagnostics.FAR", -1e9)
+    monkeypatch.setattr("dfpo.run.diagnostics.FAR_PER_TOKEN", -1e9)
+    few = ["--steps", "12", "--rollout.max-new-tokens", "4", "--eval.prompts", "0"]
+    path = run(tmp_path, *few)
+    assert capsys.readouterr().err.count("nats an answer from") == 1
+    state = torch.load(path / "checkpoints/step-000012/state.pt", weights_only=True)
+    assert len(state["progress"]["records"]) == 2
+
+    assert main(["train", "--resume", str(path), "--steps", "14"]) == 0
+    assert "nats an answer from" not in capsys.readouterr().err
+    state = torch.load(path / "checkpoints/step-000014/state.pt", weights_only=True)
+    assert len(state["progress"]["records"]) == 2
