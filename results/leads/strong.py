@@ -65,8 +65,8 @@ TRIES = {
         "4 minibatches, rate falls", "4 minibatches, averaged, .99",
     ],
     ("ppo", "flip=0.3", 200): [
-        "as it is", "three times, falls", "weights averaged, .98", "4 minibatches",
-        "4 minibatches, averaged, .99", "2 passes",
+        "as it is", "4 minibatches, averaged, .99", "three times, falls",
+        "weights averaged, .98", "4 minibatches", "2 passes",
     ],
     ("dfpo", "heavy=1", 100): ["as it is", "three times, falls"],
 }  # fmt: skip

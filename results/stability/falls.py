@@ -61,11 +61,11 @@ def main(path: Path) -> None:
             above = f"{100 * gap.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
         table.append([
             noise, arm, len(by_seed), f"{mean['peak']:.3f}", f"{mean['end']:.3f}",
-            f"{100 * fmean(falls):.1f}", f"{100 * max(falls):.1f}", f"{mean['kl']:.1f}",
+            ", ".join(f"{100 * fall:.1f}" for fall in falls), f"{mean['kl']:.1f}",
             f"{fmean(accuracies(by_seed).values()):.3f}", above,
         ])  # fmt: skip
     print(tabulate(table, headers=[
-        "noise", "arm", "seeds", "peak", "end", "fall, points", "largest", "KL", "ALL AVG",
+        "noise", "arm", "seeds", "peak", "end", "falls, points", "KL", "ALL AVG",
         "above ppo",
     ], tablefmt="github", disable_numparse=True))  # fmt: skip
 
