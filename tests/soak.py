@@ -180,7 +180,20 @@ class Whole:
 
 
 def steps(count: int) -> None:
-    """Resident memory and processor seconds a token along one run, watched from outside."""
+    """Resident memory and processor seconds a token along one run. A machine's speed changes too:
+    the last steps are compared with those of a new run right after."""
+    first, last = (200, 400), (count - 200, count)
+    (early, _), (late, slow) = watched(count, [first, last])
+    ((_, fast),) = watched(first[1], [first])
+    print(f"{count} steps: {early:.0f} MB then {late:.0f} MB ({late / early - 1:+.1%}); "
+          f"{slow:.3f} ms a token, of a new run {fast:.3f} ({slow / fast - 1:+.1%})")  # fmt: skip
+    if late > 1.02 * early or slow > 1.05 * fast:
+        raise SystemExit("memory or time grows")
+
+
+def watched(count: int, windows: list[tuple[int, int]]) -> list[tuple[float, float]]:
+    """Of a run of ``count`` steps, seen from outside: the median megabytes and the processor
+    milliseconds a token within each window of its steps."""
     with tempfile.TemporaryDirectory() as top:
         folder = Path(top)
         words = ["train", *SMALL, "--steps", str(count), "--checkpoint-every", "50"]
@@ -196,18 +209,13 @@ def steps(count: int) -> None:
             raise SystemExit((folder / "said.txt").read_text()[-2000:])
         rows = [json.loads(line) for line in log.read_text().splitlines()]
 
-    def between(first: int, last: int) -> tuple[float, float]:
-        """Median megabytes, and processor milliseconds a token."""
-        some = [look for look in seen if first <= look[0] <= last]
+    medians = []
+    for begin, end in windows:
+        some = [look for look in seen if begin <= look[0] <= end]
         (begun, _, before), (ended, _, after) = some[0], some[-1]
         tokens = sum(row["tokens"] for row in rows[begun:ended])
-        return median(megabytes for _, megabytes, _ in some), 1e3 * (after - before) / tokens
-
-    (a, c), (b, d) = between(200, 400), between(count - 200, count)
-    print(f"{count} steps: {a:.0f} MB then {b:.0f} MB ({b / a - 1:+.1%}); "
-          f"{c:.3f} ms a token then {d:.3f} ({d / c - 1:+.1%})")  # fmt: skip
-    if b > 1.02 * a or d > 1.05 * c:
-        raise SystemExit("memory or time grows")
+        medians.append((median(m for _, m, _ in some), 1e3 * (after - before) / tokens))
+    return medians
 
 
 def used(pid: int) -> tuple[float, float]:
