@@ -15,7 +15,9 @@ from dfpo.study.recipe import grid, load_recipe, parse_recipe
 
 FOLDER = Path(__file__).parents[3] / "recipes"
 OF_RUNS = ("hard", "paper_8b", "smollm2")
-OF_GRIDS = ("bounds", "compare", "cross_domain", "demo", "shared", "verdict")
+OF_GRIDS = (
+    "bounds", "chance", "compare", "cross_domain", "demo", "shared", "stability", "verdict",
+)  # fmt: skip
 
 
 def test_every_recipe_is_of_a_known_kind():
