@@ -333,7 +333,8 @@ def test_a_phone_scrolls_one_way(visit):
 
 
 def test_a_live_page_loads_itself_and_stays_as_it_was_set(browser, tmp_path, monkeypatch):
-    monkeypatch.setattr("dfpo.run.report.live.SECONDS", 2)
+    # Time enough for three settings before it loads itself, on a slow machine too.
+    monkeypatch.setattr("dfpo.run.report.live.SECONDS", 8)
     run = make_run(tmp_path / "run")
     with LiveServer([run], 0) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
