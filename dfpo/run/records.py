@@ -99,10 +99,18 @@ class MetricsLog:
 
     def __init__(self, path: Path, steps: int = 0, *, writes: bool = True) -> None:
         """Keeps the first ``steps`` steps of what is there and cuts the rest off. One that does
-        not write is of a process beside the first."""
+        not write is of a process beside the first. Raises ConfigError where a line is broken, and
+        not only when the run has come to its end and reads them all."""
         self.path, self.writes = path, writes
         if writes and path.exists():
             lines = path.read_text(encoding="utf-8").split("\n")[:-1][:steps]
+            for number, line in enumerate(lines, 1):
+                try:
+                    json.loads(line)
+                except ValueError as error:
+                    raise ConfigError(
+                        f"resume: line {number} of {path} is no JSON: {error}"
+                    ) from None
             replace_text(path, "".join(f"{line}\n" for line in lines))
 
     def append(self, record: dict[str, Any]) -> dict[str, Any]:

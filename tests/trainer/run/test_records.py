@@ -67,6 +67,14 @@ def test_metrics_are_a_line_a_step_and_say_nothing_that_json_cannot(tmp_path):
     assert read_metrics(tmp_path) == again.read() == expected[:2]
 
 
+def test_a_broken_line_is_named_before_the_run_goes_on(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 0}\n{"step\n{"step": 2}\n')
+    with pytest.raises(ConfigError, match=r"resume: line 2 of .*metrics.jsonl is no JSON"):
+        MetricsLog(path, steps=3)
+    assert MetricsLog(path, steps=1).read() == [{"step": 0}], "what is cut off may be broken"
+
+
 def test_a_process_beside_the_first_writes_nothing(tmp_path):
     log = MetricsLog(tmp_path / "metrics.jsonl", writes=False)
     assert log.append({"step": 0, "kl": math.nan}) == {"step": 0, "kl": None}

@@ -34,9 +34,8 @@ def test_time_left_is_from_measured_costs(cells):
     assert workers.seconds_left(work) == pytest.approx(60.0)
     work.jobs = 2
     assert workers.seconds_left(work) == pytest.approx(30.0)
-    assert "30 s left" in screen.progress_table(work) and "0 of 4 cells" in screen.progress_table(
-        work
-    )
+    shown = screen.progress_table(work)
+    assert "30 s left" in shown and "0 of 4 cells" in shown
 
 
 def test_what_is_done_waits_no_more_and_its_cost_counts(cells):
