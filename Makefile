@@ -129,7 +129,7 @@ SELECT ?= tests/kernels/test_public_api.py tests/kernels/test_direct.py tests/ke
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/dfpo
 matrix: $(CACHE)/tox/bin/tox
 	PATH="$$PATH:$$(ls -d $$(pyenv root 2>/dev/null)/versions/*/bin 2>/dev/null | paste -sd:)" \
-	    $< run --conf .ci/matrix.ini --root . --workdir $(CACHE)/matrix -e $(CELLS) -- $(SELECT)
+	    $< run --conf .ci/matrix.ini --root . --workdir $(CACHE)/matrix -e $(CELLS) -- $(addprefix $(CURDIR)/,$(SELECT))
 
 $(CACHE)/tox/bin/tox:
 	$(PYTHON) -m venv $(CACHE)/tox

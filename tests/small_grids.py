@@ -2,7 +2,7 @@
 
 import yaml
 
-STEPS = 6
+STEPS = 4
 RECIPE = {
     "seeds": [3, 4],
     "arms": ["ppo", "dfpo"],

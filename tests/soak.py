@@ -180,34 +180,37 @@ class Whole:
 
 
 def steps(count: int) -> None:
-    """Resident memory and processor seconds a token along one run. A machine's speed changes too:
-    the last steps are compared with those of a new run right after."""
-    first, last = (200, 400), (count - 200, count)
-    (early, _), (late, slow) = watched(count, [first, last])
-    ((_, fast),) = watched(first[1], [first])
+    """Resident memory and processor seconds a token along one run. A machine's speed and the
+    length of answers change too: the last steps are compared with the next ones of the same run,
+    made by a new process."""
+    words = ["train", *SMALL, "--steps", str(count), "--checkpoint-every", "50", "--name", "run"]
+    with tempfile.TemporaryDirectory() as top:
+        windows = [(200, 400), (count - 250, count - 50)]  # the report takes time too
+        (early, _), (late, old) = watched(Path(top), [*words, "--eval.prompts", "0"], windows)
+        resumed = ["train", "--resume", "runs/run", "--steps", str(count + 300)]
+        ((_, new),) = watched(Path(top), resumed, [(count + 50, count + 250)])
     print(f"{count} steps: {early:.0f} MB then {late:.0f} MB ({late / early - 1:+.1%}); "
-          f"{slow:.3f} ms a token, of a new run {fast:.3f} ({slow / fast - 1:+.1%})")  # fmt: skip
-    if late > 1.02 * early or slow > 1.05 * fast:
+          f"{old:.3f} ms a token, of a new process {new:.3f} ({old / new - 1:+.1%})")  # fmt: skip
+    if late > 1.02 * early or old > 1.05 * new:
         raise SystemExit("memory or time grows")
 
 
-def watched(count: int, windows: list[tuple[int, int]]) -> list[tuple[float, float]]:
-    """Of a run of ``count`` steps, seen from outside: the median megabytes and the processor
-    milliseconds a token within each window of its steps."""
-    with tempfile.TemporaryDirectory() as top:
-        folder = Path(top)
-        words = ["train", *SMALL, "--steps", str(count), "--checkpoint-every", "50"]
-        (run,) = start(folder, [*words, "--eval.prompts", "0", "--name", "run"])
-        log, seen = folder / "runs" / "run" / "metrics.jsonl", []
-        while run.poll() is None:
-            time.sleep(0.2)
-            if log.exists():
-                memory, seconds = used(run.pid)
-                if memory > 0:
-                    seen.append((log.read_text().count("\n"), memory, seconds))
-        if run.returncode:
-            raise SystemExit((folder / "said.txt").read_text()[-2000:])
-        rows = [json.loads(line) for line in log.read_text().splitlines()]
+def watched(
+    folder: Path, words: list[str], windows: list[tuple[int, int]]
+) -> list[tuple[float, float]]:
+    """The command's run, seen from outside: the median megabytes and the processor milliseconds a
+    token within each window of its steps."""
+    (run,) = start(folder, words)
+    log, seen = folder / "runs" / "run" / "metrics.jsonl", []
+    while run.poll() is None:
+        time.sleep(0.2)
+        if log.exists():
+            memory, seconds = used(run.pid)
+            if memory > 0:
+                seen.append((log.read_text().count("\n"), memory, seconds))
+    if run.returncode:
+        raise SystemExit((folder / "said.txt").read_text()[-2000:])
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
 
     medians = []
     for begin, end in windows:

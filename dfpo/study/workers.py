@@ -90,7 +90,8 @@ def begin_work(cells: list[Cell], jobs: int) -> Work:
 
 def server() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["dfpo.study.cell", "dfpo.run.train"])
+    # pyarrow imports pandas, where it is installed, with the first table that it writes.
+    context.set_forkserver_preload(["dfpo.study.cell", "dfpo.run.train", "pandas"])
     before = dict(os.environ)
     # Read by libraries as the server imports them: cells have one core each, and a log.
     os.environ |= {"OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}

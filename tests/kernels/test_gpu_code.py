@@ -15,6 +15,7 @@ def reports():
     return gpu_code.reports()
 
 
+@pytest.mark.long
 def test_every_kernel_compiles_and_keeps_its_bounds():
     assert_bounds(gpu_code.reports(quick=True))
 

@@ -258,6 +258,7 @@ def mixture(*shape):
     return torch.where(high, 0.75, 0.25) + 0.05 * torch.randn(shape)
 
 
+@pytest.mark.long
 def test_laws_of_a_chain_are_recovered():
     """Two states; the first gives reward .05 and, at discount .9, the second, whose values it is
     bootstrapped from. Sorted pairing leaves so little curvature that one step is enough."""

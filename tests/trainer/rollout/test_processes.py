@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState
@@ -18,6 +17,7 @@ from dfpo.__main__ import main
 from dfpo.config import ConfigError, build_config
 from dfpo.run.setup import start_processes
 from dfpo.run.train import train
+from dfpo.study import workers
 
 STEPS = 5
 SETTINGS = {
@@ -70,44 +70,46 @@ def port() -> int:
         return probe.getsockname()[1]
 
 
-def launch(folder, processes, *words):
-    """``processes`` of Python that meet as under torchrun."""
+def environments(processes):
+    """What torchrun says to each."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port()), "OMP_NUM_THREADS": "1"}
-    started = []
     for rank in range(processes):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes}
         own["LOCAL_WORLD_SIZE"] = processes
-        env = os.environ | shared | {name: str(value) for name, value in own.items()}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, *words], cwd=folder, env=env, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )
-        )  # fmt: skip
-    return started
+        yield shared | {name: str(value) for name, value in own.items()}
 
 
-# An interpreter takes longer to start than a run: each trains several arms, may resume a run, and
-# is told something wrong at the end.
-SEVERAL = """
-import json, sys
-sys.path.insert(0, sys.argv[1])
-from test_processes import main, train_arms
-shard, arms, resumed = json.loads(sys.argv[2])
-train_arms(arms, shard)
-if resumed:
-    assert main(["train", "--resume", f"runs/{resumed}", "--steps", "4"]) == 0
-assert main(["train", "--model", "nowhere"]) == 2
-"""
+def one_of_them(folder, environment, shard, arms, resumed):
+    """One process: it trains several arms, may resume a run, and is told something wrong."""
+    os.chdir(folder)
+    os.environ |= environment
+    for stream in ("stdout", "stderr"):
+        own = open(f"{environment['RANK']}.{stream}", "w", buffering=1)  # noqa: SIM115
+        os.dup2(own.fileno(), 1 if stream == "stdout" else 2)
+    train_arms(arms, shard)
+    if resumed:
+        assert main(["train", "--resume", f"runs/{resumed}", "--steps", "4"]) == 0
+    assert main(["train", "--model", "nowhere"]) == 2
 
 
 def train_together(folder, processes, shard, arms, resumed=None):
-    """The folder of the runs and what each process said: (stdout, stderr)."""
+    """The folder of the runs and what each process said: (stdout, stderr). The processes are forks
+    of one in which the trainer is loaded, which takes longer than a run."""
     (folder / "own.py").write_text(OWN)
-    asked = json.dumps([shard, arms, resumed])
-    started = launch(folder, processes, "-c", SEVERAL, str(Path(__file__).parent), asked)
-    said = [process.communicate(timeout=300) for process in started]
-    assert not any(process.returncode for process in started), said
+    context = workers.server()
+    started = [
+        context.Process(target=one_of_them, args=(folder, environment, shard, arms, resumed))
+        for environment in environments(processes)
+    ]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join(timeout=300)
+    said = [
+        tuple((folder / f"{rank}.{stream}").read_text() for stream in ("stdout", "stderr"))
+        for rank in range(processes)
+    ]
+    assert not any(process.exitcode for process in started), said
     return folder, said
 
 
@@ -122,10 +124,15 @@ def alone(tmp_path_factory):
     return folder
 
 
+def some(*names):
+    return {name: ARMS[name] for name in names}
+
+
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """By two processes, each of which holds a share of the models."""
-    return train_together(tmp_path_factory.mktemp("shared"), 2, "true", ARMS | PARTS)
+    arms = some("dfpo", "grpo") | PARTS
+    return train_together(tmp_path_factory.mktemp("shared"), 2, "true", arms)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +140,20 @@ def several(tmp_path_factory, shared):
     """By three, each of which holds them whole; they go on with a run of the two."""
     folder = tmp_path_factory.mktemp("several")
     shutil.copytree(shared[0] / "runs/parts", folder / "runs/parts")
-    return train_together(folder, 3, "false", ARMS | WHOLE, "parts")
+    arms = some("dfpo-rank", "ppo") | WHOLE
+    return train_together(folder, 3, "false", arms, "parts")
+
+
+@pytest.fixture(scope="module")
+def others_shared(tmp_path_factory):
+    arms = some("dfpo-rank", "ppo")
+    return train_together(tmp_path_factory.mktemp("others_shared"), 2, "true", arms)
+
+
+@pytest.fixture(scope="module")
+def others_several(tmp_path_factory):
+    arms = some("dfpo", "grpo")
+    return train_together(tmp_path_factory.mktemp("others_several"), 3, "false", arms)
 
 
 def read(run):
@@ -153,7 +173,15 @@ def same(one, other):
     assert one[1].keys() == other[1].keys()
 
 
-@pytest.mark.parametrize("fixture, arms", [("shared", ARMS), ("several", ARMS | WHOLE)])
+@pytest.mark.parametrize(
+    "fixture, arms",
+    [
+        ("shared", ["dfpo", "grpo"]),
+        ("several", ["dfpo-rank", "ppo", *WHOLE]),
+        pytest.param("others_shared", ["dfpo-rank", "ppo"], marks=pytest.mark.long),
+        pytest.param("others_several", ["dfpo", "grpo"], marks=pytest.mark.long),
+    ],
+)
 def test_several_processes_are_one(request, alone, fixture, arms):
     """15 answers to 5 prompts: shares are uneven, and a prompt's answers lie in several."""
     folder, said = request.getfixturevalue(fixture)
@@ -165,6 +193,8 @@ def test_several_processes_are_one(request, alone, fixture, arms):
         rows = [last[f"perf/rows/{i}"] for i in range(len(said))]
         assert sum(rows) == 15 and min(rows) >= 1
 
+    if "dfpo-rank" not in arms:
+        return
     # Each holds the whole rollout, so what is told, and maps made of it, are equal by bits.
     one, many = (
         load_file(place / "runs/dfpo-rank/told_rewards.safetensors") for place in (alone, folder)
@@ -194,8 +224,14 @@ def test_a_run_of_two_resumes_on_three_and_on_one(several, alone, tmp_path):
 
 def test_a_killed_process_ends_the_others_with_a_checkpoint(tmp_path):
     flags = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value).lower())]
-    words = ["--name", "cut", *flags, "--steps", "500"]
-    runs = launch(tmp_path, 2, "-m", "dfpo", "train", *words)
+    words = [sys.executable, "-m", "dfpo", "train", "--name", "cut", *flags, "--steps", "500"]
+    runs = [
+        subprocess.Popen(
+            words, cwd=tmp_path, env=os.environ | environment, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for environment in environments(2)
+    ]  # fmt: skip
     log = tmp_path / "runs" / "cut" / "metrics.jsonl"
     started = time.time()
     while not (log.exists() and log.read_text().count("\n") >= 3):

@@ -20,16 +20,8 @@ from dfpo.run.records import MetricsLog
 
 STEPS = 5
 SMALL = ["--steps", str(STEPS), "--critic.warmup-steps", "2", "--eval.prompts", "0"]
-SMALL += [
-    "--plots",
-    "false",
-    "--rollout.prompts",
-    "3",
-    "--rollout.samples",
-    "2",
-    "--critic.num-quantiles",
-    "5",
-]
+SMALL += ["--plots", "false", "--rollout.prompts", "3", "--rollout.samples", "2"]
+SMALL += ["--rollout.max-new-tokens", "16", "--critic.num-quantiles", "5"]
 # Draws from every global generator, so that a random state which is not restored shows.
 REWARD = """
 import random

@@ -82,10 +82,10 @@ def test_results_say_what_the_runs_say(whole):
     )
     steps = metrics(whole, CELLS[1])
     assert ours["training_reward_area"] == pytest.approx(fmean(m["reward/clean"] for m in steps))
-    assert ours["kl"] == steps[-1]["kl"], "the last tenth of six steps is the last"
+    assert ours["kl"] == steps[-1]["kl"], "the last tenth of four steps is the last"
     assert ours["tokens"] == sum(m["tokens"] for m in steps)
-    # Six steps of three prompts twice, two of them warm the critic up.
-    assert (ours["answers"], ours["policy_updates"]) == (36, 4)
+    # Four steps of three prompts twice, two of them warm the critic up.
+    assert (ours["answers"], ours["policy_updates"]) == (24, 2)
     assert ours["settings"] == {"algorithm": "dfpo", "noise": "flip=0.5"}
     assert not (run / "plots").exists()
 
