@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # The same commands with less work.
 FEW = ["--eval.prompts", "1", "--rollout.max-new-tokens", "8"]
-LESS = ["--steps", "2", "--critic.warmup-steps", "1", "--rollout.prompts", "3", *FEW]
+LESS = ["--steps", "1", "--critic.warmup-steps", "0", "--rollout.prompts", "3", *FEW]
 LESS += ["--rollout.samples", "2", "--eval.examples", "0"]
 
 
@@ -68,7 +68,7 @@ def test_commands_run(page, files, tmp_path, monkeypatch):
             "compare": [*LESS, "--seeds", "1"], "tune": LESS,
         }[words[0]]  # fmt: skip
         if "--resume" in words:
-            less = ["--steps", "3", "--plots", "false"]
+            less = ["--steps", "2", "--plots", "false"]
         assert main([*words, *less]) == 0, words
 
 

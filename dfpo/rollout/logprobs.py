@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import functools
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 from packaging.version import Version
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# float32 logits that may exist at once, 256 MiB; log_softmax and its gradient take as much again.
+# float32 logits that may exist at once: 256 MiB, and on a CPU 32 MiB, which are still in its caches
+# when they are read again.
 LOGITS_AT_ONCE = 2**26
+LOGITS_AT_ONCE_ON_CPU = 2**23
 # Before this its gradients were those of a mean, whatever came back for each token.
 LIGER = Version("0.8.5")
 
@@ -47,14 +50,16 @@ def from_hidden(
     entropy: bool = True,
 ) -> tuple[Tensor, Tensor | None]:  # [N], [N]
     """``from_logits`` of ``head(hidden)``, by liger-kernel where ``use_liger`` says so, else by as
-    many rows at a time as LOGITS_AT_ONCE allows. Backward computes their logits again."""
+    many rows at a time as ``logits_at_once`` allows. Backward computes their logits again."""
     if not entropy and use_liger(hidden, head):
         return _by_liger(hidden, tokens, head, temperature), None
+    rows = max(1, logits_at_once(hidden.device) // head.weight.shape[0])
+    if is_plain(head, hidden):
+        return _InPlace.apply(hidden, head.weight, head.bias, tokens, temperature, rows, entropy)
 
     def part(hidden: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         return from_logits(head(hidden), tokens, temperature, entropy=entropy)
 
-    rows = max(1, LOGITS_AT_ONCE // head.weight.shape[0])
     parts = [
         checkpoint(part, *some, use_reentrant=False, preserve_rng_state=False)
         for some in zip(hidden.split(rows), tokens.split(rows), strict=True)
@@ -62,6 +67,111 @@ def from_hidden(
     chosen, entropies = zip(*parts, strict=True)
 
     return torch.cat(chosen), torch.cat(entropies) if entropy else None
+
+
+def logits_at_once(device: torch.device) -> int:
+    return min(LOGITS_AT_ONCE, LOGITS_AT_ONCE_ON_CPU) if device.type == "cpu" else LOGITS_AT_ONCE
+
+
+def is_plain(head: nn.Module, hidden: Tensor) -> bool:
+    """Whether the head is a product with its weights and no more: no adapter, hook, share of a
+    weight, or product in another dtype."""
+    return (
+        type(head) is nn.Linear
+        and "forward" not in vars(head)
+        and type(head.weight) is nn.Parameter
+        and not head._forward_hooks
+        and not head._forward_pre_hooks
+        and head.weight.dtype == hidden.dtype
+        and hidden.dtype in (torch.float32, torch.float64)
+        and not torch.is_autocast_enabled(hidden.device.type)
+    )
+
+
+class _InPlace(torch.autograd.Function):
+    """``from_hidden`` of a plain head. Logits, exponentials and gradients of logits stand one after
+    the other in one buffer: five passes over memory where autograd's formulas take some twenty,
+    most of them over pages that the system has to clear first.
+
+    With x the logits over the temperature and p their softmax: the entropy is
+    log sum exp x - sum p x, and d log p[token] / d x is 1 at the token less p.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,  # [N, D]
+        weight: Tensor,  # [V, D]
+        bias: Tensor | None,  # [V]
+        tokens: Tensor,  # [N]
+        temperature: float,
+        rows: int,
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:  # [N], [N]
+        chosen, normalizer = hidden.new_empty(2, len(hidden))
+        entropies = torch.empty_like(chosen) if entropy else None
+        buffer = hidden.new_empty(min(rows, len(hidden)), len(weight))
+        powers = torch.empty_like(buffer) if entropy else buffer
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            logits = _logits(hidden[part], weight, bias, temperature, buffer)
+            highest = logits.amax(-1, keepdim=True)
+            chosen[part] = logits.gather(-1, tokens[part].unsqueeze(-1)).squeeze(-1)
+
+            logits.sub_(highest)
+            if entropy:
+                # A token that cannot come, whose logit is -inf, adds nothing: 0 times a number.
+                logits.clamp_min_(torch.finfo(logits.dtype).min)
+            exp = torch.exp(logits, out=powers[: len(logits)])
+            total = exp.sum(-1)
+            if entropy:
+                entropies[part] = total.log() - exp.mul_(logits).sum(-1) / total
+            normalizer[part] = total.log() + highest.squeeze(-1)
+
+        ctx.save_for_backward(hidden, weight, bias, tokens, normalizer)
+        ctx.temperature, ctx.rows = temperature, rows
+        if entropy:
+            ctx.mark_non_differentiable(entropies)
+        return chosen - normalizer, entropies
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, tokens, normalizer = ctx.saved_tensors
+        wanted = ctx.needs_input_grad
+        to_hidden = torch.empty_like(hidden) if wanted[0] else None
+        to_weight = torch.zeros_like(weight) if wanted[1] else None
+        to_bias = torch.zeros_like(bias) if wanted[2] else None
+        buffer = hidden.new_empty(min(ctx.rows, len(hidden)), len(weight))
+        for start in range(0, len(hidden), ctx.rows):
+            part = slice(start, start + ctx.rows)
+            logits = _logits(hidden[part], weight, bias, ctx.temperature, buffer)
+            given = (upstream[part] / ctx.temperature).unsqueeze(-1)
+            gradient = logits.sub_(normalizer[part].unsqueeze(-1)).exp_().mul_(-given)
+            gradient.scatter_add_(-1, tokens[part].unsqueeze(-1), given)
+
+            if to_hidden is not None:
+                torch.mm(gradient, weight, out=to_hidden[part])
+            if to_weight is not None:
+                to_weight.addmm_(gradient.t(), hidden[part])
+            if to_bias is not None:
+                to_bias += gradient.sum(0)
+
+        return to_hidden, to_weight, to_bias, None, None, None, None
+
+
+def _logits(
+    hidden: Tensor,  # [n, D]
+    weight: Tensor,  # [V, D]
+    bias: Tensor | None,  # [V]
+    temperature: float,
+    buffer: Tensor,  # [>= n, V]
+) -> Tensor:  # [n, V], in the buffer
+    logits = torch.mm(hidden, weight.t(), out=buffer[: len(hidden)])
+    if bias is not None:
+        logits += bias
+    if temperature != 1:
+        logits /= temperature
+    return logits
 
 
 def use_liger(hidden: Tensor, head: nn.Module) -> bool:

@@ -231,7 +231,7 @@ def token_logprobs(
     """Log-probability of each answer token and the entropy of its distribution, in float32; the
     entropy has no gradient, and is None where it is not asked for.
 
-    Where the logits would be more than ``logprobs.LOGITS_AT_ONCE``, they are made in parts, unless
+    Where the logits would be more than ``logprobs.logits_at_once``, they are made in parts, unless
     the model does more to them than its head.
     """
     return as_forward(model, lambda: _token_logprobs(model, samples, temperature, entropy=entropy))
@@ -251,7 +251,8 @@ def _token_logprobs(
     }
 
     vocabulary = model.get_output_embeddings().weight.shape[0]
-    if tokens.numel() * vocabulary <= logprobs.LOGITS_AT_ONCE or not _head_is_last(model):
+    few = tokens.numel() * vocabulary <= logprobs.logits_at_once(tokens.device)
+    if few or not _head_is_last(model):
         with dense_head_input(model):
             logits = model(**inputs, logits_to_keep=tokens.shape[1] + 1).logits[:, before]
         return logprobs.from_logits(logits, tokens, temperature, entropy=entropy)

@@ -121,7 +121,10 @@ BROKEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.long] * (i > 0)) for i, name in enumerate(BROKEN)],
+)
 def test_a_broken_copy_is_noticed(tmp_path, monkeypatch, name):
     monkeypatch.setitem(sys.modules, "broken_kernel", None)
     copy = broken_copy(huber, *BROKEN[name], tmp_path)

@@ -48,11 +48,14 @@ class _CounterSampler(LogitsProcessor):
         self.decoding = decoding
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scaled = self.decoding.narrow(input_ids, scores.float() / self.temperature)
+        scaled = scores.float()
+        if self.temperature != 1:
+            scaled = scaled / self.temperature
+        scaled = self.decoding.narrow(input_ids, scaled)
         position = input_ids.shape[1] - self.prompt_length
         draws = self.uniforms[:, position : position + 1]
-        chosen = inverse(scaled, draws)
-        return torch.full_like(scores, float("-inf")).scatter(1, chosen, 0.0)
+        # In transformers' own copy of the logits: greedy decoding takes the highest.
+        return scores.scatter_(1, inverse(scaled, draws), float("inf"))
 
 
 def inverse(scores: Tensor, draws: Tensor) -> Tensor:  # [B, V], [B, 1] -> [B, 1]

@@ -21,7 +21,7 @@ RUNNING = [name for name in SPACES if name != "raw"]
 SMALL = {
     "rollout.prompts": 4, "rollout.samples": 2, "eval.prompts": 0, "eval.examples": 0,
     "plots": False, "device": "cpu", "critic.num_quantiles": 8, "critic.warmup_steps": 2,
-    "critic.warmup_epochs": 1,
+    "critic.warmup_epochs": 1, "rollout.max_new_tokens": 12,
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ peft = pytest.importorskip("peft")
 SMALL = {
     "steps": 3, "rollout.prompts": 4, "rollout.samples": 2, "critic.warmup_steps": 1,
     "eval.prompts": 2, "eval.examples": 0, "plots": False, "device": "cpu", "lora.rank": 4,
-    "policy.learning_rate": 1e-3, "critic.num_quantiles": 8,
+    "policy.learning_rate": 1e-3, "critic.num_quantiles": 8, "rollout.max_new_tokens": 24,
 }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from dfpo.tasks.source import training_rows
 SMALL = {
     "rollout.prompts": 3, "rollout.samples": 2, "critic.num_quantiles": 8, "critic.warmup_steps": 1,
     "eval.prompts": 0, "eval.examples": 0, "plots": False, "device": "cpu",
+    "rollout.max_new_tokens": 16,
 }  # fmt: skip
 
 

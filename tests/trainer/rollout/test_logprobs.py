@@ -48,6 +48,48 @@ def test_parts_are_the_whole(inputs, monkeypatch, rows):
     assert from_hidden(hidden, tokens, head, TEMPERATURE, entropy=False)[1] is None
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_plain_head_has_exact_gradients(monkeypatch, bias, frozen):
+    """By differences, in float64; a token whose logit is -inf has neither chance nor gradient."""
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 4 * V)
+    head = torch.nn.Linear(D, V, bias=bias).double().requires_grad_(not frozen)
+    hidden = torch.randn(N, D, dtype=torch.float64, requires_grad=True)
+    tokens = torch.randint(V - 1, (N,))
+    assert logprobs.is_plain(head, hidden)
+
+    def chosen(hidden, *_):
+        return from_hidden(hidden, tokens, head, TEMPERATURE)[0]
+
+    assert torch.autograd.gradcheck(chosen, (hidden, *(() if frozen else head.parameters())))
+    if bias:
+        with torch.no_grad():
+            head.bias[-1] = float("-inf")
+        found, entropy = from_hidden(hidden, tokens, head, TEMPERATURE)
+        less = Categorical(logits=(hidden @ head.weight.T + head.bias)[:, :-1] / TEMPERATURE)
+        torch.testing.assert_close(found, less.log_prob(tokens))
+        torch.testing.assert_close(entropy, less.entropy())
+        (own,) = torch.autograd.grad(found.sum(), hidden)
+        (other,) = torch.autograd.grad(less.log_prob(tokens).sum(), hidden)
+        torch.testing.assert_close(own, other)
+
+
+def test_no_other_head_passes_for_a_plain_one():
+    hidden, head = torch.randn(3, D), torch.nn.Linear(D, V)
+    assert logprobs.is_plain(head, hidden)
+    assert not logprobs.is_plain(head, hidden.double()) and not logprobs.is_plain(
+        head.half(), hidden.half()
+    )
+    assert not logprobs.is_plain(type("Scaled", (torch.nn.Linear,), {})(D, V), hidden)
+    half = torch.nn.Linear(D, V)
+    dfpo.rollout.policy.set_compute_dtype(half, torch.bfloat16)
+    hooked = torch.nn.Linear(D, V)
+    hooked.register_forward_hook(lambda *_: None)
+    assert not logprobs.is_plain(half, hidden) and not logprobs.is_plain(hooked, hidden)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not logprobs.is_plain(torch.nn.Linear(D, V), hidden)
+
+
 def test_no_more_logits_than_asked_for(inputs, monkeypatch):
     """Neither forward nor backward, where they are computed again, runs the head on more rows."""
     head, hidden, tokens = inputs

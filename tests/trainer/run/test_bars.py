@@ -12,6 +12,7 @@ from dfpo.run import bars
 SMALL = [
     "train", "--eval.prompts", "0", "--plots", "false", "--rollout.prompts", "2",
     "--rollout.samples", "2", "--critic.warmup-steps", "1",
+    "--rollout.max-new-tokens", "12",
 ]  # fmt: skip
 
 

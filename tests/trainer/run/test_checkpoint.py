@@ -116,6 +116,7 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path, whole, reward, step):
     assert weights(run) == weights(whole)
 
 
+@pytest.mark.long
 def test_evaluation_and_plots_go_on_too(tmp_path, whole, reward):
     """Evaluations leave training alone, and those of a resumed run are the same."""
     more = [*reward, "--eval.prompts", "2", "--eval.examples", "2", "--plots", "true"]

@@ -11,7 +11,7 @@ from dfpo.run import checkpoint
 SMALL = [
     "--steps", "2", "--critic.warmup-steps", "1", "--eval.prompts", "1", "--eval.examples", "0",
     "--rollout.prompts", "2", "--rollout.samples", "2", "--critic.num-quantiles", "5",
-    "--plots", "false",
+    "--plots", "false", "--rollout.max-new-tokens", "8",
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from dfpo.__main__ import main
 SMALL = [
     "train", "--steps", "2", "--algorithm", "grpo", "--noise", "flip=0.2", "--eval.prompts", "2",
     "--plots", "false", "--rollout.prompts", "2", "--rollout.samples", "2", "--name", "mine",
+    "--rollout.max-new-tokens", "12",
 ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from dfpo.run import bars, live
 
 SMALL = [
     "train", "--steps", "3", "--algorithm", "grpo", "--eval.prompts", "2",
-    "--rollout.prompts", "2", "--rollout.samples", "2",
+    "--rollout.prompts", "2", "--rollout.samples", "2", "--rollout.max-new-tokens", "12",
 ]  # fmt: skip
 
 

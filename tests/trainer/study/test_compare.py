@@ -110,6 +110,7 @@ def test_a_finished_grid_is_not_repeated(whole, capsys):
     assert (whole / "out/table.md").read_text() == table
 
 
+@pytest.mark.long
 def test_a_killed_grid_goes_on_without_repeating(tmp_path, whole):
     words = ["compare", write(tmp_path), "--jobs", "1"]
     # Its own process, with the trainer loaded already.

@@ -45,14 +45,14 @@ def test_it_starts_in_the_middle_and_learns_the_mean_of_its_targets(critic):
     # Targets of a token are 3 in one half of its visits and 0 in the other: 1.5.
     counts = Counts.of(given.lengths)
     optimizer = torch.optim.Adam(critic.head.parameters(), lr=0.1)
-    for step in range(400):
+    for step in range(200):
         told = torch.full((4, 5, 1), 3.0 * (step % 2))
         loss, terms = critic.loss(given, CriticTargets(told), counts)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         for group in optimizer.param_groups:
-            group["lr"] = 0.1 * (1 - step / 400)
+            group["lr"] = 0.1 * (1 - step / 200)
     values = critic.estimate(given).quantiles[given.mask]
     assert (values - 1.5).abs().max() < 0.1
     assert set(terms) == {"cross_entropy"}

@@ -66,7 +66,7 @@ def test_it_trains_and_its_weights_are_near_one(tmp_path):
         "steps": 2, "critic": {"warmup_steps": 1}, "eval": {"prompts": 0}, "plots": False,
         "runs_dir": str(tmp_path),
     }  # fmt: skip
-    size = {"prompts": 2, "samples": 2, "max_new_tokens": 12}
+    size = {"prompts": 2, "samples": 2, "max_new_tokens": 6}
     runs = [
         dfpo.train(rollout=size | {"engine": engine}, name=name, **common)
         for name, engine in (("a", "continuous"), ("b", "continuous"), ("c", "transformers"))
