@@ -24,7 +24,7 @@ test: $(VENV)/installed lint
 test-integrations: $(VENV)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python tests/integrations/environments.py '$(TORCH)' $(ARGS)
 
-# The tests that `make test` leaves out for time: some ten minutes.
+# The tests that `make test` leaves out for time: a quarter of an hour.
 test-long: $(VENV)/installed
 	$(BIN)/pip install --quiet -e '.[ray]'
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile --no-loadscope-reorder -m long $(ARGS)
