@@ -23,7 +23,7 @@ PROBABILITIES = torch.tensor([[0.1, 0.4, 0.2, 0.3]])
 )
 def test_what_is_left_to_draw_from(decoding, kept):
     draws = torch.linspace(0.001, 0.999, 400).unsqueeze(-1)
-    scores = PROBABILITIES.log().expand(400, -1)
+    scores = PROBABILITIES.log().repeat(400, 1)
     sampler = _CounterSampler(draws, 1.0, 0, decoding)
     chosen = sampler(torch.zeros(400, 0, dtype=torch.int64), scores).argmax(-1)
     assert set(chosen.tolist()) == kept

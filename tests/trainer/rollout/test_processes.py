@@ -11,12 +11,12 @@ import time
 
 import pytest
 from accelerate.state import AcceleratorState
+from ranks import one_of_them, train_runs
 from safetensors.torch import load_file
 
 from dfpo.__main__ import main
 from dfpo.config import ConfigError, build_config
 from dfpo.run.setup import start_processes
-from dfpo.run.train import train
 from dfpo.study import workers
 
 STEPS = 5
@@ -58,10 +58,11 @@ def play(prompts, generate):
 """
 
 
-def train_arms(arms, shard="false"):
-    """A run of each, in the present directory."""
-    for name, own in arms.items():
-        train(build_config({"algorithm": name, "name": name, "shard": shard} | SETTINGS | own))
+def runs_of(arms, shard="false"):
+    return [
+        {"algorithm": name, "name": name, "shard": shard} | SETTINGS | own
+        for name, own in arms.items()
+    ]
 
 
 def port() -> int:
@@ -79,26 +80,15 @@ def environments(processes):
         yield shared | {name: str(value) for name, value in own.items()}
 
 
-def one_of_them(folder, environment, shard, arms, resumed):
-    """One process: it trains several arms, may resume a run, and is told something wrong."""
-    os.chdir(folder)
-    os.environ |= environment
-    for stream in ("stdout", "stderr"):
-        own = open(f"{environment['RANK']}.{stream}", "w", buffering=1)  # noqa: SIM115
-        os.dup2(own.fileno(), 1 if stream == "stdout" else 2)
-    train_arms(arms, shard)
-    if resumed:
-        assert main(["train", "--resume", f"runs/{resumed}", "--steps", "4"]) == 0
-    assert main(["train", "--model", "nowhere"]) == 2
-
-
 def train_together(folder, processes, shard, arms, resumed=None):
     """The folder of the runs and what each process said: (stdout, stderr). The processes are forks
     of one in which the trainer is loaded, which takes longer than a run."""
     (folder / "own.py").write_text(OWN)
     context = workers.server()
     started = [
-        context.Process(target=one_of_them, args=(folder, environment, shard, arms, resumed))
+        context.Process(
+            target=one_of_them, args=(folder, environment, runs_of(arms, shard), resumed)
+        )
         for environment in environments(processes)
     ]
     for process in started:
@@ -120,7 +110,7 @@ def alone(tmp_path_factory):
     (folder / "own.py").write_text(OWN)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        train_arms(ARMS | WHOLE)
+        train_runs(runs_of(ARMS | WHOLE))
     return folder
 
 
