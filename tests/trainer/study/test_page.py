@@ -87,7 +87,12 @@ def test_filters_hold_for_curves_intervals_and_tables(browser, tmp_path):
     assert page.locator("#charts .u-series:visible").count() == 2
     # On a phone wide tables scroll within the page, and their lines stay lines.
     page.set_viewport_size({"width": 390, "height": 844})
-    page.wait_for_function("document.documentElement.scrollWidth === 390")
+    for _ in range(100):  # the page's policy lets no script of a string wait in it
+        width = page.evaluate("document.documentElement.scrollWidth")
+        if width == 390:
+            break
+        page.wait_for_timeout(50)
+    assert width == 390
     heights = page.locator("#all-tables td").evaluate_all("cells => cells.map(c => c.offsetHeight)")
     assert 0 < max(heights) < 40
     page.close()
