@@ -84,7 +84,8 @@ def is_plain(head: nn.Module, hidden: Tensor) -> bool:
         and not head._forward_pre_hooks
         and head.weight.dtype == hidden.dtype
         and hidden.dtype in (torch.float32, torch.float64)
-        and not torch.is_autocast_enabled(hidden.device.type)
+        # Torch knows no autocast of the meta device, on which memory is foretold.
+        and (hidden.is_meta or not torch.is_autocast_enabled(hidden.device.type))
     )
 
 

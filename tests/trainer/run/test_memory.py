@@ -8,6 +8,8 @@ from transformers import LlamaConfig
 from dfpo.__main__ import main
 from dfpo.config import build_config
 from dfpo.config.algorithms import ALGORITHMS
+from dfpo.rollout import logprobs
+from dfpo.rollout.policy import SHIPPED_POLICY
 from dfpo.run.memory import foretell
 
 SHAPE = LlamaConfig(
@@ -117,3 +119,11 @@ def test_what_holds_no_configuration_is_one_line(tmp_path, capsys):
     assert main(["memory", "--model", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert "holds no configuration of a causal language model" in error and error.count("\n") == 1
+
+
+def test_logits_in_parts_are_foretold(monkeypatch, capsys):
+    """As of every model with a large vocabulary."""
+    monkeypatch.setattr(logprobs, "LOGITS_AT_ONCE", 2000)
+    words = ["--model", str(SHIPPED_POLICY), "--answers", "4", "--length", "16"]
+    assert main(["memory", "--algorithm", "grpo", *words]) == 0
+    assert "GB" in capsys.readouterr().out
