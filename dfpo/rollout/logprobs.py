@@ -4,6 +4,8 @@ the logits of a large vocabulary are never all there at once."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -69,8 +71,23 @@ def from_hidden(
     return torch.cat(chosen), torch.cat(entropies) if entropy else None
 
 
+_meta_stands_for = "meta"
+
+
+@contextmanager
+def meta_as(device: str) -> Iterator[None]:
+    """Inside, tensors on the meta device go through in parts as large as ``device`` would get."""
+    global _meta_stands_for
+    kept, _meta_stands_for = _meta_stands_for, device
+    try:
+        yield
+    finally:
+        _meta_stands_for = kept
+
+
 def logits_at_once(device: torch.device) -> int:
-    return min(LOGITS_AT_ONCE, LOGITS_AT_ONCE_ON_CPU) if device.type == "cpu" else LOGITS_AT_ONCE
+    kind = _meta_stands_for if device.type == "meta" else device.type
+    return min(LOGITS_AT_ONCE, LOGITS_AT_ONCE_ON_CPU) if kind == "cpu" else LOGITS_AT_ONCE
 
 
 def is_plain(head: nn.Module, hidden: Tensor) -> bool:
@@ -91,8 +108,8 @@ def is_plain(head: nn.Module, hidden: Tensor) -> bool:
 
 class _InPlace(torch.autograd.Function):
     """``from_hidden`` of a plain head. Logits, exponentials and gradients of logits stand one after
-    the other in one buffer: five passes over memory where autograd's formulas take some twenty,
-    most of them over pages that the system has to clear first.
+    the other in one buffer, where autograd's formulas fill a new tensor each, whose pages the
+    system has to clear first.
 
     With x the logits over the temperature and p their softmax: the entropy is
     log sum exp x - sum p x, and d log p[token] / d x is 1 at the token less p.

@@ -30,6 +30,7 @@ from dfpo.method.targets import path_targets
 from dfpo.rollout import policy as policies
 from dfpo.rollout.adapters import View, add_adapters, check_peft, root_of
 from dfpo.rollout.engines.hf_generate import CACHE, _CounterSampler
+from dfpo.rollout.logprobs import meta_as
 from dfpo.rollout.policy import checkpoint_gradients, recomputing, token_logprobs
 from dfpo.run.meter import Bytes, most_bytes
 from dfpo.run.setup import has_trunk, usual_micro_tokens
@@ -141,7 +142,8 @@ def foretell(
     trained = {name: count_parameters(own) for name, own in learning.items()}
     share = processes if config.shard else 1
     held = held_bytes(config, models, parameters, trained, share, shape)
-    stages = stage_bytes(config, models, learning, share, shape)
+    with meta_as(device):
+        stages = stage_bytes(config, models, learning, share, shape)
     outside = base + LIBRARIES if device == "cpu" else 0
     return Forecast(parameters, trained, held, stages, outside, shape)
 

@@ -127,3 +127,22 @@ def test_logits_in_parts_are_foretold(monkeypatch, capsys):
     words = ["--model", str(SHIPPED_POLICY), "--answers", "4", "--length", "16"]
     assert main(["memory", "--algorithm", "grpo", *words]) == 0
     assert "GB" in capsys.readouterr().out
+
+
+def test_a_cpu_makes_fewer_logits_at_once():
+    """64 answers of 32 tokens over 32,000 words are 262 MB of logits; a CPU makes 34 MB."""
+    large = LlamaConfig(
+        vocab_size=32_000, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=1,
+    )  # fmt: skip
+    peaks = [
+        foretell(
+            build_config({
+                "algorithm": "grpo", "device": device, "dtype": "float32", "micro_tokens": 8192,
+                "rollout.max_new_tokens": 32,
+            }),
+            large, answers=64, prompt=4, processes=1, base=0,
+        ).stages["log-probabilities"]
+        for device in ("cpu", "cuda")
+    ]  # fmt: skip
+    assert sum(vars(peaks[0]).values()) < 0.5 * sum(vars(peaks[1]).values())
