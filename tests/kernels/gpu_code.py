@@ -46,7 +46,6 @@ MOST_SHARED = 44 * 1024
 MOST_PER_SILU = {"exact": 19, "approximate": 14}
 TYPES = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.float16: "*fp16"}
 R, Q, W, K = 4096, 64, 64, 8
-QUICK = (None, "euler", "huber")
 LONG = 512  # quantiles that are sorted
 
 
@@ -219,10 +218,9 @@ def report(compiled) -> dict[str, object]:
     }
 
 
-def triton_reports(quick: bool) -> Iterator[dict[str, object]]:
-    """quick: one method, branch and target of each kernel."""
+def triton_reports() -> Iterator[dict[str, object]]:
     branches = (("exact", torch.float32), ("approximate", torch.bfloat16))
-    for sigmoid, dtype in branches[:1] if quick else branches:
+    for sigmoid, dtype in branches:
         flow.sigmoid_of = consistency.sigmoid_of = lambda field, sigmoid=sigmoid: sigmoid
         seen = set()
         for call in launches(dtype):
@@ -239,8 +237,6 @@ def triton_reports(quick: bool) -> Iterator[dict[str, object]]:
                 for target_name, target in TARGETS.items():
                     if sigmoid == "approximate" and target.backend != "cuda":
                         continue
-                    if quick and (target_name != "sm_90" or method not in QUICK):
-                        continue
                     yield {
                         "kernel": name,
                         "method": method,
@@ -251,14 +247,14 @@ def triton_reports(quick: bool) -> Iterator[dict[str, object]]:
                     }
 
 
-def cuda_reports(quick: bool) -> Iterator[dict[str, object]]:
-    """What ptxas says of the CUDA kernels; nothing where there is no nvcc. quick: one target."""
+def cuda_reports() -> Iterator[dict[str, object]]:
+    """What ptxas says of the CUDA kernels; nothing where there is no nvcc."""
     nvcc = shutil.which("nvcc")
     if nvcc is None:
         return
     flags = ["-O3", "-std=c++17", "-DDFPO_VARIANT=cuda", "-Xptxas=-v", "-cubin"]
     for source in sorted(CUDA_SOURCES.glob("*.cu")):
-        for target in ("sm_90",) if quick else ("sm_80", "sm_90", "sm_100"):
+        for target in ("sm_80", "sm_90", "sm_100"):
             with tempfile.TemporaryDirectory() as folder:
                 cubin = Path(folder) / "kernels.cubin"
                 said = subprocess.run(
@@ -318,16 +314,15 @@ def failures(report: dict[str, object]) -> list[str]:
     ]
 
 
-def reports(quick: bool = False) -> list[dict[str, object]]:
+def reports() -> list[dict[str, object]]:
     """All of them, from a process of its own: in this one Triton may be the interpreter."""
     environment = {name: x for name, x in os.environ.items() if name != "TRITON_INTERPRET"}
     # Compiled code is found again by the hash of its source.
     environment.setdefault("TRITON_CACHE_DIR", str(ROOT / "build" / "triton"))
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
     child = subprocess.run(
-        [sys.executable, __file__, *(["--quick"] if quick else [])],
-        env=environment, capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, __file__], env=environment, capture_output=True, text=True
+    )
     if child.returncode:
         raise RuntimeError(child.stderr)
     return [json.loads(line) for line in child.stdout.splitlines()]
@@ -335,7 +330,6 @@ def reports(quick: bool = False) -> list[dict[str, object]]:
 
 if __name__ == "__main__":
     assert os.environ.get("TRITON_INTERPRET", "0") != "1", "the interpreter compiles nothing"
-    quick = "--quick" in sys.argv
-    for found in (triton_reports(quick), cuda_reports(quick)):
+    for found in (triton_reports(), cuda_reports()):
         for one in found:
             print(json.dumps(one), flush=True)

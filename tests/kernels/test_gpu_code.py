@@ -16,18 +16,9 @@ def reports():
 
 
 @pytest.mark.long
-def test_every_kernel_compiles_and_keeps_its_bounds():
-    assert_bounds(gpu_code.reports(quick=True))
-
-
-def assert_bounds(reports):
+def test_every_kernel_keeps_its_bounds_on_every_target(reports):
     assert reports
     assert not [(report, said) for report in reports if (said := gpu_code.failures(report))]
-
-
-@pytest.mark.long
-def test_every_kernel_keeps_its_bounds_on_every_target(reports):
-    assert_bounds(reports)
 
 
 @pytest.mark.long
