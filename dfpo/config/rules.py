@@ -295,6 +295,13 @@ def value_range(config: Config) -> tuple[float, float]:
     return space.low, space.high
 
 
+def is_learned_at_once(config: Config) -> bool:
+    """Whether the policy learns from a rollout once and in one piece, so that what its update
+    computes first are the log-probabilities of the policy that drew; and nothing asks before."""
+    once = config.policy.epochs == config.policy.minibatches == 1
+    return once and not config.target.kl_penalty
+
+
 def predicts(config: Config) -> bool:
     """Whether advantages are made from the values of a critic: then a row reads their trace."""
     return ADVANTAGES[config.target.advantage].does_read("target.lam")

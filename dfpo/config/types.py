@@ -170,9 +170,10 @@ class Rollout:
     groups: Tensor  # [B] int64, which of the step's prompts is answered
     clean_rewards: Tensor  # [B]
     rewards: Tensor  # [B], what training sees
-    old_logprobs: Tensor  # [B, T]
     ref_logprobs: Tensor  # [B, T]
-    entropy: Tensor  # [B, T]
+    # Of the policy that drew the answers. None until the update, where its own look tells them.
+    old_logprobs: Tensor | None  # [B, T]
+    entropy: Tensor | None  # [B, T]
     left_out: LeftOut | None = None  # None: all have a reward
 
 

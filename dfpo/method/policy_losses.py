@@ -17,37 +17,47 @@ from dfpo.rollout.policy import token_logprobs
 Loss = tuple[Tensor, dict[str, Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class PolicyBatch:
     """What a policy loss learns from: some answers of a minibatch of a rollout."""
 
     samples: Samples
     advantages: Tensor  # [B, T]
-    old_logprobs: Tensor  # [B, T]
+    # Of the policy that drew the answers. None where no policy has looked at them since.
+    old_logprobs: Tensor | None  # [B, T]
     ref_logprobs: Tensor  # [B, T]
     counts: Counts  # of the whole minibatch
     weights: Tensor | None = None  # [B, T], where another distribution drew; None: 1
+    entropy: Tensor | None = None  # [B, T], of the policy that drew, from its look
 
     @staticmethod
     def of(rollout: Rollout, targets: Targets, rows: list[int], counts: Counts) -> PolicyBatch:
         samples = rollout.samples.part(rows)
         index = row_index(rows, samples.mask.device)
-        length = samples.mask.shape[1]
+        length, old = samples.mask.shape[1], rollout.old_logprobs
         return PolicyBatch(
             samples=samples,
             advantages=targets.advantages[index, :length],
-            old_logprobs=rollout.old_logprobs[index, :length],
+            old_logprobs=old if old is None else old[index, :length],
             ref_logprobs=rollout.ref_logprobs[index, :length],
             counts=counts,
             weights=targets.weights if targets.weights is None else targets.weights[index, :length],
         )
 
+    def logprobs(self, policy: PreTrainedModel, temperature: float) -> Tensor:  # [B, T]
+        """The policy's log-probabilities of the answers, with a gradient. The first look since
+        they were drawn is of the policy that drew them, so it tells the old ones too."""
+        first = self.old_logprobs is None
+        logprobs, entropy = token_logprobs(policy, self.samples, temperature, entropy=first)
+        if first:
+            self.old_logprobs, self.entropy = logprobs.detach(), entropy
+        return logprobs
+
 
 def clip(policy: PreTrainedModel, critic: Critic, batch: PolicyBatch, config: Config) -> Loss:
     """PPO's clipped objective and ``policy.kl_coef`` times the KL to the first policy."""
     settings, mask = config.policy, batch.samples.mask
-    temperature = config.rollout.temperature
-    logprobs, _ = token_logprobs(policy, batch.samples, temperature, entropy=False)
+    logprobs = batch.logprobs(policy, config.rollout.temperature)
 
     averaged = {
         "average": settings.average,
@@ -69,9 +79,9 @@ def trajectory_balance(
 ) -> Loss:
     """FlowRL's residual; the critic reads log Z off the policy's own states, so its gradient
     reaches the policy."""
-    settings, temperature = config.policy, config.rollout.temperature
+    settings = config.policy
     with critic.watch(policy) as hidden:
-        logprobs, _ = token_logprobs(policy, batch.samples, temperature, entropy=False)
+        logprobs = batch.logprobs(policy, config.rollout.temperature)
 
     return trajectory_balance_loss(
         logprobs, batch.old_logprobs, batch.ref_logprobs, batch.advantages,

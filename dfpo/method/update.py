@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -46,10 +47,12 @@ def update(
     step: int,
     *,
     train_policy: bool,
-) -> dict[str, float]:
-    """Passes over the rollout in shuffled minibatches; returns the mean of each metric. A critic
-    without an optimiser of its own is not trained, or with the policy."""
+) -> tuple[dict[str, float], Rollout]:
+    """Passes over the rollout in shuffled minibatches; returns the mean of each metric, and the
+    rollout with the log-probabilities of the policy that drew it, should it have come without. A
+    critic without an optimiser of its own is not trained, or with the policy."""
     history: list[Metrics] = []
+    seen = _Seen.of(rollout) if train_policy else None
     epochs = config.policy.epochs if train_policy else config.critic.warmup_epochs
     optimizers = {"policy": learner.policy_optimizer, "critic": learner.critic_optimizer}
 
@@ -60,10 +63,39 @@ def update(
                 if learner.critic_optimizer is not None:
                     metrics |= _train_critic(learner, rollout, targets, rows, config)
                 if train_policy:
-                    metrics |= _train_policy(learner, rollout, targets, rows, config)
+                    metrics |= _train_policy(learner, rollout, targets, rows, config, seen)
                 history.append(metrics)
 
-    return _averages(history, learner.policy.device) | rates
+    if seen is not None:
+        rollout = seen.told(rollout)
+    return _averages(history, learner.policy.device) | rates, rollout
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the first look at each answer since it was drawn tells of the policy that drew it; 0 of
+    answers that other processes look at."""
+
+    logprobs: Tensor  # [B, T]
+    entropy: Tensor  # [B, T]
+
+    @staticmethod
+    def of(rollout: Rollout) -> _Seen | None:
+        """None where the rollout knows it all."""
+        if rollout.old_logprobs is not None:
+            return None
+        return _Seen(torch.zeros_like(rollout.ref_logprobs), torch.zeros_like(rollout.ref_logprobs))
+
+    def take(self, rows: list[int], batch: PolicyBatch) -> None:
+        index, mask = row_index(rows, batch.samples.mask.device), batch.samples.mask
+        for kept, looked in ((self.logprobs, batch.old_logprobs), (self.entropy, batch.entropy)):
+            kept[index, : mask.shape[1]] = torch.where(mask, looked, 0.0)
+
+    def told(self, rollout: Rollout) -> Rollout:
+        everyone = Processes.here().sum
+        return dataclasses.replace(
+            rollout, old_logprobs=everyone(self.logprobs), entropy=everyone(self.entropy)
+        )
 
 
 def minibatches(answers: int, config: Config, step: int, epoch: int) -> Iterator[list[int]]:
@@ -107,20 +139,32 @@ def _train_critic(
 
 
 def _train_policy(
-    learner: Learner, rollout: Rollout, targets: Targets, rows: list[int], config: Config
+    learner: Learner,
+    rollout: Rollout,
+    targets: Targets,
+    rows: list[int],
+    config: Config,
+    seen: _Seen | None,
 ) -> Metrics:
     policy_loss = POLICY_LOSSES[config.policy.loss].load()
     counts = Counts.of([rollout.samples.counts[i] for i in rows])
+    shares = shares_of(rollout.samples, rows, config.micro_tokens or 0)
+    mine = {row for part in shares[Processes.here().rank] for row in part}
 
     def part_loss(some: list[int]) -> tuple[Tensor, Metrics]:
         batch = PolicyBatch.of(rollout, targets, some, counts)
         loss, terms = policy_loss(learner.policy, learner.critic, batch, config)
+        if seen is not None and mine.issuperset(some):
+            if batch.old_logprobs is None:
+                # A loss that looks by itself. The weights are still those that drew.
+                with torch.no_grad():
+                    batch.logprobs(learner.policy, config.rollout.temperature)
+            seen.take(some, batch)
         return loss, {"loss/policy": loss.detach()} | {
             f"policy/{name}": term.detach() for name, term in terms.items()
         }
 
     optimizer = learner.policy_optimizer
-    shares = shares_of(rollout.samples, rows, config.micro_tokens or 0)
     metrics = _accumulate(
         optimizer, shares, part_loss,
         model=root_of(learner.policy), sharded=is_sharded(learner.policy),

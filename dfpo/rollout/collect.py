@@ -11,6 +11,7 @@ from dfpo.config.noise import Noise
 from dfpo.config.types import Answers, LeftOut, Rollout, Row, Samples
 from dfpo.rewards.functions import Reward
 from dfpo.rewards.noise import NoiseInputs, corrupt, kind_id, prompt_id, prompt_text
+from dfpo.rollout.logprobs import use_liger
 from dfpo.rollout.play import play
 from dfpo.rollout.policy import logprobs_by_parts
 from dfpo.rollout.sampler import Sampler
@@ -29,9 +30,14 @@ def collect(
     noise: Noise,
     config: Config,
     step: int,
+    update_looks: bool = False,
 ) -> Rollout:
     """Samples ``config.rollout.samples`` answers to each row, scores them, and keeps those that
-    have a reward after noise. ``first`` is the policy before training, the reference of KL."""
+    have a reward after noise. ``first`` is the policy before training, the reference of KL.
+
+    With ``update_looks`` the policy's own log-probabilities are left to its update, wherever that
+    sees them anyway: ``dfpo.config.rules.is_learned_at_once``.
+    """
     samples, answers = sample(sampler, rows, config, step)
     device, first_id = sampler.policy.device, step * len(answers)
 
@@ -62,7 +68,12 @@ def collect(
     drawn = reference = {"logprobs": nothing, "entropy": nothing}
     if len(answers):
         settings = config.rollout.temperature, config.micro_tokens or 0
-        drawn = logprobs_by_parts(sampler.policy, samples, *settings)
+        head = sampler.policy.get_output_embeddings()
+        # Another distribution's draws are weighed before the update.
+        if update_looks and samples.logprobs is None and not use_liger(device, head):
+            drawn = {"logprobs": None, "entropy": None}
+        else:
+            drawn = logprobs_by_parts(sampler.policy, samples, *settings)
         reference = logprobs_by_parts(first.policy, samples, *settings, entropy=False)
 
     clean = scored.values[scored.values.isfinite()].to(device)

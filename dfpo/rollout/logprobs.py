@@ -53,7 +53,7 @@ def from_hidden(
 ) -> tuple[Tensor, Tensor | None]:  # [N], [N]
     """``from_logits`` of ``head(hidden)``, by liger-kernel where ``use_liger`` says so, else by as
     many rows at a time as ``logits_at_once`` allows. Backward computes their logits again."""
-    if not entropy and use_liger(hidden, head):
+    if not entropy and use_liger(hidden.device, head):
         return _by_liger(hidden, tokens, head, temperature), None
     rows = max(1, logits_at_once(hidden.device) // head.weight.shape[0])
     if is_plain(head, hidden):
@@ -192,9 +192,9 @@ def _logits(
     return logits
 
 
-def use_liger(hidden: Tensor, head: nn.Module) -> bool:
-    """Its kernel wants a GPU and a linear head."""
-    return hidden.is_cuda and isinstance(head, nn.Linear) and has_liger()
+def use_liger(device: torch.device, head: nn.Module) -> bool:
+    """Its kernel wants a GPU and a linear head, and tells no entropy."""
+    return device.type == "cuda" and isinstance(head, nn.Linear) and has_liger()
 
 
 @functools.cache

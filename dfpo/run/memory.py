@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from dfpo.config import Config, ConfigError
 from dfpo.config.choices import POLICY_LOSSES
+from dfpo.config.rules import is_learned_at_once
 from dfpo.config.types import Counts, CriticTargets, Samples
 from dfpo.method.critics import build_critic
 from dfpo.method.policy_losses import PolicyBatch
@@ -283,7 +284,8 @@ def largest_part(models: Models, model: nn.Module | View) -> Bytes:
 def policy_loss(models: Models, config: Config, samples: Samples) -> Tensor:
     numbers = torch.empty(samples.mask.shape, device="meta")
     batch = PolicyBatch(
-        samples=samples, advantages=numbers, old_logprobs=numbers, ref_logprobs=numbers,
+        samples=samples, advantages=numbers, ref_logprobs=numbers,
+        old_logprobs=None if is_learned_at_once(config) else numbers,
         counts=Counts.of(samples.lengths),
     )  # fmt: skip
     return POLICY_LOSSES[config.policy.loss].load()(models.policy, models.critic, batch, config)[0]

@@ -12,6 +12,7 @@ import torch
 from accelerate.tracking import GeneralTracker
 
 from dfpo.config import Config, ConfigError, to_yaml
+from dfpo.config.rules import is_learned_at_once
 from dfpo.config.types import Samples
 from dfpo.method.critics import estimate_values
 from dfpo.method.targets import compute_targets
@@ -248,6 +249,7 @@ def train_step(
 ) -> dict[str, float]:
     """One step, rollout to update; returns its metrics."""
     config, clock = setup.config, Clock()
+    train_policy = step >= config.critic.warmup_steps
     rows = setup.source.training(step, config.rollout.prompts)
     if setup.source.rows is None:
         check_prompts(rows, setup.policy, setup.tokenizer, config)
@@ -256,6 +258,7 @@ def train_step(
         rollout = collect(
             setup.sampler, setup.first, rows,
             reward=setup.reward, noise=setup.noise, config=config, step=step,
+            update_looks=train_policy and is_learned_at_once(config),
         )  # fmt: skip
 
     tokens = int(rollout.samples.mask.sum())
@@ -269,8 +272,7 @@ def train_step(
             setup.space.tell(rollout)
             targets = compute_targets(setup.space.mapped(rollout), estimate, config, step)
         with clock("update"):
-            train_policy = step >= config.critic.warmup_steps
-            losses = update(
+            losses, rollout = update(
                 setup.learner, rollout, targets, config, step, train_policy=train_policy
             )
             setup.sampler.engine.update()

@@ -75,7 +75,7 @@ def learned(tmp_path, rolled, algorithm, micro_tokens, dtype, **more):
         policy_optimizer=optimizers[0],
         critic_optimizer=optimizers[1] if own else None,
     )
-    metrics = update(learner, rollout, targets, setup.config, 0, train_policy=True)
+    metrics, _ = update(learner, rollout, targets, setup.config, 0, train_policy=True)
     return metrics, [p.detach() for m in models for p in m.parameters()]
 
 

@@ -8,15 +8,23 @@ import pytest
 import torch
 
 from dfpo.config import build_config
+from dfpo.config.choices import POLICY_LOSSES
 from dfpo.config.noise import Noise
+from dfpo.config.tables import Choice
+from dfpo.method import policy_losses
 from dfpo.method.critics import build_critic, estimate_values
+from dfpo.method.critics.partition import build as build_partition
+from dfpo.method.losses import token_average
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import Learner, update
 from dfpo.rewards.functions import Reward
+from dfpo.rollout import policy as policy_module
 from dfpo.rollout.collect import collect
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy, token_logprobs
 from dfpo.rollout.sampler import Sampler
-from dfpo.run.records import MetricsLog
+from dfpo.run import train as train_module
+from dfpo.run.records import MetricsLog, read_metrics
+from dfpo.run.train import run_steps, train
 from dfpo.tasks import reward
 from dfpo.tasks.source import training_rows
 
@@ -47,7 +55,7 @@ def step(policy, critic, rollout, targets, *, train_policy=True):
     optimizers = [torch.optim.AdamW(m.parameters(), lr=1e-3, fused=True) for m in (policy, critic)]
     generator = torch.Generator().manual_seed(0)
     learner = Learner(policy, critic, *optimizers, generator)
-    return update(learner, rollout, targets, CONFIG, 0, train_policy=train_policy)
+    return update(learner, rollout, targets, CONFIG, 0, train_policy=train_policy)[0]
 
 
 def copies(module):
@@ -129,3 +137,76 @@ def test_parts_of_a_critic_are_clipped_apart(parts):
     assert torch.equal(*means) and not torch.equal(means[0], critic.head.mean.weight)
     distribution, rest = critic.parts()[1], critic.parts()[0]
     assert len(distribution) + len(rest) == len(list(critic.parameters()))
+
+
+def looks_by_itself(policy, critic, batch, config):
+    """A loss that knows nothing of ``batch.logprobs``."""
+    chosen, _ = token_logprobs(policy, batch.samples, 1.0, entropy=False)
+    return token_average(-chosen * batch.advantages, batch.samples.mask, "token", 1), {}
+
+
+@pytest.mark.parametrize("loss", ["clip", "trajectory_balance", "its own"])
+@pytest.mark.parametrize("micro_tokens", [10**6, 60])
+def test_an_update_tells_what_a_look_before_it_would_have(parts, monkeypatch, loss, micro_tokens):
+    policy, _, rollout, targets = parts
+    monkeypatch.setitem(POLICY_LOSSES, "its own", Choice("", f"{__name__}:looks_by_itself"))
+    critic = build_partition(policy, CONFIG)
+    config = dataclasses.replace(
+        CONFIG, micro_tokens=micro_tokens, policy=dataclasses.replace(CONFIG.policy, loss=loss)
+    )
+    unseen = dataclasses.replace(rollout, old_logprobs=None, entropy=None)
+    outcomes = []
+    for given in (rollout, unseen):
+        trained, own = copy.deepcopy(policy), copy.deepcopy(critic)
+        optimizer = torch.optim.SGD([*trained.parameters(), *own.parameters()], lr=0.1, fused=True)
+        learner = Learner(trained, own, optimizer, None, torch.Generator())
+        metrics, told = update(learner, given, targets, config, 0, train_policy=True)
+        outcomes.append((metrics, told, list(trained.parameters())))
+
+    (metrics, known, weights), (metrics_after, told, weights_after) = outcomes
+    assert known is rollout
+    torch.testing.assert_close(told.old_logprobs, rollout.old_logprobs, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(told.entropy, rollout.entropy, atol=1e-5, rtol=1e-5)
+    assert metrics_after == pytest.approx(metrics, abs=1e-5)
+    for one, other in zip(weights, weights_after, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
+    assert not same(policy, weights)
+
+
+@pytest.mark.parametrize(
+    "settings, once",
+    [
+        ({}, True),
+        ({"policy.epochs": 2}, False),
+        ({"policy.minibatches": 2}, False),
+        ({"target.kl_penalty": 0.01}, False),
+    ],
+)
+def test_what_is_learned_once_is_looked_at_once(monkeypatch, tmp_path, settings, once):
+    """The policy's look before its update, where its first one there would not tell the same; the
+    reference's; the update's. In the warm-up no update looks."""
+    looks = []
+    forward = policy_module.token_logprobs
+
+    def counted(model, samples, temperature, *, entropy=True):
+        looks.append(torch.is_grad_enabled())
+        return forward(model, samples, temperature, entropy=entropy)
+
+    def steps_alone(*arguments):
+        looks.clear()
+        run_steps(*arguments)
+
+    for module in (policy_module, policy_losses):
+        monkeypatch.setattr(module, "token_logprobs", counted)
+    monkeypatch.setattr(train_module, "run_steps", steps_alone)
+    config = build_config(
+        settings | {
+            "steps": 2, "critic.warmup_steps": 1, "rollout.prompts": 2, "rollout.samples": 2,
+            "eval.prompts": 0, "plots": False, "runs_dir": str(tmp_path), "quiet": True,
+        }
+    )  # fmt: skip
+    run = train(config)
+    updates = config.policy.epochs * config.policy.minibatches
+    assert looks == [False, False] + [False] * (1 if once else 2) + [True] * updates
+    for row in read_metrics(run):
+        assert row["entropy"] > 0 and abs(row["kl"]) < 1e-5

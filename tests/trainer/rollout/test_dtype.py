@@ -51,7 +51,7 @@ def test_one_update_is_nearly_that_of_float32(tmp_path, rank):
         learner = dataclasses.replace(
             setup.learner, generator=torch.Generator().manual_seed(0)
         )  # fmt: skip
-        found[dtype] = update(learner, rollout, targets, setup.config, 0, train_policy=True)
+        found[dtype], _ = update(learner, rollout, targets, setup.config, 0, train_policy=True)
         for model in (setup.policy, setup.critic):
             assert all(p.dtype == torch.float32 for p in model.parameters()), "what is trained"
         base = {p.dtype for p in root_of(setup.policy).parameters() if not p.requires_grad}

@@ -159,7 +159,10 @@ def same(one, other):
         kept = {k: v for k, v in a.items() if not k.startswith("perf/")}
         assert {k: b[k] for k in kept} == pytest.approx(kept, abs=1e-5, rel=1e-5)
     for name, weight in one[1].items():
-        assert (weight - other[1][name]).abs().max() < 1e-5, name
+        off = (weight - other[1][name]).abs()
+        # Adam divides a gradient by its own size: of one that is all but zero, rounding decides the
+        # step. That is a weight or two of thousands, and which ones depends on the processor.
+        assert off.max() < 5e-5 and (off > 1e-5).sum() <= 2, name
     assert one[1].keys() == other[1].keys()
 
 
