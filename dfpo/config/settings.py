@@ -50,8 +50,9 @@ class Config:
     )
     micro_tokens: int | None = option(
         None,
-        "tokens, padding included, that go through a model at once, in sampling and in training; "
-        "default 65536 below 2 M parameters, else 8192 on a CPU and 32768 on a GPU",
+        "tokens, padding included, that go through a model at once, in sampling (on a CPU four "
+        "times as many) and in training; default 65536 below 2 M parameters, else 2048 on a CPU "
+        "and 32768 on a GPU",
         low=1,
     )
     gradient_checkpointing: bool = option(

@@ -19,7 +19,7 @@ from dfpo.run import checkpoint
 from dfpo.run.evaluate import Scores, answer, averages, evaluate, score_table
 from dfpo.run.given import Given
 from dfpo.run.model_checks import check_model
-from dfpo.run.setup import NOTHING, load_parts, micro_tokens
+from dfpo.run.setup import NOTHING, load_parts, micro_tokens, sampled_tokens
 from dfpo.tasks.source import Source
 
 
@@ -35,7 +35,7 @@ def evaluate_model(
     config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, rank=0))
     policy, tokenizer, source, reward = load_parts(config, given)
     function = load_rollout(config, given.rollout)
-    tokens = micro_tokens(config, policy)
+    tokens = sampled_tokens(micro_tokens(config, policy), policy.device.type)
     sampler = Sampler.of(policy, tokenizer, micro_tokens=tokens, function=function)
     if not source.held_out:
         raise ConfigError("eval.prompts: is 0, must be at least 1 to evaluate")

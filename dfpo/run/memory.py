@@ -34,7 +34,7 @@ from dfpo.rollout.engines.hf_generate import CACHE, _CounterSampler
 from dfpo.rollout.logprobs import meta_as
 from dfpo.rollout.policy import checkpoint_gradients, recomputing, token_logprobs
 from dfpo.run.meter import Bytes, most_bytes
-from dfpo.run.setup import has_trunk, usual_micro_tokens
+from dfpo.run.setup import has_trunk, sampled_tokens, usual_micro_tokens
 
 # What a run takes above its imports before its models count: the shipped policy's, measured.
 LIBRARIES = 100_000_000
@@ -57,27 +57,33 @@ class Shape:
     prompt: int  # tokens of each prompt
     length: int  # tokens of each answer
     rows: int  # answers of a micro-batch
+    sampled: int  # answers that are sampled at once
     passes: int  # micro-batches of a minibatch, of one process
 
     @staticmethod
     def of(config: Config, answers: int, prompt: int, micro_tokens: int, processes: int) -> Shape:
         length = config.rollout.max_new_tokens
         mine = -(-answers // processes)
-        rows = max(1, min(mine, micro_tokens // (prompt + length)))
-        own = -(-mine // config.policy.minibatches)
-        return Shape(answers, prompt, length, rows, -(-own // min(rows, own)))
 
-    def samples(self) -> Samples:
-        """A micro-batch, as shapes."""
-        whole = (self.rows, self.prompt + self.length)
+        def rows_of(tokens: int) -> int:
+            return max(1, min(mine, tokens // (prompt + length)))
+
+        rows = rows_of(micro_tokens)
+        sampled = rows_of(sampled_tokens(micro_tokens, device_of(config)))
+        own = -(-mine // config.policy.minibatches)
+        return Shape(answers, prompt, length, rows, sampled, -(-own // min(rows, own)))
+
+    def samples(self, rows: int) -> Samples:
+        """Answers that go through a model together, as shapes."""
+        whole = (rows, self.prompt + self.length)
         with on_meta():
             samples = Samples(
                 input_ids=torch.empty(whole, dtype=torch.int64),
                 attention_mask=torch.empty(whole, dtype=torch.int64),
-                mask=torch.empty(self.rows, self.length, dtype=torch.bool),
-                truncated=torch.empty(self.rows, dtype=torch.bool),
+                mask=torch.empty(rows, self.length, dtype=torch.bool),
+                truncated=torch.empty(rows, dtype=torch.bool),
             )
-        prompts, lengths = [self.prompt] * self.rows, [self.length] * self.rows
+        prompts, lengths = [self.prompt] * rows, [self.length] * rows
         vars(samples).update(prompt_lengths=prompts, lengths=lengths, counts=lengths)
         return samples
 
@@ -189,7 +195,7 @@ def stage_bytes(
     config: Config, models: Models, trained: dict[str, list[nn.Parameter]], share: int, shape: Shape
 ) -> dict[str, Bytes]:
     """The most that each stage of a step holds beside what stays, gradients included."""
-    samples, known = shape.samples(), models.known()
+    samples, known = shape.samples(shape.rows), models.known()
     gradients = {
         name: Bytes.of(*(FLOAT * p.numel() // share for p in own)) for name, own in trained.items()
     }
@@ -203,7 +209,7 @@ def stage_bytes(
         return both + gathered(models, model, share) + casts(models, model, share) + most
 
     stages = {
-        "sampling": look(policy, *sampling(policy, samples, shape)),
+        "sampling": look(policy, *sampling(policy, shape)),
         "log-probabilities": look(policy, lambda: token_logprobs(policy, samples, 1.0)),
     }
     if has_trunk(config):
@@ -318,11 +324,10 @@ def noise_of(critic: nn.Module, samples: Samples) -> Tensor | None:
     return torch.empty(len(samples.lengths), 1, head.num_quantiles, device="meta")
 
 
-def sampling(
-    policy: PreTrainedModel | View, samples: Samples, shape: Shape
-) -> Iterable[Callable[[], Any]]:
+def sampling(policy: PreTrainedModel | View, shape: Shape) -> Iterable[Callable[[], Any]]:
     """Reading the prompts, and drawing the last token of the answers beside all keys and values
     before it."""
+    samples = shape.samples(shape.sampled)
 
     def forward(tokens: int, cache: Any = None, new: int | None = None) -> Any:
         ids = samples.input_ids[:, : new or tokens]
@@ -335,7 +340,7 @@ def sampling(
         del made.logits
         made = forward(shape.prompt + shape.length, getattr(made, CACHE), 1)
         scores = made.logits[:, -1].float().clone()
-        uniforms = torch.empty(shape.rows, 1, device="meta")
+        uniforms = torch.empty(shape.sampled, 1, device="meta")
         return made, _CounterSampler(uniforms, 1.0, samples.input_ids.shape[1])(
             samples.input_ids, scores
         )

@@ -111,10 +111,9 @@ def set_up(config: Config, run: Path | None, given: Given = NOTHING) -> Setup:
     new = Processes.here().from_lead(lambda: run or choose_run(config))
     config = dataclasses.replace(config, micro_tokens=micro_tokens(config, policy))
     function = load_rollout(config, given.rollout)
+    at_once = sampled_tokens(config.micro_tokens, policy.device.type)
     sampler, first = (
-        Sampler.of(
-            model, tokenizer, engine, config.micro_tokens, function, config.rollout.engine_memory
-        )
+        Sampler.of(model, tokenizer, engine, at_once, function, config.rollout.engine_memory)
         for model, engine in ((policy, config.rollout.engine), (first_policy, "transformers"))
     )
     check_model(sampler, encode(tokenizer, source.training(0, 1)[0]["prompt"]))
@@ -259,7 +258,14 @@ def micro_tokens(config: Config, policy: PreTrainedModel) -> int:
 def usual_micro_tokens(parameters: int, device: str) -> int:
     if parameters < SMALL_MODEL:
         return 65536
-    return 8192 if device == "cpu" else 32768
+    return 2048 if device == "cpu" else 32768
+
+
+def sampled_tokens(micro_tokens: int, device: str) -> int:
+    """How many are sampled at once. Nothing stays of them but keys and values, and on a CPU a batch
+    of a fourth takes half as long again; a GPU's memory is for the keys and values of long
+    answers."""
+    return (4 if device == "cpu" else 1) * micro_tokens
 
 
 def start_processes(config: Config) -> torch.device:

@@ -165,7 +165,7 @@ def test_liger_is_asked_for_on_a_gpu_alone(monkeypatch, found, expected):
 
     monkeypatch.setattr(logprobs, "version", version)
     logprobs.has_liger.cache_clear()
-    head, gpu, cpu = torch.nn.Linear(D, V), types.SimpleNamespace(is_cuda=True), torch.zeros(1, D)
+    head, gpu, cpu = torch.nn.Linear(D, V), torch.device("cuda"), torch.device("cpu")
     assert logprobs.use_liger(gpu, head) == expected
     assert not logprobs.use_liger(cpu, head) and not logprobs.use_liger(gpu, torch.nn.Identity())
     logprobs.has_liger.cache_clear()

@@ -122,10 +122,11 @@ def test_an_update_waits_for_the_device_no_more_often_than_is_known(tmp_path, pa
         targets = compute_targets(setup.space.mapped(rollout), estimate, setup.config, 0)
         setup.space.readout(estimate, rollout.answers.rows)
     assert not found
-    with waits() as found:
-        update(setup.learner, rollout, targets, setup.config, 0, train_policy=True)
-    # All metrics leave at once; the shuffled order never was on the device.
-    assert found == {"update.py": 2}
+    for looked_at in (rollout, dataclasses.replace(rollout, old_logprobs=None, entropy=None)):
+        with waits() as found:
+            update(setup.learner, looked_at, targets, setup.config, 0, train_policy=True)
+        # All metrics leave at once; the shuffled order never was on the device.
+        assert found == {"update.py": 2}
 
 
 def test_the_value_flow_loss_waits_for_nothing_where_the_number_of_tokens_is_known(parts):

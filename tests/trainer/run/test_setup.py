@@ -8,7 +8,7 @@ import pytest
 from dfpo.config import ConfigError, build_config
 from dfpo.config.rules import value_range
 from dfpo.rollout.policy import SHIPPED_POLICY, load_policy
-from dfpo.run.setup import micro_tokens, set_up
+from dfpo.run.setup import micro_tokens, sampled_tokens, set_up, usual_micro_tokens
 from dfpo.run.train import train
 
 SCALES = [(1e6, 1e6 + 1), (-1e6, 1e6), (0.0, 1e-3), (5.0, 5.0)]
@@ -53,6 +53,8 @@ def test_how_many_tokens_at_once():
     policy, _ = load_policy(SHIPPED_POLICY)
     assert micro_tokens(build_config({}), policy) == 65536
     assert micro_tokens(build_config({"micro_tokens": 7}), policy) == 7
+    assert usual_micro_tokens(10**8, "cpu") == 2048 and usual_micro_tokens(10**8, "cuda") == 32768
+    assert sampled_tokens(7, "cpu") == 28 and sampled_tokens(7, "cuda") == 7
 
 
 HIDING = "math:scale=100,offset=-50,normal=1;science:none;dialogue:none"
