@@ -172,8 +172,8 @@ def foretold(length: int) -> list[dict[str, Any]]:
     cells = [
         ("grpo", "40M-32k", 32, {}),
         ("ppo", "40M-152k", 16, {"micro_tokens": 256}),
-        ("dfpo", "20M-8k", 64, {}),
-        ("dfpo", "20M-8k", 64, {"gradient_checkpointing": True}),
+        ("dfpo", "20M-8k", 64, {"micro_tokens": 8192}),
+        ("dfpo", "20M-8k", 64, {"micro_tokens": 8192, "gradient_checkpointing": True}),
         ("dfpo", "20M-8k", 64, {"micro_tokens": 512, "dtype": "float32"}),
         ("dfpo", "40M-32k", 16, {"lora.rank": 8}),
     ]

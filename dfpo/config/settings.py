@@ -50,8 +50,8 @@ class Config:
     )
     micro_tokens: int | None = option(
         None,
-        "tokens, padding included, that go through a model at once, in sampling (on a CPU four "
-        "times as many) and in training; default 65536 below 2 M parameters, else 2048 on a CPU "
+        "tokens, padding included, that go through a model at once, in sampling (on a CPU eight "
+        "times as many) and in training; default 65536 below 2 M parameters, else 1024 on a CPU "
         "and 32768 on a GPU",
         low=1,
     )

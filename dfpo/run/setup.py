@@ -258,14 +258,13 @@ def micro_tokens(config: Config, policy: PreTrainedModel) -> int:
 def usual_micro_tokens(parameters: int, device: str) -> int:
     if parameters < SMALL_MODEL:
         return 65536
-    return 2048 if device == "cpu" else 32768
+    return 1024 if device == "cpu" else 32768
 
 
 def sampled_tokens(micro_tokens: int, device: str) -> int:
     """How many are sampled at once. Nothing stays of them but keys and values, and on a CPU a batch
-    of a fourth takes half as long again; a GPU's memory is for the keys and values of long
-    answers."""
-    return (4 if device == "cpu" else 1) * micro_tokens
+    of an eighth takes twice as long; a GPU's memory is for the keys and values of long answers."""
+    return (8 if device == "cpu" else 1) * micro_tokens
 
 
 def start_processes(config: Config) -> torch.device:

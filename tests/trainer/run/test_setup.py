@@ -53,8 +53,8 @@ def test_how_many_tokens_at_once():
     policy, _ = load_policy(SHIPPED_POLICY)
     assert micro_tokens(build_config({}), policy) == 65536
     assert micro_tokens(build_config({"micro_tokens": 7}), policy) == 7
-    assert usual_micro_tokens(10**8, "cpu") == 2048 and usual_micro_tokens(10**8, "cuda") == 32768
-    assert sampled_tokens(7, "cpu") == 28 and sampled_tokens(7, "cuda") == 7
+    assert usual_micro_tokens(10**8, "cpu") == 1024 and usual_micro_tokens(10**8, "cuda") == 32768
+    assert sampled_tokens(7, "cpu") == 56 and sampled_tokens(7, "cuda") == 7
 
 
 HIDING = "math:scale=100,offset=-50,normal=1;science:none;dialogue:none"
