@@ -158,18 +158,21 @@ def test_a_killed_node_changes_no_result(tmp_path):
     from ray.cluster_utils import Cluster
 
     paths = []
+    # Long enough for three to be at work together, however unevenly the nodes begin.
+    longer = RECIPE | {"base": RECIPE["base"] | {"steps": 30}}
     for name in ("local", "cluster"):
         paths.append(tmp_path / f"{name}.yaml")
-        paths[-1].write_text(yaml.safe_dump(RECIPE | {"output": str(tmp_path / name)}))
+        paths[-1].write_text(yaml.safe_dump(longer | {"output": str(tmp_path / name)}))
 
     machine = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     nodes = [machine.add_node(num_cpus=1) for _ in range(2)]
     machine.wait_for_nodes()
 
     def at_work():
-        found = (tmp_path / "cluster").glob("cells/*/*/*/*/metrics.jsonl")
-        begun = [path for path in found if path.stat().st_size]
-        return len(begun) >= 3
+        """Three cells that have begun and not ended are one a node."""
+        found = list((tmp_path / "cluster").glob("cells/*/*/*/*/metrics.jsonl"))
+        begun = [path.parent for path in found if path.stat().st_size]
+        return sum(not Path(f"{cell}.result.json").exists() for cell in begun) == 3
 
     def kill():
         wait_for(at_work)
