@@ -154,11 +154,11 @@ def _train_policy(
     def part_loss(some: list[int]) -> tuple[Tensor, Metrics]:
         batch = PolicyBatch.of(rollout, targets, some, counts)
         loss, terms = policy_loss(learner.policy, learner.critic, batch, config)
+        if batch.old_logprobs is None:
+            # A loss that looks by itself. The weights are still those that drew.
+            with torch.no_grad():
+                batch.logprobs(learner.policy, config.rollout.temperature)
         if seen is not None and mine.issuperset(some):
-            if batch.old_logprobs is None:
-                # A loss that looks by itself. The weights are still those that drew.
-                with torch.no_grad():
-                    batch.logprobs(learner.policy, config.rollout.temperature)
             seen.take(some, batch)
         return loss, {"loss/policy": loss.detach()} | {
             f"policy/{name}": term.detach() for name, term in terms.items()
