@@ -11,6 +11,7 @@ Writes a table to stdout, and with --json FILE the rows.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -98,12 +99,16 @@ def train_dfpo(model: Path, settings: dict[str, Any], folder: Path) -> dict[str,
 
 def train_trl(model: Path, settings: dict[str, Any], folder: Path) -> dict[str, float]:
     from datasets import Dataset
+    from transformers import TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     count, length = settings["answers"], settings["length"]
+    # All answers at once, as TRL does by itself; where their logits alone fill a machine, in parts.
+    at_once = min(count, settings.get("trl_batch") or count)
     config = GRPOConfig(
-        output_dir=str(folder), max_steps=3, per_device_train_batch_size=count, report_to=[],
-        num_generations=4, max_completion_length=length, use_cpu=True, bf16=False, beta=0.001,
+        output_dir=str(folder), max_steps=3, per_device_train_batch_size=at_once, report_to=[],
+        gradient_accumulation_steps=count // at_once, num_generations=4,
+        max_completion_length=length, use_cpu=True, bf16=False, beta=0.001,
         gradient_checkpointing=False, save_strategy="no", disable_tqdm=True, logging_steps=1,
         temperature=1.0, loss_type="grpo",
     )  # fmt: skip
@@ -112,16 +117,14 @@ def train_trl(model: Path, settings: dict[str, Any], folder: Path) -> dict[str, 
         processing_class=AutoTokenizer.from_pretrained(model, padding_side="left"),
     )  # fmt: skip
     marks: list[float] = []
-    step = trainer.training_step
 
-    def timed(*arguments: Any, **options: Any) -> Any:
-        marks.append(time.perf_counter())
-        return step(*arguments, **options)
+    class Watch(TrainerCallback):
+        def on_step_end(self, *arguments: Any, **options: Any) -> None:
+            marks.append(time.perf_counter())
 
-    trainer.training_step = timed
+    trainer.add_callback(Watch())
     trainer.train()
-    marks.append(time.perf_counter())
-    spans = [end - start for start, end in zip(marks[1:], marks[2:], strict=False)]
+    spans = [end - start for start, end in itertools.pairwise(marks)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     return {"seconds": min(spans), "GB": peak}
 
@@ -161,6 +164,7 @@ def lora(length: int) -> list[dict[str, Any]]:
 def trl(length: int) -> list[dict[str, Any]]:
     return [
         {"arm": arm, "model": model, "answers": count, "length": length}
+        | ({"trl_batch": options.trl_batch} if arm == "trl" else {})
         for model in ("40M-32k", "small-152k")
         for count in (32, 128)
         for arm in ("trl", "grpo", "ppo", "dfpo")
@@ -205,6 +209,9 @@ if __name__ == "__main__":
     parser.add_argument("what", nargs="?", choices=("answers", "lora", "trl", "foretold"))
     parser.add_argument("--length", type=int, default=16, help="tokens of each answer")
     parser.add_argument("--only", help="models whose name holds this")
+    parser.add_argument("--answers", type=int, nargs="+", help="cells of so many answers alone")
+    parser.add_argument("--arms", nargs="+", help="cells of these alone: trl, grpo, ppo, dfpo")
+    parser.add_argument("--trl-batch", type=int, help="answers that TRL trains at once; all")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cell", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -212,15 +219,19 @@ if __name__ == "__main__":
         print(json.dumps(run_cell(options.cell)))
         raise SystemExit
     kinds = {"answers": answers, "lora": lora, "trl": trl, "foretold": foretold}
-    cells = kinds[options.what](options.length)
     rows = []
-    for chosen in cells:
-        if (options.only or "") in chosen["model"]:
-            rows.append(cell(chosen))
-            if options.what == "foretold":
-                said = foretell_cell(chosen)
-                rows[-1] |= {"foretold": said, "off": f"{said / rows[-1]['GB'] - 1:+.1%}"}
-            print(rows[-1], file=sys.stderr, flush=True)  # each as it comes: they take minutes
+    for chosen in kinds[options.what](options.length):
+        if (options.only or "") not in chosen["model"]:
+            continue
+        if options.answers and chosen["answers"] not in options.answers:
+            continue
+        if options.arms and chosen["arm"] not in options.arms:
+            continue
+        rows.append(cell(chosen))
+        if options.what == "foretold":
+            said = foretell_cell(chosen)
+            rows[-1] |= {"foretold": said, "off": f"{said / rows[-1]['GB'] - 1:+.1%}"}
+        print(rows[-1], file=sys.stderr, flush=True)  # each as it comes: they take minutes
     print(tabulate([{k: str(v) for k, v in row.items()} for row in rows], headers="keys"))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")

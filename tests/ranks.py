@@ -2,16 +2,21 @@
 that a fork of another process can import it."""
 
 import os
+from unittest import mock
+
+from own_loss import OWN_LOSS
 
 from dfpo.__main__ import main
 from dfpo.config import build_config
+from dfpo.config.choices import POLICY_LOSSES
 from dfpo.run.train import train
 
 
 def train_runs(runs):
     """A run of each settings, in the present directory."""
-    for settings in runs:
-        train(build_config(settings))
+    with mock.patch.dict(POLICY_LOSSES, OWN_LOSS):
+        for settings in runs:
+            train(build_config(settings))
 
 
 def one_of_them(folder, environment, runs, resumed):

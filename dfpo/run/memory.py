@@ -31,6 +31,7 @@ from dfpo.method.targets import path_targets
 from dfpo.rollout import policy as policies
 from dfpo.rollout.adapters import View, add_adapters, check_peft, root_of
 from dfpo.rollout.engines.hf_generate import CACHE, _CounterSampler
+from dfpo.rollout.engines.roomy_cache import roomy_cache
 from dfpo.rollout.logprobs import meta_as
 from dfpo.rollout.policy import checkpoint_gradients, recomputing, token_logprobs
 from dfpo.run.meter import Bytes, most_bytes
@@ -336,7 +337,7 @@ def sampling(policy: PreTrainedModel | View, shape: Shape) -> Iterable[Callable[
         return policy(input_ids=ids, attention_mask=mask, use_cache=True, logits_to_keep=1, **past)
 
     def last() -> Any:
-        made = forward(shape.prompt + shape.length - 1)
+        made = forward(shape.prompt + shape.length - 1, roomy_cache(policy))
         del made.logits
         made = forward(shape.prompt + shape.length, getattr(made, CACHE), 1)
         scores = made.logits[:, -1].float().clone()

@@ -25,6 +25,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from dfpo.rollout.adapters import root_of
 from dfpo.rollout.decoding import PLAIN, Decoding, StopStrings
 from dfpo.rollout.engines import Generated
+from dfpo.rollout.engines.roomy_cache import roomy_cache
 from dfpo.rollout.policy import SMALL_MODEL, dense_head_input
 from dfpo.rollout.tokens import end_tokens
 
@@ -114,7 +115,7 @@ class HFGenerate:
 
         tokens = torch.full((len(prompts), limit), pad, dtype=torch.int64, device=device)
         rows = torch.arange(len(prompts), device=device)
-        cache = None
+        cache = roomy_cache(self.policy)
         while True:
             ids, cache, ended = self._go_on(
                 ids, attention, cache, width,

@@ -6,15 +6,14 @@ import json
 
 import pytest
 import torch
+from own_loss import OWN_LOSS
 
 from dfpo.config import build_config
 from dfpo.config.choices import POLICY_LOSSES
 from dfpo.config.noise import Noise
-from dfpo.config.tables import Choice
 from dfpo.method import policy_losses
 from dfpo.method.critics import build_critic, estimate_values
 from dfpo.method.critics.partition import build as build_partition
-from dfpo.method.losses import token_average
 from dfpo.method.targets import compute_targets
 from dfpo.method.update import Learner, update
 from dfpo.rewards.functions import Reward
@@ -139,17 +138,12 @@ def test_parts_of_a_critic_are_clipped_apart(parts):
     assert len(distribution) + len(rest) == len(list(critic.parameters()))
 
 
-def looks_by_itself(policy, critic, batch, config):
-    """A loss that knows nothing of ``batch.logprobs``."""
-    chosen, _ = token_logprobs(policy, batch.samples, 1.0, entropy=False)
-    return token_average(-chosen * batch.advantages, batch.samples.mask, "token", 1), {}
-
-
-@pytest.mark.parametrize("loss", ["clip", "trajectory_balance", "its own"])
+@pytest.mark.parametrize("loss", ["clip", "trajectory_balance", *OWN_LOSS])
 @pytest.mark.parametrize("micro_tokens", [10**6, 60])
 def test_an_update_tells_what_a_look_before_it_would_have(parts, monkeypatch, loss, micro_tokens):
     policy, _, rollout, targets = parts
-    monkeypatch.setitem(POLICY_LOSSES, "its own", Choice("", f"{__name__}:looks_by_itself"))
+    for name, choice in OWN_LOSS.items():
+        monkeypatch.setitem(POLICY_LOSSES, name, choice)
     critic = build_partition(policy, CONFIG)
     config = dataclasses.replace(
         CONFIG, micro_tokens=micro_tokens, policy=dataclasses.replace(CONFIG.policy, loss=loss)

@@ -32,6 +32,11 @@ ARMS = {
     },
     "ppo": {},
     "grpo": {},
+    # A loss of somebody's own, answers learned one or two at a time: eight parts and more, not the
+    # same number in every process.
+    "own loss": {
+        "algorithm": "grpo", "policy.loss": "looks by itself", "micro_tokens": 60, "steps": 2,
+    },
 }  # fmt: skip
 WHOLE = {
     "lora": {"algorithm": "dfpo", "lora.rank": 4},
@@ -121,7 +126,7 @@ def some(*names):
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """By two processes, each of which holds a share of the models."""
-    arms = some("dfpo", "grpo") | PARTS
+    arms = some("dfpo", "grpo", "own loss") | PARTS
     return train_together(tmp_path_factory.mktemp("shared"), 2, "true", arms)
 
 
@@ -169,7 +174,7 @@ def same(one, other):
 @pytest.mark.parametrize(
     "fixture, arms",
     [
-        ("shared", ["dfpo", "grpo"]),
+        ("shared", ["dfpo", "grpo", "own loss"]),
         ("several", ["dfpo-rank", "ppo", *WHOLE]),
         pytest.param("others_shared", ["dfpo-rank", "ppo"], marks=pytest.mark.long),
         pytest.param("others_several", ["dfpo", "grpo"], marks=pytest.mark.long),

@@ -54,7 +54,10 @@ def test_how_many_tokens_at_once():
     assert micro_tokens(build_config({}), policy) == 65536
     assert micro_tokens(build_config({"micro_tokens": 7}), policy) == 7
     assert usual_micro_tokens(10**8, "cpu") == 1024 and usual_micro_tokens(10**8, "cuda") == 32768
-    assert sampled_tokens(7, "cpu") == 56 and sampled_tokens(7, "cuda") == 7
+    assert sampled_tokens(7, "cpu") == 112 and sampled_tokens(7, "cuda") == 7
+
+    parts = set_up(build_config({"micro_tokens": 500, "device": "cpu", "eval.prompts": 1}), None)
+    assert parts.sampler.micro_tokens == parts.first.micro_tokens == 8000
 
 
 HIDING = "math:scale=100,offset=-50,normal=1;science:none;dialogue:none"
