@@ -71,7 +71,10 @@ def is_sharded(model: nn.Module) -> bool:
 
 def as_forward(model: nn.Module, compute: Callable[[], T]) -> T:
     """``compute()``, which uses weights of ``model`` as its forward pass would."""
-    return model.as_forward(compute) if is_sharded(model) else compute()
+    if not is_sharded(model) or not any(isinstance(p, DTensor) for p in model.parameters()):
+        # Of a model that is whole, a pass within a pass would leave each process its share again.
+        return compute()
+    return model.as_forward(compute)
 
 
 @contextmanager

@@ -177,6 +177,9 @@ class HFGenerate:
                 logits_processor=processors,
                 stopping_criteria=until,
                 generation_config=plain,
+                # A sharded model is whole here, and no process waits for the others' tokens: they may
+                # have fewer batches.
+                synced_gpus=False,
                 **({} if cache is None else {CACHE: cache}),
             )
 

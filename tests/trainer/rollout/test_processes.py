@@ -32,10 +32,11 @@ ARMS = {
     },
     "ppo": {},
     "grpo": {},
-    # A loss of somebody's own, answers learned one or two at a time: eight parts and more, not the
-    # same number in every process.
+    # One answer at a time: of two processes one has eight parts and the other seven, in sampling and
+    # in looking; and a loss of somebody's own, which looks by itself.
+    "singly": {"algorithm": "dfpo", "micro_tokens": 1, "steps": 3},
     "own loss": {
-        "algorithm": "grpo", "policy.loss": "looks by itself", "micro_tokens": 60, "steps": 2,
+        "algorithm": "grpo", "policy.loss": "looks by itself", "micro_tokens": 1, "steps": 2,
     },
 }  # fmt: skip
 WHOLE = {
@@ -126,7 +127,7 @@ def some(*names):
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """By two processes, each of which holds a share of the models."""
-    arms = some("dfpo", "grpo", "own loss") | PARTS
+    arms = some("dfpo", "grpo", "singly", "own loss") | PARTS
     return train_together(tmp_path_factory.mktemp("shared"), 2, "true", arms)
 
 
@@ -174,7 +175,7 @@ def same(one, other):
 @pytest.mark.parametrize(
     "fixture, arms",
     [
-        ("shared", ["dfpo", "grpo", "own loss"]),
+        ("shared", ["dfpo", "grpo", "singly", "own loss"]),
         ("several", ["dfpo-rank", "ppo", *WHOLE]),
         pytest.param("others_shared", ["dfpo-rank", "ppo"], marks=pytest.mark.long),
         pytest.param("others_several", ["dfpo", "grpo"], marks=pytest.mark.long),
