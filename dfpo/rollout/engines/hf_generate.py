@@ -177,7 +177,7 @@ class HFGenerate:
                 logits_processor=processors,
                 stopping_criteria=until,
                 generation_config=plain,
-                # A sharded model is whole here, and no process waits for the others' tokens: they may
+                # A sharded model is whole here, and no process waits for the others' tokens: it may
                 # have fewer batches.
                 synced_gpus=False,
                 **({} if cache is None else {CACHE: cache}),

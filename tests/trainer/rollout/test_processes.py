@@ -32,11 +32,12 @@ ARMS = {
     },
     "ppo": {},
     "grpo": {},
-    # One answer at a time: of two processes one has eight parts and the other seven, in sampling and
-    # in looking; and a loss of somebody's own, which looks by itself.
+    # One answer at a time: of two processes one has eight parts and the other seven, in sampling
+    # and in looking; and a loss of somebody's own, which looks by itself.
     "singly": {"algorithm": "dfpo", "micro_tokens": 1, "steps": 3},
     "own loss": {
         "algorithm": "grpo", "policy.loss": "looks by itself", "micro_tokens": 1, "steps": 2,
+        "critic.warmup_steps": 0,
     },
 }  # fmt: skip
 WHOLE = {
