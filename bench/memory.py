@@ -105,6 +105,8 @@ def train_trl(model: Path, settings: dict[str, Any], folder: Path) -> dict[str, 
     count, length = settings["answers"], settings["length"]
     # All answers at once, as TRL does by itself; where their logits alone fill a machine, in parts.
     at_once = min(count, settings.get("trl_batch") or count)
+    if count % at_once:
+        raise SystemExit(f"--trl-batch: is {at_once}, must divide the {count} answers of a step")
     config = GRPOConfig(
         output_dir=str(folder), max_steps=3, per_device_train_batch_size=at_once, report_to=[],
         gradient_accumulation_steps=count // at_once, num_generations=4,
@@ -164,7 +166,6 @@ def lora(length: int) -> list[dict[str, Any]]:
 def trl(length: int) -> list[dict[str, Any]]:
     return [
         {"arm": arm, "model": model, "answers": count, "length": length}
-        | ({"trl_batch": options.trl_batch} if arm == "trl" else {})
         for model in ("40M-32k", "small-152k")
         for count in (32, 128)
         for arm in ("trl", "grpo", "ppo", "dfpo")
@@ -227,6 +228,8 @@ if __name__ == "__main__":
             continue
         if options.arms and chosen["arm"] not in options.arms:
             continue
+        if chosen["arm"] == "trl":
+            chosen |= {"trl_batch": options.trl_batch}
         rows.append(cell(chosen))
         if options.what == "foretold":
             said = foretell_cell(chosen)

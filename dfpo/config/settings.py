@@ -50,7 +50,7 @@ class Config:
     )
     micro_tokens: int | None = option(
         None,
-        "tokens, padding included, that go through a model at once, in sampling (on a CPU eight "
+        "tokens, padding included, that go through a model at once, in sampling (on a CPU 16 "
         "times as many) and in training; default 65536 below 2 M parameters, else 1024 on a CPU "
         "and 32768 on a GPU",
         low=1,

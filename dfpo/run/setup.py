@@ -262,9 +262,8 @@ def usual_micro_tokens(parameters: int, device: str) -> int:
 
 
 def sampled_tokens(micro_tokens: int, device: str) -> int:
-    """How many are sampled at once. Nothing stays of them but keys and values, a twentieth or less
-    of what training keeps of a token, and on a CPU a batch of an eighth takes twice as long. A
-    GPU's memory is for the keys and values of long answers."""
+    """How many are sampled at once. Nothing stays of them but keys and values, and on a CPU a batch
+    of an eighth takes twice as long. A GPU's memory is for the keys and values of long answers."""
     return (16 if device == "cpu" else 1) * micro_tokens
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from tiny_models import make_model
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from dfpo.rollout.sharding import (
@@ -75,6 +76,16 @@ def test_weights_are_plain_tensors_inside(pair):
         shared, lambda: shared.get_submodule(weight[: -len(".weight")]).weight.sum()
     )
     torch.testing.assert_close(inside, plain.get_parameter(weight).sum())
+
+
+def test_a_whole_model_stays_whole_after_a_pass(pair):
+    """Else the next pass would wait for processes that have no more batches."""
+    plain, shared = pair
+    with torch.no_grad(), whole(shared):
+        for _ in range(2):
+            assert as_forward(shared, lambda: loss(shared)) == loss(plain)
+            assert not any(isinstance(p, DTensor) for p in shared.parameters())
+    assert all(isinstance(p, DTensor) for p in shared.parameters())
 
 
 def test_gathered_weights_are_the_models_file(pair):
